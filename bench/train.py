@@ -1,0 +1,143 @@
+"""Training speed: Shoal next to Hugging Face's Trainer, DeepSpeed and a plain PyTorch loop, on one model and corpus.
+
+Everyone trains the same GPT-2 shape in fp32 with the same batch and AdamW, in a process of its own, with an own folder
+for what the compiler keeps: empty in the first round (cold), as it was left in later ones (cached). Speeds are those
+of the median step after the warm-up, memory the peak of a process, and time to the first step counts from its start.
+"""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import tyro
+
+from report import (
+    ROOT,
+    SCRATCH,
+    Result,
+    Rounds,
+    fresh_directory,
+    median,
+    peer_command,
+    publish,
+    run_json,
+    shoal_command,
+    shown,
+    take_turns,
+)
+
+PEERS = {
+    "trainer": ("hugging_face_trainer.py",),
+    "trainer, compiled": ("hugging_face_trainer.py", "--compile"),
+    "deepspeed zero-0": ("deepspeed_zero0.py",),
+    "plain loop": ("plain_loop.py",),
+    "plain loop, compiled": ("plain_loop.py", "--compile"),
+}
+WHOLE_MACHINE, ONE_THREAD, TWO_RANKS = "shoal, 2 threads", "shoal, 1 thread", "shoal, 2 ranks × 1 thread"
+SHOAL = {WHOLE_MACHINE: (1, 2), ONE_THREAD: (1, 1), TWO_RANKS: (2, 1)}  # workers, threads a worker
+COLUMNS = ["", "tokens/s", "lowest–highest", "of best peer", "MFU", "first step, cold", "cached", "memory"]
+
+
+def peer_contender(name: str, corpus: Path, steps: int, warmup: int) -> Callable[[int], Result]:
+    script, *options = PEERS[name]
+    command = peer_command(script, "--corpus", corpus, "--steps", steps, "--warmup", warmup, "--threads", 2, *options)
+    return lambda round_number: run_json(command, **compiler_cache(name, round_number))
+
+
+def shoal_contender(name: str, recipe: Path, corpus: Path, steps: int, warmup: int) -> Callable[[int], Result]:
+    workers, threads = SHOAL[name]
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+
+    def measure(round_number: int) -> Result:
+        command = shoal_command(
+            *("pretrain", recipe, "--json", "--workers", workers, "--parallel.threads", threads),
+            *("--train.steps", steps, "--data.directory", corpus),
+            *("--name", f"bench-{stamp}-{workers}x{threads}-{round_number + 1}"),
+        )
+        result = run_json(command, **compiler_cache(name, round_number))
+        lines = (ROOT / result["run"] / "metrics.jsonl").read_text().splitlines()
+        measured = [line for line in map(json.loads, lines) if "tokens_per_second" in line]
+        # The peers' own rule, so that nobody's warm-up counts.
+        speed = statistics.median(line["tokens_per_second"] for line in measured[warmup:])
+        return result | {"tokens_per_second": speed, "step_seconds": [line["step_seconds"] for line in measured]}
+
+    return measure
+
+
+def compiler_cache(name: str, round_number: int) -> dict[str, str]:
+    """The environment that gives a contender its own compiler cache, emptied before the first round."""
+    directory = SCRATCH / "compiler" / name.replace(" ", "-").replace(",", "").replace("×", "x")
+    if round_number == 0:
+        fresh_directory(directory)
+    return {"TORCHINDUCTOR_CACHE_DIR": str(directory)}
+
+
+def summary_row(name: str, rounds: Rounds) -> list[str]:
+    results = rounds[name]
+    speed = median(results, "tokens_per_second")
+    best_peer = max((median(rounds[peer], "tokens_per_second") for peer in PEERS if peer in rounds), default=math.nan)
+    speeds = [result["tokens_per_second"] for result in results]
+    return [
+        name,
+        shown(speed),
+        f"{min(speeds):,.0f}–{max(speeds):,.0f}",
+        shown(speed / best_peer, "{:.2f} ×"),
+        shown(utilization(name, rounds), "{:.1%}"),
+        shown(results[0]["first_step_seconds"], "{:.1f} s"),
+        shown(median(results[1:], "first_step_seconds"), "{:.1f} s"),
+        shown(median(results, "peak_memory_bytes") / 1e6, "{:,.0f} MB"),
+    ]
+
+
+def utilization(name: str, rounds: Rounds) -> float:
+    """MFU: Shoal's own, and the peers' by the peak that Shoal measured with as many threads (the model is the same)."""
+    if name in SHOAL:
+        return median(rounds[name], "mfu_median")
+    if WHOLE_MACHINE not in rounds:
+        return math.nan
+    own_speed = median(rounds[WHOLE_MACHINE], "tokens_per_second")
+    return median(rounds[WHOLE_MACHINE], "mfu_median") * median(rounds[name], "tokens_per_second") / own_speed
+
+
+def scaling_note(rounds: Rounds) -> list[str]:
+    if not {ONE_THREAD, TWO_RANKS} <= rounds.keys():
+        return []
+    alone, together = (median(rounds[name], "tokens_per_second") for name in (ONE_THREAD, TWO_RANKS))
+    return [f"Scaling: 2 ranks reach {together / (2 * alone):.1%} of twice one rank's speed ({ONE_THREAD})."]
+
+
+def main(
+    rounds: int = 3,
+    steps: int = 30,
+    warmup: int = 5,
+    recipe: Path = ROOT / "recipes" / "gpt-bench.yaml",
+    only: tuple[str, ...] = (),
+) -> None:
+    """Measure training speed and write bench/results/train.json and train.md.
+
+    Args:
+        rounds: How often everyone is measured; the first is the cold one.
+        steps: Optimizer steps a measurement.
+        warmup: First steps that do not count towards the speed.
+        recipe: What Shoal trains; its model and batch must be those of the peers' defaults.
+        only: Contenders to measure, by name; none: all of them.
+    """
+    corpus = ROOT / "data" / recipe.stem
+    if unknown := set(only) - PEERS.keys() - SHOAL.keys():
+        raise SystemExit(f"no contender {sorted(unknown)}; there are {[*PEERS, *SHOAL]}")
+    contenders = {name: peer_contender(name, corpus, steps, warmup) for name in PEERS}
+    contenders |= {name: shoal_contender(name, recipe, corpus, steps, warmup) for name in SHOAL}
+    if not list(corpus.glob("train-*.bin")):
+        run_json(shoal_command("prepare", recipe, "--data.directory", corpus, "--json"))
+    results = take_turns({name: contenders[name] for name in only or contenders}, rounds)
+    notes = [f"Medians over {rounds} rounds of {steps} steps; cold is the first round, cached the later ones."]
+    notes += ["MFU of the peers is by the peak that Shoal measured.", *scaling_note(results)]
+    rows = [summary_row(name, results) for name in results]
+    publish("train", "Training speed, GPT-2 shape in fp32", COLUMNS, rows, notes, results)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

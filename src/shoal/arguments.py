@@ -1,0 +1,52 @@
+"""Words of the command line to a verb's `Arguments` and, where it takes a recipe, `--section.key value` overrides."""
+
+import dataclasses
+import sys
+from types import ModuleType
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from shoal.core.recipe import Recipe
+from shoal.core.recipe_file import recipe_keys
+
+TOP_LEVEL_KEYS = [f"--{field.name}" for field in dataclasses.fields(Recipe) if field.name in ("name", "seed", "task")]
+
+
+def parse(verb: str, command: ModuleType, words: list[str]) -> tuple[Any, list[str]]:
+    """(the verb's `Arguments`, overrides); exits with 2 after a message for words that are not understood."""
+    takes_recipe = "recipe" in {field.name for field in dataclasses.fields(command.Arguments)}
+    rest, overrides = _split(words) if takes_recipe else (words, [])
+    try:
+        arguments = tyro.cli(command.Arguments, args=rest, prog=f"shoal {verb}", description=command.__doc__)
+    except SystemExit as leaving:
+        if takes_recipe and leaving.code in (0, None):
+            _print_recipe_keys()
+        raise
+    return arguments, overrides
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Take out recipe keys: words that begin with -- and have a dot, or are a top-level key, and the value after them."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    pending = iter(words)
+    for word in pending:
+        key = word.partition("=")[0]
+        if key.startswith("--") and ("." in key or key in TOP_LEVEL_KEYS):
+            overrides.append(word)
+            if "=" not in word:
+                overrides += [value] if (value := next(pending, None)) is not None else []
+        else:
+            rest.append(word)
+    return rest, overrides
+
+
+def _print_recipe_keys() -> None:
+    table = Table("key", "default", "meaning", title="recipe keys, in the recipe's file or as --section.key value", box=None)
+    for key, accepted, default, meaning in recipe_keys():
+        choices = f" ({accepted})" if "," in accepted else ""
+        table.add_row(f"--{key}", "" if default in (None, "", []) else str(default), meaning + choices)
+    Console(file=sys.stdout).print(table)

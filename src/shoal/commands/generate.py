@@ -1,0 +1,65 @@
+"""Continue a prompt with a model that Shoal wrote, or any GPT-2, Llama or Qwen3 folder in the Hugging Face layout.
+
+shoal generate runs/demo --prompt "def main():" --tokens 100
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from shoal.core.errors import InputError
+from shoal.serve.generation import generate, load_language_model
+from shoal.serve.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of `shoal generate`."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """A run's folder, or a model's."""
+    prompt: str = ""
+    """What to continue; `-` reads it from stdin."""
+    tokens: int = 100
+    """Tokens to add at most."""
+    temperature: float = 0.8
+    """0: always the likeliest token."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens only (0: all)."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """The same seed gives the same text."""
+    stop: tuple[str, ...] = field(default_factory=tuple)
+    """Strings to end before."""
+    json: bool = False
+    """Print one JSON object, and nothing else, on stdout."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
+    """Print the continuation as it comes; returns prompt and text."""
+    if arguments.tokens < 1:
+        raise InputError(f"--tokens is {arguments.tokens}; accepted: a whole number above 0")
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    language = load_language_model(arguments.model)
+    if not arguments.json:
+        _write(prompt)
+    pieces = []
+    for piece in generate(language, prompt, arguments.tokens, sampling, arguments.seed, arguments.stop):
+        pieces.append(piece)
+        if not arguments.json:
+            _write(piece)
+    if not arguments.json:
+        _write("\n")
+    return {"model": str(arguments.model), "prompt": prompt, "text": "".join(pieces), "seed": arguments.seed}
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

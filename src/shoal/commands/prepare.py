@@ -1,0 +1,73 @@
+"""`shoal prepare`: sources to a tokenized, sharded corpus."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from shoal.core.recipe_file import read_recipe
+from shoal.data import prepare as data
+from shoal.data.shards import Corpus
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Read text, tokenize it and write a corpus that training reads; goes on where it was interrupted.
+
+    Example: shoal prepare --data.sources notes/ more.jsonl.gz --data.directory data/notes
+    """
+
+    recipe: Annotated[Path | None, tyro.conf.Positional] = None
+    """A recipe; without one, the defaults (Python's own source). `--data.… --tokenizer.…` change single keys."""
+    json: bool = False
+    """Print one JSON object on stdout, and nothing else there."""
+    debug: bool = False
+    """Show tracebacks."""
+    workers: int = 0
+    """Processes that tokenize (0: one a core)."""
+
+
+def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
+    """Prepare the recipe's corpus; raises what `shoal.data.prepare.prepare` raises."""
+    recipe = read_recipe(arguments.recipe, overrides)
+    console = Console(stderr=True)
+    with _progress(console) as bar:
+        report = _Report(bar, bar.add_task("opening sources", total=None, detail=""))
+        prepared = data.prepare(
+            recipe.data, recipe.tokenizer, Path(recipe.corpus_directory), report, workers=arguments.workers or None
+        )
+    vocabulary = Corpus.open(prepared.directory).vocabulary
+    if not arguments.json:
+        for line in _summary(prepared, vocabulary):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return {**dataclasses.asdict(prepared), "directory": str(prepared.directory), "vocabulary": vocabulary}
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+
+
+@dataclass(frozen=True)
+class _Report:
+    bar: Progress
+    task: TaskID
+
+    def __call__(self, now: data.Progress) -> None:
+        detail = f"{now.bytes / 1e6:,.0f} MB" + (f", {now.tokens:,} tokens" if now.tokens else "")
+        self.bar.update(self.task, description=now.stage, total=now.total_bytes, completed=now.bytes, detail=detail)
+
+
+def _summary(prepared: data.Prepared, vocabulary: int) -> list[str]:
+    size = f"{prepared.bytes / 1e6:,.1f} MB of text, {prepared.documents:,} documents, vocabulary {vocabulary:,}"
+    tokens = f"{prepared.tokens:,} tokens to train on, {prepared.held_out_tokens:,} held out"
+    if prepared.already:
+        return [f"{prepared.directory} already holds this corpus: {size}", tokens]
+    skipped = [f"{prepared.skipped} files left out: not UTF-8"] if prepared.skipped else []
+    resumed = " (went on where it was interrupted)" if prepared.resumed else ""
+    speed = f"{prepared.seconds:,.1f} s, tokenizing at {prepared.megabytes_per_second:,.1f} MB/s{resumed}"
+    return [f"{prepared.directory}: {size}", tokens, speed, *skipped]

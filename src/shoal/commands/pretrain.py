@@ -1,0 +1,148 @@
+"""Train a language model on a prepared corpus, over any number of ranks.
+
+    shoal prepare recipes/gpt-shakespeare.yaml --data.sources tinyshakespeare.txt
+    shoal pretrain recipes/gpt-shakespeare.yaml --workers 2
+
+The run's folder, runs/NAME, holds the model in the Hugging Face layout, metrics, checkpoints and report.html. Ctrl-C saves
+and leaves; --resume goes on. Under torchrun, Slurm or any launcher that sets RANK and WORLD_SIZE, every process joins.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+from rich.console import Console
+
+from shoal.core.errors import InputError
+from shoal.core.files import read_json, remove_folder
+from shoal.core.machine import command_started
+from shoal.core.recipe import Recipe
+from shoal.core.recipe_file import read_recipe, recipe_tree, write_recipe
+from shoal.core.run_directory import RunDirectory
+from shoal.data.shards import Corpus
+from shoal.parallel.launch import ERROR_FOLDER, launch
+from shoal.parallel.world import is_rank
+from shoal.serve.generation import generate, load_language_model
+from shoal.serve.sampling import Sampling
+from shoal.train.pretrain import Session, pretrain
+from shoal.train.report import write_report
+from shoal.train.sizes import estimate
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of `shoal pretrain`."""
+
+    recipe: Annotated[Path | None, tyro.conf.Positional] = None
+    """A recipe file; keys that it doesn't give keep their defaults."""
+    workers: int = 1
+    """Ranks to start on this machine."""
+    resume: bool = False
+    """Go on from the run's newest whole checkpoint."""
+    overwrite: bool = False
+    """Start anew in a folder that holds a run."""
+    dry_run: bool = False
+    """Print the resolved recipe and what it takes, and start nothing."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    quiet: bool = False
+    """Show no progress."""
+    json: bool = False
+    """Print one JSON object, and nothing else, on stdout."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
+    """Train; returns the run's result, None on ranks that don't speak."""
+    command_started()
+    if arguments.workers < 1:
+        raise InputError(f"--workers is {arguments.workers}; accepted: a whole number above 0")
+    if arguments.resume and arguments.overwrite:
+        raise InputError("--resume goes on and --overwrite starts anew: give one of them")
+    recipe = read_recipe(arguments.recipe, overrides)
+    if arguments.dry_run:
+        return _dry_run(recipe, arguments)
+    folder = RunDirectory(arguments.runs / recipe.name)
+    main = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    launched = ERROR_FOLDER in os.environ
+    if main and not launched:
+        Corpus.open(Path(recipe.corpus_directory))  # a missing corpus is told before anything starts
+        folder.claim(arguments.resume, arguments.overwrite)
+        if arguments.overwrite:
+            _clear(folder)
+    if arguments.workers > 1 and not is_rank():
+        write_recipe(folder.recipe, recipe)
+        words = ["pretrain", str(folder.recipe), "--runs", str(arguments.runs)]
+        flags = {"--resume": arguments.resume, "--quiet": arguments.quiet, "--debug": arguments.debug}
+        launch(arguments.workers, words + [flag for flag, given in flags.items() if given])
+        result = read_json(folder.result)
+    else:
+        trained = pretrain(recipe, Session(folder, arguments.resume, arguments.quiet))
+        if trained is None or launched:
+            return None
+        result = trained
+    samples = _samples(recipe, folder)
+    write_report(folder, samples)
+    if not arguments.json:
+        _tell(folder, result, samples)
+    return {**result, "samples": samples}
+
+
+def _clear(folder: RunDirectory) -> None:
+    for path in (folder.metrics, folder.result, folder.report):
+        path.unlink(missing_ok=True)
+    for path in (folder.checkpoints, folder.tensorboard, folder.model):
+        remove_folder(path)
+
+
+def _samples(recipe: Recipe, folder: RunDirectory) -> list[dict[str, str]]:
+    if not recipe.samples.prompts:
+        return []
+    language = load_language_model(folder.model)
+    sampling = Sampling(recipe.samples.temperature)
+    return [
+        {"prompt": prompt, "text": "".join(generate(language, prompt, recipe.samples.tokens, sampling, recipe.seed))}
+        for prompt in recipe.samples.prompts
+    ]
+
+
+def _tell(folder: RunDirectory, result: dict[str, Any], samples: list[dict[str, str]]) -> None:
+    console = Console(stderr=True, highlight=False)
+    for sample in samples:
+        console.print(f"\n[bold]{_plain(sample['prompt'])}[/bold]{_plain(sample['text'])}")
+    console.print(
+        f"\n{result['tokens']:,} tokens in {result['seconds']:.0f} s, {result['tokens_per_second_median']:,.0f} tokens/s, "
+        f"MFU {result['mfu_median']:.0%} of a matrix peak of {result['matrix_peak_flops'] / 1e9:,.0f} GFLOP/s\n"
+        f"held-out loss [bold]{result['eval_loss']:.4f}[/bold], [bold]{result['eval_bpb']:.3f}[/bold] bits per byte\n"
+        f"model   {folder.model}   (shoal generate {folder.root} --prompt …)\nreport  {folder.report}"
+    )
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _dry_run(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
+    directory = Path(recipe.corpus_directory)
+    corpus = Corpus.open(directory) if (directory / "manifest.json").exists() else None
+    world = max(arguments.workers, int(os.environ.get("WORLD_SIZE", "1")))
+    facts = estimate(recipe, corpus.vocabulary if corpus else recipe.tokenizer.vocabulary, world)
+    facts["corpus_tokens"] = corpus.split("train").tokens if corpus else None
+    if not arguments.json:
+        console = Console(highlight=False)
+        console.print(yaml.safe_dump(recipe_tree(recipe), sort_keys=False, allow_unicode=True), markup=False)
+        console.print(f"parameters       {facts['parameters']:,}")
+        console.print(f"tokens           {_number(facts['tokens'])} ({facts['tokens_per_step']:,} a step)")
+        console.print(f"steps            {_number(facts['steps'])}")
+        console.print(f"memory           about {facts['memory_bytes'] / 1e9:.2f} GB a rank, on {world} rank(s)")
+        have = f"{facts['corpus_tokens']:,} training tokens" if corpus else "not prepared yet"
+        console.print(f"corpus           {directory}: {have}")
+    return {"recipe": recipe_tree(recipe), **facts}
+
+
+def _number(value: int | None) -> str:
+    return f"{value:,}" if value is not None else "as many as the minutes allow"

@@ -1,0 +1,60 @@
+"""What machine this is, and since when this process runs on it."""
+
+import os
+import platform
+import resource
+import shutil
+import time
+from pathlib import Path
+
+STARTED = "SHOAL_STARTED"
+"""Environment variable with the Unix time at which the user's command began; ranks inherit it."""
+
+
+def command_started() -> float:
+    """Unix time at which the command that the user typed began (not the rank that it started)."""
+    if STARTED not in os.environ:
+        os.environ[STARTED] = repr(_process_started())
+    return float(os.environ[STARTED])
+
+
+def _process_started() -> float:
+    try:
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - (uptime - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return time.time()
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process has had resident."""
+    scale = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def total_memory_bytes() -> int:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def cpu_name() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch.compile would use on a CPU, if there is one."""
+    named = os.environ.get("CXX")
+    return shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++")

@@ -1,0 +1,65 @@
+"""A model's folder in the Hugging Face layout, as files: `config.json`, `model.safetensors`, tokenizer, model card.
+
+What the numbers mean is for `models.hugging_face`; here they are only read and written, whole or not at all.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from shoal.core.errors import InputError
+from shoal.core.files import read_json, remove_folder, sync_folder, write_json, write_text
+from shoal.core.tensors import read_tensors, write_tensors
+
+
+def write_model_directory(
+    directory: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    write_tokenizer: Callable[[Path], None],
+    card: str,
+) -> None:
+    """Replace `directory` by a complete model folder; `write_tokenizer` adds the tokenizer's files to it."""
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    remove_folder(temporary)
+    temporary.mkdir(parents=True)
+    write_tensors(temporary / "model.safetensors", weights)
+    write_json(temporary / "config.json", config)
+    end = config.get("eos_token_id")
+    write_json(temporary / "generation_config.json", {"do_sample": True, "eos_token_id": end, "pad_token_id": end})
+    write_tokenizer(temporary)
+    write_text(temporary / "README.md", card)
+    remove_folder(directory)
+    temporary.rename(directory)
+    sync_folder(directory.parent)
+
+
+def find_model_directory(directory: Path) -> Path:
+    """The model's folder: the one given, or the one inside a run's folder."""
+    return directory / "model" if (directory / "model" / "config.json").exists() else directory
+
+
+def read_model_directory(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(content of config.json, weights); `InputError` says what is missing or damaged."""
+    directory = find_model_directory(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such model folder")
+    if not (directory / "config.json").exists():
+        raise InputError(f"{directory}: not a model folder, it has no config.json")
+    config = read_json(directory / "config.json")
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    elif (directory / "model.safetensors").exists():
+        names = ["model.safetensors"]
+    else:
+        raise InputError(
+            f"{directory}: has no model.safetensors; weights in other formats (pytorch_model.bin) are pickles, "
+            "which Shoal does not read"
+        )
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        weights |= read_tensors(directory / name)
+    return config, weights

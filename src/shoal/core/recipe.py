@@ -1,0 +1,245 @@
+"""The recipe: everything that a run depends on, as frozen, typed data with few keys and good defaults.
+
+A recipe is read by `core.recipe_file`, built once and passed down; no function reads global state. Adding a key is
+adding a field here, with its docstring: help texts and error messages are made from these.
+"""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, Strict
+from pydantic.dataclasses import dataclass
+
+section = dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+
+Positive = Annotated[int, Strict(), Field(gt=0)]
+Count = Annotated[int, Strict(), Field(ge=0)]
+Fraction = Annotated[float, Strict(), Field(ge=0, le=1)]
+Momentum = Annotated[float, Strict(), Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+
+
+@section
+class Data:
+    """Which text, and where its token shards lie."""
+
+    sources: list[str] = field(default_factory=lambda: ["stdlib"])
+    """What to read: `stdlib` (Python's own source), files, folders, `*.jsonl`, `*.parquet`, `.gz`/`.zst` of these,
+    a `datasets` folder, or `hub:OWNER/NAME`."""
+    directory: str = ""
+    """Where the corpus lies; empty: `data/NAME`."""
+    text_field: str = "text"
+    """The field of JSONL, Parquet and `datasets` rows that holds the text."""
+    held_out: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.02
+    """Share that is kept for evaluation."""
+    held_out_by: Literal["document", "tail"] = "document"
+    """`document`: whole documents, chosen by a hash of their text; `tail`: the end of every document."""
+    shard_megabytes: PositiveFloat = 8.0
+    """Text in a shard file, in millions of bytes; a worker tokenizes, and an interruption loses, so much at a time."""
+    partition: Literal["interleaved", "blocks"] = "interleaved"
+    """Which sequences of a global batch a rank reads: every Nth, or one contiguous block."""
+
+
+@section
+class Tokenizer:
+    """How text becomes tokens."""
+
+    kind: Literal["bpe", "char"] = "bpe"
+    """Byte-level BPE, or one token a character."""
+    vocabulary: Positive = 8192
+    """Tokens in a trained BPE vocabulary, special ones included."""
+    path: str = ""
+    """An existing `tokenizer.json` (or a folder with one) to use instead of training one."""
+    sample_bytes: Positive = 16_000_000
+    """Text that a tokenizer is trained on, at most."""
+
+
+@section
+class Model:
+    """The Transformer: a preset's shape, and what to change in it (null keeps the preset's value)."""
+
+    preset: str = "gpt2-small"
+    """A named shape; `shoal pretrain --help` lists them."""
+    init_from: str = ""
+    """A folder in the Hugging Face layout to start from instead of random weights."""
+    context: Positive | None = None
+    """Longest sequence, in tokens."""
+    layers: Positive | None = None
+    """Transformer blocks."""
+    dim: Positive | None = None
+    """Width of the residual stream."""
+    heads: Positive | None = None
+    """Attention heads."""
+    kv_heads: Positive | None = None
+    """Heads of keys and values (grouped-query attention)."""
+    head_dim: Positive | None = None
+    """Width of a head."""
+    hidden: Positive | None = None
+    """Width inside the MLP."""
+    activation: Literal["gelu", "silu", "relu2"] | None = None
+    """Nonlinearity of the MLP."""
+    qk_norm: Annotated[bool, Strict()] | None = None
+    """Normalise queries and keys."""
+    tied: Annotated[bool, Strict()] | None = None
+    """Share the token embedding with the output projection."""
+    rope_theta: PositiveFloat | None = None
+    """Base of the rotary frequencies."""
+    dropout: Momentum | None = None
+    """Share of embedding, attention and residual values dropped in training."""
+    zero_init: Annotated[bool, Strict()] | None = None
+    """Start the projections into the residual stream at zero."""
+    init_std: PositiveFloat | None = None
+    """Standard deviation of the random initial weights."""
+    embedding_std: PositiveFloat | None = None
+    """Standard deviation of the initial token embedding, where it differs from `init_std`."""
+
+
+@section
+class Train:
+    """How long, how much at once, and in which precision."""
+
+    steps: Count = 0
+    """Stop after so many optimizer steps (0: no limit)."""
+    tokens: Count = 0
+    """Stop after so many tokens (0: no limit)."""
+    minutes: NonNegative = 0.0
+    """Stop after so much training time (0: no limit). The schedule follows whichever budget ends first."""
+    global_batch: Positive = 16
+    """Sequences per optimizer step over all ranks."""
+    micro_batch: Count = 0
+    """Sequences per forward pass on one rank (0: all of the rank's share at once)."""
+    clip: NonNegative = 1.0
+    """Largest global gradient norm (0: no clipping)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the matrix products; weights, gradients and optimizer state stay fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the blocks (`auto`: where a compiler is found)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+
+@section
+class Lookahead:
+    """Slow weights around the optimizer (Zhang et al. 2019, arXiv:1907.08610)."""
+
+    every: Count = 0
+    """Steps between pulls of the slow weights (0: off)."""
+    pull: Fraction = 0.5
+    """How far the slow weights move towards the fast ones."""
+
+
+@section
+class Optimizer:
+    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """The optimizer."""
+    learning_rate: PositiveFloat = 6e-4
+    """Peak learning rate of AdamW."""
+    beta1: Momentum = 0.9
+    """AdamW's first moment."""
+    beta2: Momentum = 0.95
+    """AdamW's second moment."""
+    epsilon: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled decay of matrices; vectors (norms, biases) are never decayed."""
+    embedding_rate: PositiveFloat = 1.0
+    """Learning rate of embeddings and output projection, as a multiple of `learning_rate`."""
+    muon_learning_rate: PositiveFloat = 0.02
+    """Peak learning rate of Muon."""
+    muon_momentum: Momentum = 0.95
+    """Muon's Nesterov momentum."""
+    muon_weight_decay: NonNegative = 0.0
+    """Muon's decoupled decay."""
+    muon_iterations: Positive = 5
+    """Newton–Schulz iterations."""
+    lookahead: Lookahead = field(default_factory=Lookahead)
+
+
+@section
+class Schedule:
+    """The learning rate over the run, as a share of its peak."""
+
+    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Decay after the warm-up: cosine, linear, warm-up–stable–decay, or none."""
+    warmup: NonNegative = 0.02
+    """Steps of warm-up; below 1, a share of the run."""
+    decay: Fraction = 0.2
+    """`wsd`: share of the run that the final decay takes."""
+    final: Fraction = 0.1
+    """Learning rate at the end, as a share of the peak."""
+
+
+@section
+class Evaluation:
+    """Held-out loss during and after training."""
+
+    every: Count = 0
+    """Steps between evaluations (0: only at the end)."""
+    sequences: Count = 0
+    """Held-out sequences an evaluation reads (0: the whole split)."""
+
+
+@section
+class Checkpoint:
+    """What is saved, to go on from."""
+
+    every: Count = 0
+    """Steps between checkpoints (0: only when interrupted and at the end)."""
+    keep: Positive = 2
+    """Checkpoints kept; older ones are removed."""
+
+
+@section
+class Parallel:
+    """How ranks divide the work and meet."""
+
+    sync: Literal["all_reduce"] = "all_reduce"
+    """How gradients meet: averaged over all ranks every step."""
+    bucket_megabytes: PositiveFloat = 8.0
+    """Gradients that travel in one message; smaller overlaps earlier, larger costs less per byte."""
+    threads: Count = 0
+    """Compute threads a rank (0: the machine's cores divided by the ranks on it)."""
+    timeout: PositiveFloat = 300.0
+    """Seconds after which a stuck collective ends the run."""
+
+
+@section
+class Samples:
+    """Text that is generated when training ends."""
+
+    prompts: list[str] = field(default_factory=list)
+    """What to continue."""
+    tokens: Positive = 80
+    """Length of each."""
+    temperature: NonNegative = 0.8
+    """0: always the likeliest token."""
+
+
+@section
+class Recipe:
+    """One run. Every key has a default; a recipe file states what differs."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Names the run's folder, `runs/NAME`."""
+    seed: Count = 1
+    """Where all random streams come from."""
+    task: Literal["causal"] = "causal"
+    """What the model learns."""
+    data: Data = field(default_factory=Data)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    model: Model = field(default_factory=Model)
+    train: Train = field(default_factory=Train)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    parallel: Parallel = field(default_factory=Parallel)
+    samples: Samples = field(default_factory=Samples)
+
+    @property
+    def corpus_directory(self) -> str:
+        """Where the corpus lies."""
+        return self.data.directory or f"data/{self.name}"

@@ -1,0 +1,57 @@
+"""The folder of a run, `runs/NAME/`: what lies where."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths inside a run's folder."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What a run goes on from."""
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The result, in the Hugging Face layout."""
+        return self.root / "model"
+
+    @property
+    def result(self) -> Path:
+        """The run's summary."""
+        return self.root / "result.json"
+
+    @property
+    def report(self) -> Path:
+        """The run's page."""
+        return self.root / "report.html"
+
+    def claim(self, resume: bool, overwrite: bool) -> None:
+        """Make the folder; `InputError` when a run is there already and neither flag says what to do with it."""
+        if self.metrics.exists() and not resume and not overwrite:
+            raise InputError(
+                f"{self.root}: a run is there already; go on with it by --resume, start it anew by --overwrite, "
+                "or choose another --name"
+            )
+        self.root.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,140 @@
+"""The fast road from text to token ids, always to the same ids as `tokenizers` gives.
+
+`tokenizers` is the reference and takes any tokenizer.json, at 1.8 MB/s a core on Python source. Two kinds have a faster
+road: characters are one table look-up (numpy), and byte-level BPE with GPT-2's pattern goes through `gigatoken`, which
+remembers the ids of every word (85 MB/s a core). It is young, so it is kept on a short lead: only exactly that kind of
+tokenizer, only text on which the two libraries agree (each follows a Unicode version of its own), its cache thrown away
+now and then, as it has no bound; and where it is not installed the reference does the work.
+"""
+
+import json
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from shoal.core.errors import InputError
+
+try:
+    import gigatoken
+except ImportError:  # no wheel for this machine
+    gigatoken = None  # type: ignore[assignment, unused-ignore]
+
+Encode = Callable[[bytes], NDArray[np.uint32]]
+
+CODE_POINTS = 0x110000
+CACHE_BYTES = 64_000_000
+
+
+def is_fast(tokenizer_json: str) -> bool:
+    """Whether `open_encoder` goes another road than `tokenizers`."""
+    tree = json.loads(tokenizer_json)
+    return _is_char(tree) or (gigatoken is not None and _is_gpt2_bpe(tree))
+
+
+def open_encoder(tokenizer_json: str) -> Encode:
+    """UTF-8 text to ids `[tokens]`, without special tokens; what looks like one in the text is text."""
+    tree = json.loads(tokenizer_json)
+    if _is_char(tree):
+        return _table_encoder(tree["model"]["vocab"])
+    if gigatoken is not None and _is_gpt2_bpe(tree):
+        return _Fast(tokenizer_json)
+    return reference_encoder(tokenizer_json)
+
+
+def reference_encoder(tokenizer_json: str) -> Encode:
+    """Through `tokenizers`: any tokenizer."""
+    library = Tokenizer.from_str(tokenizer_json)
+    library.encode_special_tokens = True
+    library.no_truncation()
+    library.no_padding()
+
+    def encode(text: bytes) -> NDArray[np.uint32]:
+        encoding = library.encode_batch_fast([text.decode()], add_special_tokens=False)[0]
+        return np.array(encoding.ids, dtype=np.uint32)
+
+    return encode
+
+
+class _Fast:
+    """Byte-level BPE through `gigatoken` wherever it is sure to agree with the reference."""
+
+    def __init__(self, tokenizer_json: str) -> None:
+        self.reference = reference_encoder(tokenizer_json)
+        tree = json.loads(tokenizer_json)
+        self.tokenizer_json = json.dumps({**tree, "added_tokens": []})
+        self.room = 0
+
+    def __call__(self, text: bytes) -> NDArray[np.uint32]:
+        if not text.isascii() and _is_unfamiliar(text.decode()):
+            return self.reference(text)
+        if self.room <= 0:
+            self.fast = gigatoken.Tokenizer.from_json(self.tokenizer_json)
+            self.room = CACHE_BYTES
+        self.room -= len(text)
+        return self.fast.encode(text)
+
+
+def _table_encoder(vocabulary: dict[str, int]) -> Encode:
+    missing = np.uint32(0xFFFFFFFF)
+    table = np.full(CODE_POINTS, missing, dtype=np.uint32)
+    for character, token in vocabulary.items():
+        table[ord(character)] = token
+
+    def encode(text: bytes) -> NDArray[np.uint32]:
+        points = _code_points(text.decode())
+        ids = table[points]
+        unknown = np.flatnonzero(ids == missing)
+        if len(unknown):
+            character = chr(points[unknown[0]])
+            raise InputError(
+                f"the character {character!r} (U+{ord(character):04X}) is not in the character vocabulary, "
+                f"which has only those of the corpus it was made from"
+            )
+        return ids
+
+    return encode
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+
+
+def _is_unfamiliar(text: str) -> bool:
+    """Whether a character is too new for this Python's Unicode: libraries may class it as a letter or as none."""
+    return any(unicodedata.category(character) == "Cn" for character in set(text))
+
+
+def _is_char(tree: dict[str, Any]) -> bool:
+    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    return (
+        tree["model"]["type"] == "WordLevel"
+        and tree["normalizer"] is None
+        and tree["pre_tokenizer"] == split
+        and all(len(token) == 1 for token in tree["model"]["vocab"])
+        and all(token["special"] for token in tree["added_tokens"])
+    )
+
+
+def _is_gpt2_bpe(tree: dict[str, Any]) -> bool:
+    model, split = tree["model"], tree["pre_tokenizer"] or {}
+    options = (
+        "dropout",
+        "unk_token",
+        "continuing_subword_prefix",
+        "end_of_word_suffix",
+        "byte_fallback",
+        "ignore_merges",
+    )
+    return (
+        model["type"] == "BPE"
+        and not any(model.get(option) for option in options)
+        and tree["normalizer"] is None
+        and split.get("type") == "ByteLevel"
+        and split.get("use_regex", True)
+        and not split.get("add_prefix_space", True)
+        and all(token["special"] for token in tree["added_tokens"])
+    )

@@ -1,0 +1,298 @@
+"""From sources to a corpus: read, (clean, deduplicate,) split, tokenize, write; with all cores, and as a stream.
+
+This process reads and hashes the text; workers tokenize and write it. Going on after an interruption reads all text
+again, which is fast, and tokenizes only what has no finished unit: nothing rests on where in a file a run stopped.
+
+    documents ── stages ──► split_documents ──► pack_units ──► tokenize_units ──► manifest.json
+
+A stage that cleans or deduplicates is a function from documents to documents, called in `_documents`, with its settings
+in `_settings`; both the tokenizer's sample and the corpus then come from what it lets through.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from shoal.core.errors import CorpusError, Interrupted
+from shoal.core.files import read_json, sha256, sync_folder, write_json
+from shoal.core.recipe import Data
+from shoal.core.recipe import Tokenizer as TokenizerChoice
+from shoal.data.encoder import is_fast
+from shoal.data.readers import Document
+from shoal.data.shards import MANIFEST, SPLITS, VERSION, Corpus, token_dtype
+from shoal.data.sources import Source, open_sources
+from shoal.data.tokenizer import TextTokenizer, build_char, read_tokenizer, sample_texts, train_bpe
+from shoal.data.units import pack_units, split_documents
+from shoal.data.workers import Job, Record, tokenize_units, total
+
+CLAIM = "preparing.json"
+# Below this, one process has tokenized the text before a second one has started.
+WORTH_A_PROCESS = 64_000_000
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far it is: `bytes` of text done in this stage, of about `total_bytes` (None: not known)."""
+
+    stage: str
+    bytes: int
+    total_bytes: int | None
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was done.
+
+    `seconds` is all of it; `megabytes_per_second` is text over the time of the tokenizing stage, from starting workers
+    to the manifest (0 when there was nothing to do). `skipped` counts files that are not UTF-8.
+    """
+
+    directory: Path
+    seconds: float
+    bytes: int
+    documents: int
+    tokens: int
+    held_out_tokens: int
+    megabytes_per_second: float
+    skipped: int
+    resumed: bool
+    already: bool
+
+
+Report = Callable[[Progress], None]
+
+
+def prepare(
+    data: Data, tokenizer: TokenizerChoice, directory: Path, progress: Report | None = None, workers: int | None = None
+) -> Prepared:
+    """Make the corpus that `data` and `tokenizer` describe in `directory`, or find it there.
+
+    Raises `InputError` for sources that can't be used, `CorpusError` when the folder holds something else or a split
+    would be empty, and `Interrupted` on SIGINT; finished units are kept then, and the same call goes on from there.
+    """
+    started = time.perf_counter()
+    report = progress or (lambda _: None)
+    sources = open_sources(data.sources, data.text_field)
+    settings = _settings(data, tokenizer, sources)
+    if (directory / MANIFEST).exists():
+        corpus = Corpus.open(directory)
+        _refuse_other(directory, corpus.manifest["settings"], settings)
+        return _prepared(corpus, time.perf_counter() - started, 0.0, sources, already=True)
+    try:
+        _claim(directory, settings)
+        text_tokenizer = _tokenizer(tokenizer, sources, directory, report)
+        tokenizing = time.perf_counter()
+        records, resumed = _tokenize(data, sources, text_tokenizer, directory, report, workers)
+        corpus = _finish(directory, settings, text_tokenizer, records)
+    except KeyboardInterrupt:
+        finished = len(list(directory.glob("unit-*.json")))
+        raise Interrupted(
+            f"{directory}: interrupted; {finished} finished units are kept, the same command goes on from there"
+        ) from None
+    now = time.perf_counter()
+    return replace(_prepared(corpus, now - started, now - tokenizing, sources), resumed=resumed)
+
+
+def _settings(data: Data, tokenizer: TokenizerChoice, sources: Sequence[Source]) -> dict[str, Any]:
+    """Everything that the corpus's content depends on."""
+    if tokenizer.path:
+        chosen: dict[str, Any] = {"fingerprint": hashlib.sha256(_tokenizer_content(tokenizer.path)).hexdigest()}
+    elif tokenizer.kind == "char":
+        chosen = {"kind": "char"}
+    else:
+        chosen = {"kind": tokenizer.kind, "vocabulary": tokenizer.vocabulary, "sample_bytes": tokenizer.sample_bytes}
+    return {
+        "sources": [source.name for source in sources],
+        "source_fingerprints": [source.fingerprint for source in sources],
+        "text_field": data.text_field,
+        "held_out": data.held_out,
+        "held_out_by": data.held_out_by,
+        "shard_megabytes": data.shard_megabytes,
+        "tokenizer": chosen,
+    }
+
+
+def _tokenizer_content(path: str) -> bytes:
+    tokenizer = read_tokenizer(Path(path).expanduser())
+    return json.dumps([tokenizer.library.to_str(), tokenizer.config], sort_keys=True).encode()
+
+
+def _refuse_other(directory: Path, there: dict[str, Any], here: dict[str, Any], ignore: str = "") -> None:
+    differing = [key for key in here if there.get(key) != here[key] and key != ignore]
+    if not differing:
+        return
+    names = {key: f"{key} is {there.get(key)} there, {here[key]} here" for key in differing}
+    names["source_fingerprints"] = "the sources' files have other names, sizes or times than then"
+    raise CorpusError(
+        f"{directory} holds another corpus: {'; '.join(names[key] for key in differing)}. "
+        f"Choose another place with --data.directory OTHER, or delete {directory}"
+    )
+
+
+def _claim(directory: Path, settings: dict[str, Any]) -> None:
+    """Make the folder ours, or find that it is.
+
+    Finished units of other settings are never given up. Sources may have changed: somebody mended a broken line.
+    """
+    claim = directory / CLAIM
+    if claim.exists():
+        there = read_json(claim)
+        if any(directory.glob("unit-*.json")):
+            _refuse_other(directory, there, settings, ignore="source_fingerprints")
+        for leftover in directory.glob(".*.tmp"):
+            leftover.unlink()
+        if there != settings:
+            for name in TOKENIZER_FILES:
+                (directory / name).unlink(missing_ok=True)
+            write_json(claim, settings)
+        return
+    if directory.exists() and not directory.is_dir():
+        raise CorpusError(f"{directory}: is a file; --data.directory names a folder")
+    others = [path.name for path in directory.iterdir() if not path.name.startswith(".")] if directory.exists() else []
+    if others:
+        raise CorpusError(
+            f"{directory}: holds other files ({', '.join(sorted(others)[:5])}); give --data.directory an empty folder"
+        )
+    write_json(claim, settings)
+
+
+def _documents(sources: Sequence[Source]) -> Iterator[Document]:
+    return chain.from_iterable(sources)
+
+
+def _tokenizer(choice: TokenizerChoice, sources: Sequence[Source], directory: Path, report: Report) -> TextTokenizer:
+    """The chosen tokenizer, trained if need be, and written to the corpus."""
+    if (directory / TOKENIZER_FILES[-1]).exists():  # written last, so the other is there too
+        return read_tokenizer(directory)
+    if choice.path:
+        tokenizer = read_tokenizer(Path(choice.path).expanduser())
+    elif choice.kind == "char":
+        characters: set[str] = set()
+        for text in _reported_texts(sources, "reading characters", report):
+            characters.update(text)
+        tokenizer = build_char(characters)
+    else:
+        sample = sample_texts(_reported_texts(sources, "sampling", report), choice.sample_bytes)
+        report(Progress("training the tokenizer", 0, None))
+        tokenizer = train_bpe(sample, choice.vocabulary)
+    tokenizer.write(directory)
+    return tokenizer
+
+
+def _reported_texts(sources: Sequence[Source], stage: str, report: Report) -> Iterator[str]:
+    done, reported, whole = 0, 0, _total_bytes(sources)
+    for document in _documents(sources):
+        yield document.text
+        done += len(document.text)
+        if done - reported > 1_000_000:
+            reported = done
+            report(Progress(stage, done, whole))
+
+
+def _total_bytes(sources: Sequence[Source]) -> int | None:
+    sizes = [source.bytes for source in sources]
+    return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+def _tokenize(
+    data: Data,
+    sources: Sequence[Source],
+    tokenizer: TextTokenizer,
+    directory: Path,
+    report: Report,
+    workers: int | None,
+) -> tuple[list[Record], bool]:
+    """The records of all units, and whether any had been finished before."""
+    job = Job(directory, token_dtype(tokenizer.vocabulary), tokenizer.end_of_text)
+    whole = _total_bytes(sources)
+    size = max(1, round(data.shard_megabytes * 1_000_000))
+    processes = workers or _cores()
+    if whole is not None and not workers:
+        least = WORTH_A_PROCESS if is_fast(tokenizer.library.to_str()) else size
+        processes = min(processes, 1 + whole // least)
+    pieces = split_documents(_documents(sources), data.held_out, data.held_out_by)
+    records: list[Record] = []
+    done = tokens = 0
+    resumed = False
+    units = pack_units(pieces, size, sha256(directory / TOKENIZER_FILES[0]))
+    with closing(tokenize_units(units, job, processes)) as finished:
+        for unit, record, found in finished:
+            records.append(record)
+            resumed = resumed or found
+            done += unit.bytes
+            tokens += sum(part["tokens"] for part in record["splits"].values())
+            report(Progress("tokenizing", done, whole, tokens))
+    return records, resumed
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _finish(directory: Path, settings: dict[str, Any], tokenizer: TextTokenizer, records: list[Record]) -> Corpus:
+    splits = {split: total(records, split) for split in SPLITS}
+    for split, numbers in splits.items():
+        if not numbers["tokens"]:
+            _remove_working_files(directory, keep=set())  # there is no such corpus; other settings may use the folder
+            raise CorpusError(_empty_message(split, settings, splits))
+    manifest = {
+        "version": VERSION,
+        "dtype": token_dtype(tokenizer.vocabulary),
+        "vocabulary": tokenizer.vocabulary,
+        "end_of_text": tokenizer.end_of_text,
+        "tokenizer_sha256": sha256(directory / TOKENIZER_FILES[0]),
+        "settings": settings,
+        "splits": splits,
+    }
+    sync_folder(directory)
+    write_json(directory / MANIFEST, manifest)
+    sync_folder(directory)
+    _remove_working_files(directory, keep={file["name"] for numbers in splits.values() for file in numbers["files"]})
+    (directory / CLAIM).unlink()
+    return Corpus.open(directory)
+
+
+def _empty_message(split: str, settings: dict[str, Any], splits: dict[str, Record]) -> str:
+    documents = sum(numbers["documents"] for numbers in splits.values())
+    if settings["held_out_by"] == "tail":
+        return f"the split '{split}' would be empty: the text is too short for held_out {settings['held_out']}"
+    return (
+        f"the split '{split}' would be empty: of {documents} documents, whole ones are held out. "
+        "Hold out the end of every document with --data.held_out_by tail, or another share with --data.held_out"
+    )
+
+
+def _remove_working_files(directory: Path, keep: set[str]) -> None:
+    """Remove the records of units, and shards that an earlier run left and this one had no use for."""
+    shards = [path for split in SPLITS for path in directory.glob(f"{split}-*.bin")]
+    for path in (*directory.glob("unit-*.json"), *shards):
+        if path.name not in keep:
+            path.unlink()
+
+
+def _prepared(
+    corpus: Corpus, seconds: float, tokenizing: float, sources: Sequence[Source], already: bool = False
+) -> Prepared:
+    train, held_out = (corpus.split(split) for split in SPLITS)
+    size = train.bytes + held_out.bytes
+    return Prepared(
+        directory=corpus.directory,
+        seconds=seconds,
+        bytes=size,
+        documents=train.documents + held_out.documents,
+        tokens=train.tokens,
+        held_out_tokens=held_out.tokens,
+        megabytes_per_second=size / 1e6 / tokenizing if tokenizing else 0.0,
+        skipped=sum(len(source.skipped) for source in sources),
+        resumed=False,
+        already=already,
+    )

@@ -1,0 +1,168 @@
+"""One file, one reader: from bytes on disk to documents, a piece at a time.
+
+A reader holds at most one piece (`PIECE` bytes) of a text file, one line of JSONL, or one batch of a table's rows, so
+memory does not grow with the corpus. A text file is one document; a large one comes in pieces cut at line ends. A
+tokenizer may pair characters across such a cut differently than in one go, once in 4 MB; decoding is not affected.
+
+Adding a format is one reader here, one line in `READERS`, one row in the tests.
+"""
+
+import codecs
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from shoal.core.errors import InputError
+
+PIECE = 4_000_000
+ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, or a piece of one when `continues` says that more of it follows."""
+
+    name: str
+    text: str
+    continues: bool = False
+
+
+class NotUtf8Error(InputError):
+    """A file is not UTF-8 text."""
+
+
+def read_file(path: Path, name: str, text_field: str) -> Iterator[Document]:
+    """The documents of one file, by its name's ending; raises `InputError` that says where it is wrong."""
+    return READERS.get(_ending(path), _read_text)(path, name, text_field)
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether the size on disk says nothing about the size of the text."""
+    return path.suffix in COMPRESSIONS or _ending(path) == ".parquet"
+
+
+def is_known(path: Path) -> bool:
+    """Whether a folder's file is read at all: by its ending."""
+    return _ending(path) in READERS or _ending(path) in TEXT_ENDINGS
+
+
+def row_text(row: dict[str, Any], field: str, where: str) -> str:
+    """The text of one row of a table."""
+    if field not in row:
+        raise InputError(f"{where}: no field '{field}'; the fields are: {', '.join(row)}. Name one with --data.text_field")
+    text = row[field]
+    if not isinstance(text, str):
+        raise InputError(f"{where}: the field '{field}' is {type(text).__name__}, not text")
+    return text
+
+
+def _ending(path: Path) -> str:
+    return Path(path.stem).suffix.lower() if path.suffix in COMPRESSIONS else path.suffix.lower()
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
+    try:
+        with _open_compressed(path) if path.suffix in COMPRESSIONS else path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{name}: can't be read: {error.strerror or error}") from None
+
+
+def _open_compressed(path: Path) -> BinaryIO:
+    # Of the libraries at hand, Arrow is the one that takes a cut file for an error in both formats.
+    import pyarrow as arrow
+
+    return cast(BinaryIO, io.BufferedReader(arrow.input_stream(str(path), compression=COMPRESSIONS[path.suffix]), 1 << 20))
+
+
+def _read_text(path: Path, name: str, text_field: str) -> Iterator[Document]:
+    with _opened(path, name) as file:
+        waiting = ""
+        for text in _decoded(file, name):
+            if waiting:
+                cut = waiting.rfind("\n") + 1 or len(waiting)
+                yield Document(name, waiting[:cut], continues=True)
+                text = waiting[cut:] + text
+            waiting = text
+        yield Document(name, waiting)
+
+
+def _decoded(file: BinaryIO, name: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    while True:
+        block = file.read(PIECE)
+        offset += len(block)
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            where = offset - len(error.object) + error.start
+            raise NotUtf8Error(f"{name}: not UTF-8 text at byte {where} ({error.reason}); convert it first") from None
+        if text:
+            yield text.removeprefix("\ufeff") if offset == len(block) else text
+        if not block:
+            return
+
+
+def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
+    with _opened(path, name) as file:
+        for number, line in enumerate(cast(Iterable[bytes], file), 1):
+            if line.isspace():
+                continue
+            where = f"{name}:{number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise NotUtf8Error(f"{where}: not UTF-8 text at byte {error.start} of the line") from None
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise InputError(f"{where}: not valid JSON ({error}); JSONL has one JSON object on every line") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{where}: a line must be a JSON object with a field '{text_field}'")
+            text = row_text(row, text_field, where)
+            if not _is_encodable(text):
+                raise InputError(f"{where}: holds half a surrogate pair (\\ud800 to \\udfff), which no text has")
+            yield Document(where, text)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path, name: str, text_field: str) -> Iterator[Document]:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as table:
+            columns = table.schema_arrow.names
+            if text_field not in columns:
+                row_text(dict.fromkeys(columns), text_field, name)
+            number = 0
+            for batch in table.iter_batches(ROWS, columns=[text_field]):
+                for text in batch.column(0).to_pylist():
+                    number += 1
+                    where = f"{name}: row {number}"
+                    yield Document(where, row_text({text_field: text}, text_field, where))
+    except (arrow.ArrowException, OSError) as error:
+        raise InputError(f"{name}: not a whole Parquet file ({error})") from None
+
+
+Reader = Callable[[Path, str, str], Iterator[Document]]
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+READERS: dict[str, Reader] = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
+TEXT_ENDINGS = {
+    ".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".csv", ".tsv", ".py", ".pyi", ".ipynb", ".c", ".h",
+    ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".scala", ".js", ".ts", ".jsx", ".tsx", ".css", ".sh",
+    ".bash", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".swift", ".sql", ".yaml", ".yml", ".toml", ".json", ".ini",
+    ".cfg", ".org", ".adoc",
+}  # fmt: skip

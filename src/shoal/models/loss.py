@@ -1,0 +1,73 @@
+"""The vocabulary's cross entropy without its logits.
+
+At 4,096 tokens and 8,192 words, fp32 logits and their gradient are 268 MB; here they exist one chunk at a time (8 MB by
+default, which stays in a CPU's cache), and the chunk's gradient is formed while it is there, in place, so nothing is
+computed twice. The idea is known from Liger (Hsu et al. 2024, arXiv:2410.10989) and Cut Cross-Entropy (Wijmans et al.
+2024, arXiv:2411.09009).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100
+"""A target that does not count."""
+
+CHUNK_BYTES = 8 << 20
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Summed cross entropy of `hidden @ weight.T` against targets (`IGNORED` ones don't count), an fp32 scalar.
+
+    The sum, not the mean: the caller divides by the number of targets of the whole global batch.
+    """
+    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        computed = torch.get_autocast_dtype(hidden_ND.device.type) if _autocast(hidden_ND) else hidden_ND.dtype
+        hidden, weight = hidden_ND.to(computed), weight_VD.to(computed)
+        hidden_gradient = torch.empty_like(hidden) if wanted else None
+        weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, hidden.shape[0], rows):
+                chunk, targets = hidden[start : start + rows], targets_N[start : start + rows]
+                log_probability = F.log_softmax(chunk @ weight.T, dim=-1, dtype=torch.float32)
+                loss += F.nll_loss(log_probability, targets, reduction="sum", ignore_index=IGNORED)
+                if hidden_gradient is None or weight_gradient is None:
+                    continue
+                gradient = logit_gradient(log_probability, targets).to(computed)
+                torch.mm(gradient, weight, out=hidden_gradient[start : start + rows])
+                if computed == torch.float32:
+                    weight_gradient.addmm_(gradient.T, chunk)
+                else:
+                    weight_gradient += gradient.T @ chunk
+        if hidden_gradient is not None and weight_gradient is not None:
+            ctx.save_for_backward(hidden_gradient.to(hidden_ND.dtype), weight_gradient.to(weight_VD.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        return hidden_gradient * gradient[0], weight_gradient * gradient[0], None
+
+
+def logit_gradient(log_probability_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """softmax − one-hot, in the memory of the log-probabilities; rows whose target is ignored are zero."""
+    gradient = log_probability_NV.exp_()
+    kept = targets_N != IGNORED
+    gradient[torch.arange(len(targets_N), device=targets_N.device), targets_N.where(kept, 0)] -= 1.0
+    if not kept.all():
+        gradient *= kept[:, None]
+    return gradient
+
+
+def _autocast(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)

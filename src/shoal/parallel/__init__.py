@@ -1,0 +1,1 @@
+"""How ranks divide the work and meet. Knows tensors, process groups and bytes, not language models."""

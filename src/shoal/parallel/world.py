@@ -1,0 +1,103 @@
+"""Who am I among the ranks: read once from the environment, at the border, and passed down as a value."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from shoal.core.errors import InputError, RankError
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank's place: `rank` of `size`, `local_rank` of `local_size` on this machine, and where it computes."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 speaks and writes for all."""
+        return self.rank == 0
+
+
+def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher has made this process one of several ranks."""
+    return "RANK" in environment or int(environment.get("SLURM_NTASKS", "1")) > 1
+
+
+@contextmanager
+def join(device: str = "auto", threads: int = 0, timeout: float = 300.0) -> Iterator[World]:
+    """Join the other ranks (`RANK` and `WORLD_SIZE`, or Slurm's variables), and leave at the end.
+
+    Cores are divided among the ranks of a machine; `threads` overrides how many compute threads a rank uses. `timeout`
+    is in seconds. Raises `InputError` for an unusable device, `RankError` when the others can't be reached.
+    """
+    world = _read_world(os.environ, device)
+    _divide_cores(world, threads)
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    if world.size > 1:
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        try:
+            distributed.init_process_group(
+                backend, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout)
+            )
+        except (RuntimeError, ValueError) as error:
+            raise RankError(f"rank {world.rank} of {world.size} could not reach the others: {error}") from error
+    try:
+        yield world
+    finally:
+        if world.size > 1:
+            distributed.destroy_process_group()
+
+
+def _read_world(environment: Mapping[str, str], device: str) -> World:
+    if "RANK" not in environment and is_rank(environment):
+        _adopt_slurm(environment)
+    try:
+        rank, size = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+        local_rank = int(environment.get("LOCAL_RANK", "0"))
+        local_size = int(environment.get("LOCAL_WORLD_SIZE", str(size)))
+    except ValueError as error:
+        raise InputError(f"RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be whole numbers: {error}") from None
+    if not 0 <= rank < size:
+        raise InputError(f"RANK={rank} is not below WORLD_SIZE={size}")
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise InputError("train.device is 'cuda', but torch finds no CUDA device; `shoal doctor` tells more")
+    chosen = torch.device("cuda", local_rank) if available and device != "cpu" else torch.device("cpu")
+    return World(rank, size, local_rank, local_size, chosen)
+
+
+def _adopt_slurm(environment: Mapping[str, str]) -> None:
+    """Translate srun's variables into torch's; the first host of the job is where the ranks meet."""
+    os.environ["RANK"] = environment["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+    os.environ["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+    os.environ["LOCAL_WORLD_SIZE"] = environment["SLURM_TASKS_PER_NODE"].split("(")[0].split(",")[0]
+    if "MASTER_ADDR" not in environment:
+        hosts = environment.get("SLURM_JOB_NODELIST", socket.gethostname())
+        if "[" in hosts:
+            listed = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True)
+            hosts = listed.stdout
+        os.environ["MASTER_ADDR"] = hosts.replace(",", " ").split()[0]
+        os.environ["MASTER_PORT"] = str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000)
+
+
+def _divide_cores(world: World, threads: int) -> None:
+    """Give each local rank its own cores, so that ranks don't take turns on one while another idles."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // world.local_size)
+    if world.local_size > 1 and len(cores) >= world.local_size:
+        os.sched_setaffinity(0, cores[world.local_rank * share : (world.local_rank + 1) * share])
+    torch.set_num_threads(threads or share)

@@ -1,0 +1,94 @@
+"""A model and its tokenizer, and the text they continue, piece by piece."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shoal.core.errors import InputError
+from shoal.core.model_directory import find_model_directory, read_model_directory
+from shoal.core.seeds import generator
+from shoal.data.tokenizer import TextTokenizer, read_tokenizer
+from shoal.models import hugging_face
+from shoal.models.cache import LayerCache, make_cache
+from shoal.models.transformer import Transformer
+from shoal.serve.sampling import Sampling, draw
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What generating needs."""
+
+    model: Transformer
+    tokenizer: TextTokenizer
+
+
+def load_language_model(directory: Path, device: str | torch.device = "cpu") -> LanguageModel:
+    """Read a model folder in the Hugging Face layout, or a run's; `InputError` says what is wrong with it."""
+    directory = find_model_directory(directory)
+    config, weights = read_model_directory(directory)
+    try:
+        model = hugging_face.build(config, weights).to(device).eval()
+    except ValueError as error:
+        raise InputError(f"{directory}: {error}") from None
+    return LanguageModel(model, read_tokenizer(directory))
+
+
+@torch.inference_mode()
+def generate(
+    language: LanguageModel,
+    prompt: str,
+    tokens: int,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> Iterator[str]:
+    """The prompt's continuation, in pieces of whole characters, up to `tokens` tokens.
+
+    Ends at the end-of-text token or before the first `stop` string, none of which is part of the text. When the context is
+    full, the oldest half is forgotten. The same seed gives the same text.
+    """
+    model, tokenizer = language.model, language.tokenizer
+    sampling = sampling or Sampling()
+    random = generator(seed, "generate")
+    context = model.config.context
+    # an empty prompt starts where documents start
+    sequence = tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text]
+    pending = sequence[-context + 1 :] if context > 1 else sequence[-1:]
+    cache = _make_cache(model)
+    produced: list[int] = []
+    told = 0
+    for _ in range(tokens):
+        if cache[0].length + len(pending) > context:
+            pending = (sequence + produced)[-(context // 2) or -1 :]
+            cache = _make_cache(model)
+        hidden = model(torch.tensor([pending], device=model.head_weight.device), cache)
+        token = draw(model.project(hidden[0, -1]), sampling, random)
+        if token == tokenizer.end_of_text:
+            break
+        produced.append(token)
+        pending = [token]
+        text = tokenizer.decode(produced)
+        ends = [place for word in stop if (place := text.find(word)) >= 0]
+        if ends:
+            yield text[told : max(told, min(ends))]
+            return
+        # hold back what may become a stop string, or is half of a character
+        safe = len(text) - max((_overlap(text, word) for word in stop), default=0)
+        if not text.endswith("\ufffd") and safe > told:
+            yield text[told:safe]
+            told = safe
+    rest = tokenizer.decode(produced)[told:]
+    if rest:
+        yield rest
+
+
+def _make_cache(model: Transformer) -> list[LayerCache]:
+    config = model.config
+    return make_cache(config.layers, 1, config.kv_heads, config.context, config.head_dim, model.head_weight)
+
+
+def _overlap(text: str, word: str) -> int:
+    """Length of the longest end of `text` that begins `word`."""
+    return next((size for size in range(min(len(word), len(text)), 0, -1) if text.endswith(word[:size])), 0)

@@ -1,0 +1,51 @@
+"""Held-out loss, over all ranks, and bits per byte."""
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from shoal.core.errors import CorpusError
+from shoal.data.batches import evaluation_windows
+from shoal.data.shards import TokenStream
+from shoal.models.transformer import Transformer
+from shoal.parallel.wire import Wire
+from shoal.tasks import Task
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a model on a split; every rank reads its share and gets the whole result."""
+
+    task: Task
+    stream: TokenStream
+    context: int
+    batch: int
+    wire: Wire
+    precision: AbstractContextManager[None]
+    sequences: int = 0
+
+    @torch.no_grad()
+    def __call__(self, model: Transformer) -> dict[str, float]:
+        """`eval_loss` in nats a token, `eval_bpb` in bits a byte of text, `eval_targets`."""
+        world = self.wire.world
+        total = torch.zeros(2, dtype=torch.float64, device=world.device)
+        training = model.training
+        model.eval()
+        windows = evaluation_windows(self.stream, self.context, self.batch, world.rank, world.size, self.sequences)
+        for window in windows:
+            with self.precision:
+                loss_sum, count = self.task.loss(model, self.task.batch(window, world.device))
+            total += torch.stack((loss_sum.double(), count.double()))
+        model.train(training)
+        loss_sum, count = self.wire.sum(total).tolist()
+        if not count:
+            raise CorpusError("the held-out split has no targets to evaluate on")
+        loss = loss_sum / count
+        return {"eval_loss": loss, "eval_bpb": bits_per_byte(loss, self.stream), "eval_targets": count}
+
+
+def bits_per_byte(loss: float, stream: TokenStream) -> float:
+    """Nats a token to bits a byte, by the split's tokens a byte: comparable across tokenizers."""
+    return loss / math.log(2) * stream.tokens / stream.bytes

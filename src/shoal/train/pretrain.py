@@ -1,0 +1,130 @@
+"""A pre-training run, from recipe to result, on one rank of many."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoal.core.errors import InputError
+from shoal.core.files import write_json
+from shoal.core.machine import command_started, cores, cpu_name
+from shoal.core.model_directory import write_model_directory
+from shoal.core.recipe import Recipe
+from shoal.core.recipe_file import write_recipe
+from shoal.core.run_directory import RunDirectory
+from shoal.data.shards import Corpus
+from shoal.data.tokenizer import read_tokenizer
+from shoal.models import hugging_face
+from shoal.parallel.world import World, join
+from shoal.train.loop import Parts, memory_bytes, train
+from shoal.train.setup import build
+from shoal.train.telemetry import read_metrics
+
+
+@dataclass(frozen=True)
+class Session:
+    """How a run is started, which its recipe doesn't say."""
+
+    run: RunDirectory
+    resume: bool = False
+    quiet: bool = False
+
+
+def pretrain(recipe: Recipe, session: Session) -> dict[str, Any] | None:
+    """Train, evaluate, and write model and result. Returns the result on the main rank, None on the others."""
+    with join(recipe.train.device, recipe.parallel.threads, recipe.parallel.timeout) as world:
+        if world.is_main:
+            write_recipe(session.run.recipe, recipe)
+        parts = build(recipe, session.run, world, resume=session.resume, quiet=session.quiet)
+        try:
+            evaluated = train(parts)
+        finally:
+            parts.telemetry.close()
+        memory = parts.sync.wire.gather_objects(memory_bytes(world.device))
+        if not world.is_main:
+            return None
+        result = _result(parts, session.run, world, evaluated, memory)
+        _write_model(parts, session.run, result)
+        write_json(session.run.result, result)
+        return result
+
+
+def _result(parts: Parts, run: RunDirectory, world: World, evaluated: dict[str, float], memory: list[int]) -> dict[str, Any]:
+    training, evaluations = read_metrics(run.metrics)
+    warm = training[min(3, len(training) - 1) :]
+    return {
+        "run": str(run.root),
+        "steps": parts.progress.step,
+        "tokens": parts.progress.tokens,
+        "epochs": parts.batches.epoch,
+        "parameters": sum(p.numel() for p in parts.model.parameters()),
+        "loss": training[-1]["loss"],
+        **evaluated,
+        "evaluations": [[line["step"], line["eval_loss"]] for line in evaluations],
+        "seconds": parts.progress.seconds,
+        "train_seconds_from_start": parts.telemetry.last_step_at - command_started(),
+        "first_step_seconds": parts.telemetry.first_step_at - command_started(),
+        "tokens_per_second_median": statistics.median(line["tokens_per_second"] for line in warm),
+        "mfu_median": statistics.median(line["mfu"] for line in warm),
+        "data_share_median": statistics.median(line["data_seconds"] / line["step_seconds"] for line in warm),
+        "sync_share_median": statistics.median(line["sync_seconds"] / line["step_seconds"] for line in warm),
+        "wire_bytes": sum(line["wire_bytes"] for line in training),
+        "peak_memory_bytes": max(memory),
+        "matrix_peak_flops": parts.peak_flops,
+        "world_size": world.size,
+        "threads": torch.get_num_threads(),
+        "machine": {"cpu": cpu_name(), "cores": cores(), "torch": torch.__version__, "device": str(world.device)},
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "shoal": version("shoal"),
+    }
+
+
+def _write_model(parts: Parts, run: RunDirectory, result: dict[str, Any]) -> None:
+    corpus = Corpus.open(Path(parts.recipe.corpus_directory))
+    try:
+        config = hugging_face.config_to_hugging_face(parts.model.config, corpus.end_of_text)
+    except ValueError as error:
+        raise InputError(f"the model can't be written in the Hugging Face layout: {error}") from None
+    weights = {name: value.cpu() for name, value in hugging_face.weights_to_hugging_face(parts.model).items()}
+    tokenizer = read_tokenizer(corpus.tokenizer_path)
+    write_model_directory(run.model, config, weights, tokenizer.write, model_card(parts.recipe, config, result))
+
+
+def model_card(recipe: Recipe, config: dict[str, Any], result: dict[str, Any]) -> str:
+    """README.md of the model's folder, with the hub's metadata on top."""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [shoal]
+---
+# {recipe.name}
+
+A language model of {result["parameters"]:,} parameters ({config["architectures"][0]}), trained from scratch with Shoal.
+
+| | |
+| --- | --- |
+| training text | {", ".join(recipe.data.sources)} |
+| tokens seen | {result["tokens"]:,} ({result["epochs"]:.2f} epochs) |
+| held-out loss | {result["eval_loss"]:.4f} nats a token, {result["eval_bpb"]:.4f} bits a byte |
+| context | {_context(config)} tokens |
+| training | {result["steps"]:,} steps in {result["seconds"]:.0f} s, {result["world_size"]} rank(s), {result["machine"]["cpu"]} |
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = AutoModelForCausalLM.from_pretrained("PATH")
+```
+
+or `shoal generate PATH --prompt "…"`. The model learned from this text alone: it continues text in its manner, and knows
+nothing else.
+"""
+
+
+def _context(config: dict[str, Any]) -> int:
+    """Longest sequence, under whichever name the family uses."""
+    return config.get("n_positions") or config["max_position_embeddings"]
