@@ -30,7 +30,7 @@ from report import (
 )
 
 PEER, SHOAL = "datasets.map, 2 processes", "shoal prepare"
-COLUMNS = ["", "MB/s", "lowest–highest", "times datasets' speed", "whole process", "tokens", "memory"]
+COLUMNS = ["", "MB/s", "lowest–highest", "times datasets' speed", "whole process", "tokens"]
 
 
 def write_documents(folder: Path, size: int) -> int:
@@ -71,12 +71,13 @@ def peer_contender(documents: Path, tokenizer: Path) -> Callable[[int], Result]:
 
 def shoal_contender(recipe: Path, documents: Path, tokenizer: Path) -> Callable[[int], Result]:
     output = SCRATCH / "prepared" / "shoal"
-    overrides = ("--tokenizer.path", tokenizer, "--data.sources", f'["{documents}"]', "--data.directory", output)
+    overrides = ("--tokenizer.path", tokenizer, "--data.sources", f'["{documents}"]', "--data.directory", output.relative_to(ROOT))
     command = shoal_command("prepare", recipe, "--json", *overrides)
 
     def measure(_: int) -> Result:
-        fresh_directory(output).rmdir()  # Shoal makes its folder itself
-        return run_json(command)
+        fresh_directory(output)
+        result = run_json(command)
+        return result | {"tokens": result["tokens"] + result["held_out_tokens"]}
 
     return measure
 
@@ -91,7 +92,6 @@ def summary_row(name: str, rounds: Rounds, size: int) -> list[str]:
         f"{median(rounds[PEER], 'seconds') / seconds:.2f} ×",
         shown(median(rounds[name], "process_seconds"), "{:.1f} s"),
         shown(median(rounds[name], "tokens")),
-        shown(median(rounds[name], "peak_memory_bytes") / 1e6, "{:,.0f} MB"),
     ]
 
 
@@ -112,8 +112,7 @@ def main(
     if tokenizer is None:
         corpus = ROOT / "data" / recipe.stem
         tokenizer = corpus / "tokenizer.json"
-        if not tokenizer.exists():
-            run_json(shoal_command("prepare", recipe, "--data.directory", corpus, "--json"))
+        run_json(shoal_command("prepare", recipe, "--data.directory", corpus, "--json"))
     tokenizer = tokenizer.resolve()
     documents = fresh_directory(SCRATCH / "documents")
     size = write_documents(documents, megabytes * 1_000_000)

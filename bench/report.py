@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -126,7 +127,9 @@ def publish(
         console.print(note, highlight=False, markup=False)
 
     machine = describe_machine()
-    command = " ".join(["python", f"bench/{name}.py", *sys.argv[1:]])
+    # Where things lie on this machine is nobody's business.
+    arguments = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = shlex.join(["python", f"bench/{name}.py", *arguments])
     lines = [f"# {title}", "", "| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", *(f"- {note}" for note in notes)]

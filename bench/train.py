@@ -130,11 +130,13 @@ def main(
         raise SystemExit(f"no contender {sorted(unknown)}; there are {[*PEERS, *SHOAL]}")
     contenders = {name: peer_contender(name, corpus, steps, warmup) for name in PEERS}
     contenders |= {name: shoal_contender(name, recipe, corpus, steps, warmup) for name in SHOAL}
-    if not list(corpus.glob("train-*.bin")):
-        run_json(shoal_command("prepare", recipe, "--data.directory", corpus, "--json"))
+    run_json(shoal_command("prepare", recipe, "--data.directory", corpus, "--json"))
     results = take_turns({name: contenders[name] for name in only or contenders}, rounds)
     notes = [f"Medians over {rounds} rounds of {steps} steps; cold is the first round, cached the later ones."]
     notes += ["MFU of the peers is by the peak that Shoal measured.", *scaling_note(results)]
+    sizes = {name: ran[0]["parameters"] for name, ran in results.items()}
+    if len(set(sizes.values())) > 1:
+        notes.append(f"NOT COMPARABLE: the models differ in parameters: {sizes}.")
     rows = [summary_row(name, results) for name in results]
     publish("train", "Training speed, GPT-2 shape in fp32", COLUMNS, rows, notes, results)
 

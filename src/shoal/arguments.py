@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import tyro
 from rich.console import Console
@@ -12,7 +12,9 @@ from rich.table import Table
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import recipe_keys
 
-TOP_LEVEL_KEYS = [f"--{field.name}" for field in dataclasses.fields(Recipe) if field.name in ("name", "seed", "task")]
+TOP_LEVEL_KEYS = [
+    f"--{field.name}" for field in dataclasses.fields(cast(Any, Recipe)) if field.name in ("name", "seed", "task")
+]
 
 
 def parse(verb: str, command: ModuleType, words: list[str]) -> tuple[Any, list[str]]:

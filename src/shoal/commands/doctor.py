@@ -8,11 +8,13 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import distributed
 
 from shoal import __version__
 from shoal.core.errors import ShoalError
@@ -103,12 +105,10 @@ def _gpu() -> Finding:
 
 def _gloo() -> Finding:
     def meet() -> str:
-        from torch import distributed
-
-        store = distributed.HashStore()
-        distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-        distributed.all_reduce(torch.ones(4))
-        distributed.destroy_process_group()
+        with TemporaryDirectory(prefix="shoal-") as folder:
+            distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+            distributed.all_reduce(torch.ones(4))
+            distributed.destroy_process_group()
         return "gloo answers" + (", NCCL present" if distributed.is_nccl_available() else "")
 
     return _attempt("ranks", meet, "torch.distributed can't open a local connection: look at firewall and /etc/hosts")

@@ -18,7 +18,7 @@ from shoal.data.shards import Corpus
 class Arguments:
     """Read text, tokenize it and write a corpus that training reads; goes on where it was interrupted.
 
-    Example: shoal prepare --data.sources notes/ more.jsonl.gz --data.directory data/notes
+    Example: shoal prepare --data.sources '[notes/, more.jsonl.gz]' --data.directory data/notes
     """
 
     recipe: Annotated[Path | None, tyro.conf.Positional] = None
@@ -28,7 +28,7 @@ class Arguments:
     debug: bool = False
     """Show tracebacks."""
     workers: int = 0
-    """Processes that tokenize (0: one a core)."""
+    """Threads that tokenize (0: one a core)."""
 
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +20,8 @@ from shoal.core.recipe import Recipe
 
 Where = dict[tuple[str, ...], str]
 
+LONGEST_SHOWN = 80
+"""Characters of a wrong value that a message repeats."""
 
 RECIPES = Path(str(files("shoal"))) / "recipes"
 """The recipes that come with Shoal; `gpt-demo` alone names one of them."""
@@ -27,15 +29,17 @@ RECIPES = Path(str(files("shoal"))) / "recipes"
 
 def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path` (None: all defaults) with `--section.key value` overrides; raises `RecipeError`."""
-    tree, where = _read_yaml(_find(path)) if path else ({}, {})
+    tree, where = _read_yaml(path) if path else ({}, {})
     for key, text in _pairs(overrides):
         parts = tuple(key.split("."))
         node = tree
-        for part in parts[:-1]:
-            child = node.setdefault(part, {})
-            if not isinstance(child, dict):
+        for depth, part in enumerate(parts[:-1], 1):
+            if part not in node or node[part] is None:
+                node[part] = {}
+                where[parts[:depth]] = f"--{key}"
+            if not isinstance(node[part], dict):
                 raise RecipeError(f"--{key}: '{part}' is a value, not a section")
-            node = child
+            node = node[part]
         node[parts[-1]] = _parse_value(key, text)
         where[parts] = f"--{key}"
     return build_recipe(tree, where)
@@ -53,7 +57,7 @@ def build_recipe(tree: dict[str, Any], where: Where | None = None) -> Recipe:
 
 def recipe_tree(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested plain values."""
-    return dataclasses.asdict(recipe)
+    return dataclasses.asdict(cast(Any, recipe))
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
@@ -76,9 +80,12 @@ def _find(path: Path) -> Path:
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], Where]:
     try:
+        path = _find(path)
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=_Loader)
         tree = yaml.load(text, Loader=_Loader)
+        where: Where = {}
+        _mark_lines(root, (), str(path), where)
     except FileNotFoundError:
         others = [*path.parent.glob("*.yaml"), *RECIPES.glob("*.yaml")]
         near = difflib.get_close_matches(path.stem, [other.stem for other in others], 1)
@@ -86,28 +93,44 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Where]:
         raise RecipeError(f"{path}: no such recipe{hint}") from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: is a folder; a recipe is a YAML file") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise RecipeError(f"{path}: not UTF-8 text; a recipe is a YAML file") from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{path}{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: nested too deeply, or a part of itself; a recipe has sections and keys") from None
     if tree is None:
         return {}, {}
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections (data, model, train, …), this is a {_kind(tree)}")
-    where: Where = {}
-    _mark_lines(root, (), str(path), where)
     return tree, where
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 6e-4 and 1_000 as numbers, and refuses a key given twice."""
+    """Safe YAML in which dates are text, keys are text, and a key given twice is refused."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError):  # what `!!int x` raises in PyYAML
+            raise yaml.MarkedYAMLError(problem=f"'{node.value}' is not {node.tag}", problem_mark=node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or section"
+                raise yaml.MarkedYAMLError(problem=f"{shown} as a key: keys are text", problem_mark=key_node.start_mark)
             if key_node.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"'{key_node.value}' is given twice", problem_mark=key_node.start_mark)
             seen.add(key_node.value)
@@ -137,9 +160,13 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _parse_value(key: str, text: str) -> Any:
+    """YAML, but a key that holds text takes the words as they stand: a prompt may have a colon or a #."""
+    accepted = next((accepted for known, accepted, *_ in recipe_keys() if known == key), "")
+    if accepted.startswith("text") or (accepted == "a list of texts" and not text.startswith("[")):
+        return text
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text
 
 
@@ -176,7 +203,7 @@ def _number(text: str) -> Any:
 
 
 def _describe(fault: Any, where: Where) -> str:
-    parts = tuple(str(part) for part in fault["loc"] if not str(part).startswith(("function-", "dataclass")))
+    parts = tuple(str(part) for part in fault["loc"])
     known = [key for key, *_ in recipe_keys()]
     location: str | None = None
     for length in range(len(parts), 0, -1):
@@ -184,26 +211,29 @@ def _describe(fault: Any, where: Where) -> str:
         if location:
             break
     key = ".".join(parts)
-    place = f"{location}: " if location and not location.startswith("--") else ""
-    name = f"--{key}" if location and location.startswith("--") else f"'{key}'"
+    name = f"--{key}" if location == f"--{key}" else f"'{key}'"
+    place = f"{location}: " if location and location != name else ""
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         near = _nearest(key, known)
-        hint = f"; the nearest is '{near}'" if near else ""
+        hint = "; it stands under its section" if near == key else f"; the nearest is '{near}'" if near else ""
         return f"{place}{name} is not a recipe key{hint}{_siblings(parts, known)}"
     while key and key not in known and "." in key:  # the union's branch or a list's index comes last in a location
         key = key.rpartition(".")[0]
     if key not in known:
         return f"{place}{name} is a section: give its keys" + _siblings((*parts, ""), known)
     accepted = next((accepted for known_key, accepted, *_ in recipe_keys() if known_key == key), "")
-    return f"{place}{name} is {fault['input']!r}, a {_kind(fault['input'])}; accepted: {accepted}"
+    shown = repr(fault["input"])
+    shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}…"
+    return f"{place}{name} is {shown}, a {_kind(fault['input'])}; accepted: {accepted}"
 
 
 def _nearest(key: str, known: list[str]) -> str | None:
-    near = difflib.get_close_matches(key, known, 1, 0.6)
+    sections = {name.rpartition(".")[0] for name in known} - {""}
+    near = difflib.get_close_matches(key, [*known, *sorted(sections)], 1, 0.6)
     if near:
         return near[0]
     leaf = key.rpartition(".")[2]
-    by_leaf = {name.rpartition(".")[2]: name for name in known}
+    by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
     close = difflib.get_close_matches(leaf, list(by_leaf), 1, 0.7)
     return by_leaf[close[0]] if close else None
 
@@ -232,7 +262,7 @@ def _leaves(schema: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str, Any,
             continue
         info = fields[leaf.name]
         default = info.get_default(call_default_factory=True)
-        accepted = _accepted(TypeAdapter(leaf.type).json_schema())
+        accepted = _accepted(TypeAdapter(cast(Any, leaf.type)).json_schema())
         yield ".".join(here), accepted, default, " ".join((info.description or "").split())
 
 

@@ -9,7 +9,8 @@ now and then, as it has no bound; and where it is not installed the reference do
 
 import json
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,20 +24,14 @@ try:
 except ImportError:  # no wheel for this machine
     gigatoken = None  # type: ignore[assignment, unused-ignore]
 
-Encode = Callable[[bytes], NDArray[np.uint32]]
+Encode = Callable[[Sequence[bytes]], list[NDArray[np.uint32]]]
 
 CODE_POINTS = 0x110000
 CACHE_BYTES = 64_000_000
 
 
-def is_fast(tokenizer_json: str) -> bool:
-    """Whether `open_encoder` goes another road than `tokenizers`."""
-    tree = json.loads(tokenizer_json)
-    return _is_char(tree) or (gigatoken is not None and _is_gpt2_bpe(tree))
-
-
 def open_encoder(tokenizer_json: str) -> Encode:
-    """UTF-8 text to ids `[tokens]`, without special tokens; what looks like one in the text is text."""
+    """UTF-8 texts to ids `[tokens]` each, without special tokens; what looks like one in a text is text."""
     tree = json.loads(tokenizer_json)
     if _is_char(tree):
         return _table_encoder(tree["model"]["vocab"])
@@ -53,10 +48,11 @@ def reference_encoder(tokenizer_json: str) -> Encode:
     library.no_padding()
 
     def encode(text: bytes) -> NDArray[np.uint32]:
+        # One text a call: an encoding takes some hundred bytes a token until its ids are taken out.
         encoding = library.encode_batch_fast([text.decode()], add_special_tokens=False)[0]
         return np.array(encoding.ids, dtype=np.uint32)
 
-    return encode
+    return lambda texts: [encode(text) for text in texts]
 
 
 class _Fast:
@@ -68,9 +64,12 @@ class _Fast:
         self.tokenizer_json = json.dumps({**tree, "added_tokens": []})
         self.room = 0
 
-    def __call__(self, text: bytes) -> NDArray[np.uint32]:
-        if not text.isascii() and _is_unfamiliar(text.decode()):
-            return self.reference(text)
+    def __call__(self, texts: Sequence[bytes]) -> list[NDArray[np.uint32]]:
+        if _is_familiar(b"".join(texts)):
+            return [self._encode(text) for text in texts]
+        return [self._encode(text) if _is_familiar(text) else self.reference([text])[0] for text in texts]
+
+    def _encode(self, text: bytes) -> NDArray[np.uint32]:
         if self.room <= 0:
             self.fast = gigatoken.Tokenizer.from_json(self.tokenizer_json)
             self.room = CACHE_BYTES
@@ -96,16 +95,21 @@ def _table_encoder(vocabulary: dict[str, int]) -> Encode:
             )
         return ids
 
-    return encode
+    return lambda texts: [encode(text) for text in texts]
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
 
 
-def _is_unfamiliar(text: str) -> bool:
-    """Whether a character is too new for this Python's Unicode: libraries may class it as a letter or as none."""
-    return any(unicodedata.category(character) == "Cn" for character in set(text))
+def _is_familiar(text: bytes) -> bool:
+    """Whether this Python's Unicode has all characters; newer ones are letters to one library and not to another."""
+    return text.isascii() or not _unassigned()[_code_points(text.decode())].any()
+
+
+@lru_cache(maxsize=1)
+def _unassigned() -> NDArray[np.bool_]:
+    return np.frombuffer(bytes(map("Cn".__eq__, map(unicodedata.category, map(chr, range(CODE_POINTS))))), bool)
 
 
 def _is_char(tree: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """From sources to a corpus: read, (clean, deduplicate,) split, tokenize, write; with all cores, and as a stream.
 
-This process reads and hashes the text; workers tokenize and write it. Going on after an interruption reads all text
+One thread reads and hashes the text; others tokenize and write it. Going on after an interruption reads all text
 again, which is fast, and tokenizes only what has no finished unit: nothing rests on where in a file a run stopped.
 
     documents ── stages ──► split_documents ──► pack_units ──► tokenize_units ──► manifest.json
@@ -24,17 +24,15 @@ from shoal.core.errors import CorpusError, Interrupted
 from shoal.core.files import read_json, sha256, sync_folder, write_json
 from shoal.core.recipe import Data
 from shoal.core.recipe import Tokenizer as TokenizerChoice
-from shoal.data.encoder import is_fast
+from shoal.data.encoder import open_encoder
 from shoal.data.readers import Document
-from shoal.data.shards import MANIFEST, SPLITS, VERSION, Corpus, token_dtype
+from shoal.data.shards import MANIFEST, SPLITS, VERSION, Corpus, Split, token_dtype
 from shoal.data.sources import Source, open_sources
 from shoal.data.tokenizer import TextTokenizer, build_char, read_tokenizer, sample_texts, train_bpe
 from shoal.data.units import pack_units, split_documents
 from shoal.data.workers import Job, Record, tokenize_units, total
 
 CLAIM = "preparing.json"
-# Below this, one process has tokenized the text before a second one has started.
-WORTH_A_PROCESS = 64_000_000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -52,8 +50,8 @@ class Progress:
 class Prepared:
     """What was done.
 
-    `seconds` is all of it; `megabytes_per_second` is text over the time of the tokenizing stage, from starting workers
-    to the manifest (0 when there was nothing to do). `skipped` counts files that are not UTF-8.
+    `seconds` is all of it; `megabytes_per_second` is text over the time of the tokenizing stage, from the first
+    document to the manifest (0 when there was nothing to do). `skipped` counts files that are not UTF-8.
     """
 
     directory: Path
@@ -212,19 +210,16 @@ def _tokenize(
     workers: int | None,
 ) -> tuple[list[Record], bool]:
     """The records of all units, and whether any had been finished before."""
-    job = Job(directory, token_dtype(tokenizer.vocabulary), tokenizer.end_of_text)
+    encode = open_encoder(tokenizer.library.to_str())
+    job = Job(directory, encode, token_dtype(tokenizer.vocabulary), tokenizer.end_of_text)
     whole = _total_bytes(sources)
     size = max(1, round(data.shard_megabytes * 1_000_000))
-    processes = workers or _cores()
-    if whole is not None and not workers:
-        least = WORTH_A_PROCESS if is_fast(tokenizer.library.to_str()) else size
-        processes = min(processes, 1 + whole // least)
     pieces = split_documents(_documents(sources), data.held_out, data.held_out_by)
     records: list[Record] = []
     done = tokens = 0
     resumed = False
     units = pack_units(pieces, size, sha256(directory / TOKENIZER_FILES[0]))
-    with closing(tokenize_units(units, job, processes)) as finished:
+    with closing(tokenize_units(units, job, workers or _cores())) as finished:
         for unit, record, found in finished:
             records.append(record)
             resumed = resumed or found
@@ -261,7 +256,7 @@ def _finish(directory: Path, settings: dict[str, Any], tokenizer: TextTokenizer,
     return Corpus.open(directory)
 
 
-def _empty_message(split: str, settings: dict[str, Any], splits: dict[str, Record]) -> str:
+def _empty_message(split: Split, settings: dict[str, Any], splits: dict[Split, Record]) -> str:
     documents = sum(numbers["documents"] for numbers in splits.values())
     if settings["held_out_by"] == "tail":
         return f"the split '{split}' would be empty: the text is too short for held_out {settings['held_out']}"

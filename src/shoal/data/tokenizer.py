@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +46,11 @@ class TextTokenizer:
     @property
     def end_of_text(self) -> int:
         """The id of the token that ends a document."""
-        return int(self.library.token_to_id(self.end))
+        return cast(int, self.library.token_to_id(self.end))
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Token ids `[tokens]`, without any special token; `InputError` for a character outside the vocabulary."""
-        return self._encode(text.encode()).astype(np.int64)
+        return self._encode([text.encode()])[0].astype(np.int64)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """The text of token ids; the end-of-text token is written out."""

@@ -157,7 +157,6 @@ def weights_to_hugging_face(model: Transformer) -> dict[str, Tensor]:
                 theirs[f"{block}attn.c_attn.{kind}"] = _orient(torch.cat((query, key, value)), names)
             else:
                 theirs |= {f"{block}self_attn.{n}_proj.{kind}": t for n, t in zip("qkv", (query, key, value), strict=True)}
-        del fused
     for kind in ("weight", "bias"):
         if f"norm.{kind}" in ours:
             theirs[f"{names.prefix}{names.norm}.{kind}"] = ours[f"norm.{kind}"]
@@ -171,7 +170,7 @@ def weights_from_hugging_face(theirs: Mapping[str, Tensor], config: TransformerC
     names = _names(config)
     prefix = names.prefix if any(name.startswith(names.prefix) for name in theirs) else ""
 
-    def take(name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+    def take(name: str) -> Tensor:
         if name not in theirs:
             raise ValueError(f"the weights have no '{name}'")
         return theirs[name]
@@ -188,10 +187,10 @@ def weights_from_hugging_face(theirs: Mapping[str, Tensor], config: TransformerC
                     continue
                 ours[f"blocks.{layer}.{mine}.{kind}"] = _orient(take(f"{block}{other}.{kind}"), names)
             if names.transposed:
-                parts = _orient(take(f"{block}attn.c_attn.{kind}"), names).chunk(3)
+                query, key, value = _orient(take(f"{block}attn.c_attn.{kind}"), names).chunk(3)
             else:
-                parts = tuple(take(f"{block}self_attn.{name}_proj.{kind}") for name in "qkv")
-            ours[f"blocks.{layer}.attention.qkv.{kind}"] = fuse_qkv(*parts, config)
+                query, key, value = (take(f"{block}self_attn.{name}_proj.{kind}") for name in "qkv")
+            ours[f"blocks.{layer}.attention.qkv.{kind}"] = fuse_qkv(query, key, value, config)
     for kind in kinds:
         ours[f"norm.{kind}"] = take(f"{prefix}{names.norm}.{kind}")
     if not config.tied:

@@ -21,7 +21,7 @@ from shoal.data.tokenizer import read_tokenizer
 from shoal.models import hugging_face
 from shoal.parallel.world import World, join
 from shoal.train.loop import Parts, memory_bytes, train
-from shoal.train.setup import build
+from shoal.train.setup import build, watch_signals
 from shoal.train.telemetry import read_metrics
 
 
@@ -39,7 +39,14 @@ def pretrain(recipe: Recipe, session: Session) -> dict[str, Any] | None:
     with join(recipe.train.device, recipe.parallel.threads, recipe.parallel.timeout) as world:
         if world.is_main:
             write_recipe(session.run.recipe, recipe)
-        parts = build(recipe, session.run, world, resume=session.resume, quiet=session.quiet)
+        parts = build(
+            recipe,
+            session.run,
+            world,
+            resume=session.resume,
+            quiet=session.quiet,
+            stop_requested=watch_signals(),
+        )
         try:
             evaluated = train(parts)
         finally:

@@ -43,7 +43,15 @@ SYNCS: dict[str, Callable[[Wire, schema.Parallel], Sync]] = {
 """Name to strategy, for the recipe's `parallel.sync`."""
 
 
-def build(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet: bool) -> Parts:
+def build(
+    recipe: Recipe,
+    run: RunDirectory,
+    world: World,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Parts:
     """Everything that `train.loop` needs, on this rank. Raises `InputError` for what can't work."""
     corpus = Corpus.open(Path(recipe.corpus_directory))
     wire = Wire(world)
@@ -79,7 +87,7 @@ def build(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quie
     peak_flops = wire.sum(torch.tensor(matrix_peak(world.device, train.precision), device=world.device)).item()
     parts = Parts(
         recipe, model, task, batches, build_optimizer(model, recipe.optimizer), sync, budget, evaluate, checkpoints,
-        telemetry, precision, peak_flops, _watch_signals(),
+        telemetry, precision, peak_flops, stop_requested,
     )  # fmt: skip
     if saved is not None:
         try:
@@ -158,7 +166,7 @@ def matrix_peak(device: torch.device, precision: str = "fp32", seconds: float = 
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
     left @ right
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 3:
         began = time.perf_counter()
@@ -183,7 +191,7 @@ def _check_equal(wire: Wire, recipe: Recipe, corpus: Corpus) -> None:
         raise InputError(f"ranks {different} have another recipe or corpus than rank 0")
 
 
-def _watch_signals() -> Callable[[], bool]:
+def watch_signals() -> Callable[[], bool]:
     """Remember SIGINT and SIGTERM until the step ends. Under Shoal's launcher SIGTERM ends a rank at once."""
     requested: list[int] = []
 

@@ -1,0 +1,175 @@
+"""The loop: the same answer however the work is divided, and however often it is interrupted."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shoal.core.errors import InputError, Interrupted, ShoalError
+from shoal.core.run_directory import RunDirectory
+from shoal.train.loop import train
+from shoal.train.telemetry import read_metrics
+from tests.ranks import alone, run_ranks
+from tests.train.runs import build_parts, run_training, tiny_recipe
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+KEYS = {
+    "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "step_seconds", "data_seconds", "sync_seconds",
+    "wire_bytes", "memory_bytes",
+}  # fmt: skip
+
+
+def losses(records: list[dict[str, Any]]) -> list[float]:
+    return [record["loss"] for record in records]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("strategy", ["interleaved", "blocks"])
+def test_two_and_four_ranks_train_as_one_does(corpus: Path, tmp_path: Path, kind: str, strategy: str) -> None:
+    # seven sequences a step: ranks have unequal shares, and so do their micro-batches
+    recipe = tiny_recipe(
+        corpus,
+        data={"partition": strategy},
+        optimizer={"kind": kind},
+        train={"global_batch": 7, "micro_batch": 2},
+        parallel={"bucket_megabytes": 0.01},
+    )
+    reference, weights = run_training(alone(), recipe, tmp_path / "one")
+    for size in (2, 4):
+        results = run_ranks(size, run_training, recipe, tmp_path / str(size))
+        assert losses(results[0][0]) == pytest.approx(losses(reference), rel=1e-5)
+        for record, other in zip(results[0][0], reference, strict=True):
+            assert record["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+            assert record["tokens"] == other["tokens"]
+        for _, own in results:
+            for name, value in own.items():
+                assert torch.equal(value, results[0][1][name]), f"rank weights differ: {name}"
+                torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=2e-5)
+
+
+def test_gradient_accumulation_is_the_same_step(corpus: Path, tmp_path: Path) -> None:
+    at_once, _ = run_training(alone(), tiny_recipe(corpus), tmp_path / "once")
+    in_parts, _ = run_training(alone(), tiny_recipe(corpus, train={"micro_batch": 3}), tmp_path / "parts")
+    assert losses(in_parts) == pytest.approx(losses(at_once), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_interrupted_and_resumed_is_bitwise_like_never_stopped(corpus: Path, tmp_path: Path, kind: str) -> None:
+    recipe = tiny_recipe(
+        corpus, optimizer={"kind": kind, "lookahead": {"every": 4}}, model={"dropout": 0.1}, evaluation={"every": 5}
+    )
+    reference, weights = run_training(alone(), recipe, tmp_path / "straight")
+    for stop_at in (7, 13):
+        parts = build_parts(recipe, tmp_path / "stopped", alone(), resume=stop_at > 7)
+        steps = parts.progress
+        parts = dataclasses.replace(parts, stop_requested=lambda steps=steps, stop_at=stop_at: steps.step + 1 >= stop_at)
+        with pytest.raises(Interrupted, match=f"saved at step {stop_at}"):
+            train(parts)
+        parts.telemetry.close()
+    parts = build_parts(recipe, tmp_path / "stopped", alone(), resume=True)
+    train(parts)
+    parts.telemetry.close()
+    for name, value in parts.model.state_dict().items():
+        assert torch.equal(value, weights[name])
+    records, evaluations = read_metrics(RunDirectory(tmp_path / "stopped").metrics)
+    assert losses(records) == losses(reference)
+    assert [record["step"] for record in records] == list(range(1, 21))
+    assert [record["step"] for record in evaluations] == [5, 10, 15, 20]
+
+
+def resumed_on(world: Any, recipe: Any, folder: Path) -> list[float]:
+    torch.set_num_threads(1)
+    parts = build_parts(recipe, folder, world, resume=True)
+    train(parts)
+    parts.telemetry.close()
+    return losses(read_metrics(RunDirectory(folder).metrics)[0]) if world.is_main else []
+
+
+def test_a_run_goes_on_with_another_number_of_ranks_over_the_same_samples(corpus: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(corpus)
+    reference, _ = run_training(alone(), recipe, tmp_path / "straight")
+    parts = build_parts(recipe, tmp_path / "moved", alone())
+    steps = parts.progress
+    with pytest.raises(Interrupted):
+        train(dataclasses.replace(parts, stop_requested=lambda: steps.step + 1 >= 9))
+    parts.telemetry.close()
+    assert run_ranks(2, resumed_on, recipe, tmp_path / "moved")[0] == pytest.approx(losses(reference), rel=1e-5)
+
+
+def test_losses_of_a_fixed_run_never_change(corpus: Path, tmp_path: Path) -> None:
+    """A refactoring must not change these; a change that is meant to rewrites the file and says why."""
+    golden = json.loads(GOLDEN.read_text())
+    for name, sections in golden["runs"].items():
+        records, _ = run_training(alone(), tiny_recipe(corpus, **sections["recipe"]), tmp_path / name)
+        assert losses(records) == pytest.approx(sections["losses"], rel=2e-5), name
+
+
+def test_compiled_blocks_train_as_eager_ones(corpus: Path, tmp_path: Path) -> None:
+    eager, _ = run_training(alone(), tiny_recipe(corpus, train={"steps": 4}), tmp_path / "eager")
+    compiled, _ = run_training(alone(), tiny_recipe(corpus, train={"steps": 4, "compile": "auto"}), tmp_path / "compiled")
+    assert losses(compiled) == pytest.approx(losses(eager), rel=1e-5)
+
+
+def test_bf16_matrix_products_stay_close_to_fp32(corpus: Path, tmp_path: Path) -> None:
+    exact, _ = run_training(alone(), tiny_recipe(corpus), tmp_path / "fp32")
+    rough, weights = run_training(alone(), tiny_recipe(corpus, train={"precision": "bf16"}), tmp_path / "bf16")
+    assert losses(rough) == pytest.approx(losses(exact), rel=0.02)
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+def test_every_logged_step_has_the_agreed_keys(corpus: Path, tmp_path: Path) -> None:
+    records, _ = run_training(alone(), tiny_recipe(corpus, train={"steps": 3}), tmp_path)
+    assert all(record.keys() == KEYS for record in records)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_training_learns(corpus: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(corpus, train={"steps": 150}, optimizer={"kind": "muon", "learning_rate": 1e-2})
+    records, _ = run_training(alone(), recipe, tmp_path)
+    # knowing only how often each letter occurs gives 2.75; words are drawn at random, so about 0.8 is the floor
+    assert records[-1]["loss"] < 1.5
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(corpus: Path, tmp_path: Path) -> None:
+    parts = build_parts(tiny_recipe(corpus, optimizer={"learning_rate": 1e30}), tmp_path, alone())
+    with pytest.raises(ShoalError, match=r"diverged.*learning_rate"):
+        train(parts)
+    parts.telemetry.close()
+
+
+def test_a_checkpoint_of_another_model_is_refused(corpus: Path, tmp_path: Path) -> None:
+    run_training(alone(), tiny_recipe(corpus, train={"steps": 2}), tmp_path)
+    with pytest.raises(InputError, match="doesn't fit"):
+        build_parts(tiny_recipe(corpus, model={"dim": 64}), tmp_path, alone(), resume=True)
+
+
+def two_recipes(world: Any, corpus: Path, folder: Path) -> str:
+    try:
+        build_parts(tiny_recipe(corpus, seed=world.rank), folder, world)
+    except InputError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_ranks_with_different_recipes_are_all_refused(corpus: Path, tmp_path: Path) -> None:
+    assert run_ranks(2, two_recipes, corpus, tmp_path) == ["ranks [1] have another recipe or corpus than rank 0"] * 2
+
+
+def test_weights_to_start_from_may_come_from_a_folder(corpus: Path, tmp_path: Path) -> None:
+    from shoal.core.model_directory import write_model_directory
+    from shoal.data.tokenizer import read_tokenizer
+    from shoal.models import hugging_face
+
+    parts = build_parts(tiny_recipe(corpus), tmp_path / "first", alone())
+    parts.telemetry.close()
+    config, weights = hugging_face.config_to_hugging_face(parts.model.config), parts.model
+    folder = tmp_path / "model"
+    tokenizer = read_tokenizer(corpus)
+    write_model_directory(folder, config, hugging_face.weights_to_hugging_face(weights), tokenizer.write, "")
+    again = build_parts(tiny_recipe(corpus, model={"init_from": str(folder)}, seed=9), tmp_path / "second", alone())
+    again.telemetry.close()
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, parts.model.state_dict()[name])
