@@ -71,7 +71,14 @@ def peer_contender(documents: Path, tokenizer: Path) -> Callable[[int], Result]:
 
 def shoal_contender(recipe: Path, documents: Path, tokenizer: Path) -> Callable[[int], Result]:
     output = SCRATCH / "prepared" / "shoal"
-    overrides = ("--tokenizer.path", tokenizer, "--data.sources", f'["{documents}"]', "--data.directory", output.relative_to(ROOT))
+    overrides = (
+        "--tokenizer.path",
+        tokenizer,
+        "--data.sources",
+        f'["{documents}"]',
+        "--data.directory",
+        output.relative_to(ROOT),
+    )
     command = shoal_command("prepare", recipe, "--json", *overrides)
 
     def measure(_: int) -> Result:

@@ -8,7 +8,8 @@ import pytest
 from shoal.core import recipe
 from shoal.data.prepare import prepare
 
-WORDS = "the shoal swims with one mind and every fish reads a part of the sea until all know the whole of it".split()
+TEXT = "the shoal swims with one mind and every fish reads a part of the sea until all know the whole of it"
+WORDS = TEXT.split(" ")
 
 
 def fixed_text(sentences: int = 900) -> str:

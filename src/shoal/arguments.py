@@ -3,18 +3,16 @@
 import dataclasses
 import sys
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import recipe_keys
 
-TOP_LEVEL_KEYS = [
-    f"--{field.name}" for field in dataclasses.fields(cast(Any, Recipe)) if field.name in ("name", "seed", "task")
-]
+RECIPE_WORDS = {part for key, *_ in recipe_keys() for part in key.split(".")}
+"""Sections and keys by themselves: `--steps` is meant for the recipe too, whose reader names `train.steps`."""
 
 
 def parse(verb: str, command: ModuleType, words: list[str]) -> tuple[Any, list[str]]:
@@ -31,13 +29,13 @@ def parse(verb: str, command: ModuleType, words: list[str]) -> tuple[Any, list[s
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Take out recipe keys: words that begin with -- and have a dot, or are a top-level key, and the value after them."""
+    """Take out recipe keys: words that begin with -- and have a dot, or a recipe's word, and the value after them."""
     rest: list[str] = []
     overrides: list[str] = []
     pending = iter(words)
     for word in pending:
         key = word.partition("=")[0]
-        if key.startswith("--") and ("." in key or key in TOP_LEVEL_KEYS):
+        if key.startswith("--") and ("." in key or key[2:].replace("-", "_") in RECIPE_WORDS):
             overrides.append(word)
             if "=" not in word:
                 overrides += [value] if (value := next(pending, None)) is not None else []

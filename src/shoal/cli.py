@@ -43,6 +43,26 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def run(words: list[str]) -> int:
     """Run one command line; returns the exit code."""
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except ShoalError as error:
+        return _report(error, error.exit_code, str(error), words)
+    except SystemExit as leaving:  # the parser of options has printed help, or what is wrong
+        return leaving.code if isinstance(leaving.code, int) else 1 if leaving.code else 0
+    except KeyboardInterrupt as error:
+        return _report(error, Interrupted.exit_code, "interrupted", words)
+    except BrokenPipeError:
+        # whoever read our output has left; nothing more can be said there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        text = f"unexpected {type(error).__name__}: {error}"
+        return _report(error, 1, text + ("" if "--debug" in words else " (--debug shows where)"), words)
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         verbs = "\n".join(f"  {verb:<10}{meaning}" for verb, meaning in VERBS.items())
         print(USAGE.format(version=__version__, verbs=verbs))  # noqa: T201
@@ -50,22 +70,9 @@ def run(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         print(f"shoal {__version__}")  # noqa: T201
         return 0
-    verb, rest = words[0], words[1:]
-    if verb not in VERBS:
-        return _fail(f"'{verb}' is not a verb; there are: {', '.join(VERBS)}" + _nearest(verb), 2)
-    try:
-        return _run_verb(verb, rest)
-    except ShoalError as error:
-        return _report(error, error.exit_code, str(error), rest)
-    except KeyboardInterrupt as error:
-        return _report(error, Interrupted.exit_code, "interrupted", rest)
-    except BrokenPipeError:
-        # whoever read our output has left; nothing more can be said there
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        text = f"unexpected {type(error).__name__}: {error}"
-        return _report(error, 1, text + ("" if "--debug" in rest else " (--debug shows where)"), rest)
+    if words[0] not in VERBS:
+        return _fail(f"'{words[0]}' is not a verb; there are: {', '.join(VERBS)}" + _nearest(words[0]), 2)
+    return _run_verb(words[0], words[1:])
 
 
 def _run_verb(verb: str, words: list[str]) -> int:

@@ -42,8 +42,25 @@ def test_char_is_lossless_has_one_token_a_character_and_gives_the_references_ids
     same(tokenizer._encode, reference_encoder(tokenizer.library.to_str()), text)
 
 
-def test_the_fast_road_is_taken_for_our_own_tokenizers(bpe):
+@pytest.fixture(scope="module")
+def llama3(bpe):
+    """A tokenizer.json built like Llama 3's."""
+    tree = json.loads(bpe.library.to_str())
+    split = {"type": "Split", "pattern": {"Regex": encoder.LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
+    bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    tree["model"]["ignore_merges"] = True
+    return json.dumps({**tree, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes_only]}})
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=texts)
+def test_the_fast_road_gives_the_references_ids_with_llama3s_pattern_too(llama3, text):
+    same(open_encoder(llama3), reference_encoder(llama3), text)
+
+
+def test_the_fast_road_is_taken_for_our_own_tokenizers_and_those_like_llama3s(bpe, llama3):
     assert isinstance(open_encoder(bpe.library.to_str()), encoder._Fast)
+    assert isinstance(open_encoder(llama3), encoder._Fast)
 
 
 def test_without_gigatoken_the_reference_does_the_work(bpe, monkeypatch):

@@ -1,8 +1,10 @@
 """Held-out loss and bits per byte of a model: on a prepared corpus, or on text files.
 
-shoal evaluate runs/demo
-shoal evaluate runs/demo --text README.md docs
-shoal evaluate path/to/gpt2 --corpus data/gpt-demo
+    shoal evaluate runs/demo
+    shoal evaluate runs/demo --text README.md docs
+    shoal evaluate path/to/gpt2 --corpus data/gpt-demo
+
+A run is evaluated on the held-out split of its own corpus; a model by itself needs --text or --corpus.
 """
 
 from contextlib import nullcontext

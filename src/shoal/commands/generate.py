@@ -46,18 +46,30 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if arguments.tokens < 1:
         raise InputError(f"--tokens is {arguments.tokens}; accepted: a whole number above 0")
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if "" in arguments.stop:
+        raise InputError("--stop is given an empty text, which every text has at its start")
+    prompt = _read_prompt(arguments.prompt)
     language = load_language_model(arguments.model)
+    continuation = generate(language, prompt, arguments.tokens, sampling, arguments.seed, arguments.stop)
+    pieces = [next(continuation, "")]  # a prompt that can't be used is told before anything is printed
     if not arguments.json:
-        _write(prompt)
-    pieces = []
-    for piece in generate(language, prompt, arguments.tokens, sampling, arguments.seed, arguments.stop):
+        _write(prompt + pieces[0])
+    for piece in continuation:
         pieces.append(piece)
         if not arguments.json:
             _write(piece)
     if not arguments.json:
         _write("\n")
     return {"model": str(arguments.model), "prompt": prompt, "text": "".join(pieces), "seed": arguments.seed}
+
+
+def _read_prompt(given: str) -> str:
+    try:
+        prompt = sys.stdin.read() if given == "-" else given
+        prompt.encode()
+    except UnicodeError as error:
+        raise InputError(f"the prompt is not UTF-8 text: {error}") from None
+    return prompt
 
 
 def _write(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from shoal.core.errors import InputError
-from shoal.core.files import read_json, remove_folder, sync_folder, write_json, write_text
+from shoal.core.files import make_folder, read_json, remove_folder, sync_folder, write_json, write_text
 from shoal.core.tensors import read_tensors, write_tensors
 
 
@@ -24,13 +24,17 @@ def write_model_directory(
     """Replace `directory` by a complete model folder; `write_tokenizer` adds the tokenizer's files to it."""
     temporary = directory.with_name(f".{directory.name}.tmp")
     remove_folder(temporary)
-    temporary.mkdir(parents=True)
-    write_tensors(temporary / "model.safetensors", weights)
-    write_json(temporary / "config.json", config)
-    end = config.get("eos_token_id")
-    write_json(temporary / "generation_config.json", {"do_sample": True, "eos_token_id": end, "pad_token_id": end})
-    write_tokenizer(temporary)
-    write_text(temporary / "README.md", card)
+    make_folder(temporary)
+    try:
+        write_tensors(temporary / "model.safetensors", weights)
+        write_json(temporary / "config.json", config)
+        end = config.get("eos_token_id")
+        write_json(temporary / "generation_config.json", {"do_sample": True, "eos_token_id": end, "pad_token_id": end})
+        write_tokenizer(temporary)
+        write_text(temporary / "README.md", card)
+    except BaseException:
+        remove_folder(temporary)
+        raise
     remove_folder(directory)
     temporary.rename(directory)
     sync_folder(directory.parent)
@@ -48,10 +52,13 @@ def read_model_directory(directory: Path) -> tuple[dict[str, Any], dict[str, Ten
         raise InputError(f"{directory}: no such model folder")
     if not (directory / "config.json").exists():
         raise InputError(f"{directory}: not a model folder, it has no config.json")
-    config = read_json(directory / "config.json")
+    config = _read_mapping(directory / "config.json")
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        weight_map = _read_mapping(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{index}: has no 'weight_map', which says in which file a tensor lies")
+        names = sorted(set(map(str, weight_map.values())))
     elif (directory / "model.safetensors").exists():
         names = ["model.safetensors"]
     else:
@@ -63,3 +70,10 @@ def read_model_directory(directory: Path) -> tuple[dict[str, Any], dict[str, Ten
     for name in names:
         weights |= read_tensors(directory / name)
     return config, weights
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object; the file is damaged or of another kind")
+    return content

@@ -153,8 +153,10 @@ class Optimizer:
     """Muon's Nesterov momentum."""
     muon_weight_decay: NonNegative = 0.0
     """Muon's decoupled decay."""
-    muon_iterations: Positive = 5
+    muon_iterations: Literal[3, 5] = 5
     """Newton–Schulz iterations."""
+    muon_row_decay: Momentum = 0.0
+    """Running mean of the squared update of each row, by which rows are evened (0: off)."""
     lookahead: Lookahead = field(default_factory=Lookahead)
 
 

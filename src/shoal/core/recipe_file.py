@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -114,11 +114,6 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Where]:
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which dates are text, keys are text, and a key given twice is refused."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
@@ -135,6 +130,12 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"'{key_node.value}' is given twice", problem_mark=key_node.start_mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _mark_lines(node: yaml.Node | None, path: tuple[str, ...], file: str, where: Where) -> None:
@@ -228,8 +229,8 @@ def _describe(fault: Any, where: Where) -> str:
 
 
 def _nearest(key: str, known: list[str]) -> str | None:
-    sections = {name.rpartition(".")[0] for name in known} - {""}
-    near = difflib.get_close_matches(key, [*known, *sorted(sections)], 1, 0.6)
+    sections = [] if "." in key else sorted({name.partition(".")[0] for name in known if "." in name})
+    near = difflib.get_close_matches(key, [*known, *sections], 1, 0.6)
     if near:
         return near[0]
     leaf = key.rpartition(".")[2]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.core.errors import InputError
+from shoal.core.files import make_folder
 
 
 @dataclass(frozen=True)
@@ -54,4 +55,4 @@ class RunDirectory:
                 f"{self.root}: a run is there already; go on with it by --resume, start it anew by --overwrite, "
                 "or choose another --name"
             )
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)

@@ -1,10 +1,11 @@
 """The fast road from text to token ids, always to the same ids as `tokenizers` gives.
 
-`tokenizers` is the reference and takes any tokenizer.json, at 1.8 MB/s a core on Python source. Two kinds have a faster
-road: characters are one table look-up (numpy), and byte-level BPE with GPT-2's pattern goes through `gigatoken`, which
-remembers the ids of every word (85 MB/s a core). It is young, so it is kept on a short lead: only exactly that kind of
-tokenizer, only text on which the two libraries agree (each follows a Unicode version of its own), its cache thrown away
-now and then, as it has no bound; and where it is not installed the reference does the work.
+`tokenizers` is the reference and takes any tokenizer.json, at 1.8 MB/s a core on Python source. Two kinds have a
+faster road: characters are one table look-up (numpy), and byte-level BPE with GPT-2's or Llama 3's pattern goes
+through `gigatoken`, which remembers the ids of every word (85 MB/s a core). It is young, so it is kept on a short
+lead: only exactly that kind of tokenizer, only text on which the two libraries agree (each follows a Unicode version
+of its own), its cache thrown away now and then, as it has no bound; and where it is not installed the reference does
+the work.
 """
 
 import json
@@ -27,6 +28,10 @@ except ImportError:  # no wheel for this machine
 Encode = Callable[[Sequence[bytes]], list[NDArray[np.uint32]]]
 
 CODE_POINTS = 0x110000
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 CACHE_BYTES = 64_000_000
 
 
@@ -35,7 +40,7 @@ def open_encoder(tokenizer_json: str) -> Encode:
     tree = json.loads(tokenizer_json)
     if _is_char(tree):
         return _table_encoder(tree["model"]["vocab"])
-    if gigatoken is not None and _is_gpt2_bpe(tree):
+    if gigatoken is not None and _is_plain_bpe(tree):
         return _Fast(tokenizer_json)
     return reference_encoder(tokenizer_json)
 
@@ -123,22 +128,27 @@ def _is_char(tree: dict[str, Any]) -> bool:
     )
 
 
-def _is_gpt2_bpe(tree: dict[str, Any]) -> bool:
-    model, split = tree["model"], tree["pre_tokenizer"] or {}
-    options = (
-        "dropout",
-        "unk_token",
-        "continuing_subword_prefix",
-        "end_of_word_suffix",
-        "byte_fallback",
-        "ignore_merges",
-    )
+def _is_plain_bpe(tree: dict[str, Any]) -> bool:
+    model = tree["model"]
+    options = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     return (
         model["type"] == "BPE"
         and not any(model.get(option) for option in options)
         and tree["normalizer"] is None
-        and split.get("type") == "ByteLevel"
-        and split.get("use_regex", True)
-        and not split.get("add_prefix_space", True)
+        and (_is_byte_level(tree["pre_tokenizer"], pattern=True) or _is_llama3_split(tree["pre_tokenizer"]))
         and all(token["special"] for token in tree["added_tokens"])
     )
+
+
+def _is_byte_level(step: dict[str, Any] | None, pattern: bool) -> bool:
+    """Bytes as letters, after splitting by GPT-2's pattern, or not splitting."""
+    step = step or {}
+    return (
+        step.get("type") == "ByteLevel" and step.get("use_regex", True) is pattern and not step.get("add_prefix_space", True)
+    )
+
+
+def _is_llama3_split(step: dict[str, Any] | None) -> bool:
+    steps = (step or {}).get("pretokenizers", [])
+    split = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
+    return len(steps) == 2 and steps[0] == split and _is_byte_level(steps[1], pattern=False)

@@ -2,7 +2,7 @@
 
 A reader holds at most one piece (`PIECE` bytes) of a text file, one line of JSONL, or one batch of a table's rows, so
 memory does not grow with the corpus. A text file is one document; a large one comes in pieces cut at line ends. A
-tokenizer may pair characters across such a cut differently than in one go, once in 4 MB; decoding is not affected.
+tokenizer may pair characters across such a cut differently than in one go, once in 1 MB; decoding is not affected.
 
 Adding a format is one reader here, one line in `READERS`, one row in the tests.
 """
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 
 from shoal.core.errors import InputError
 
-PIECE = 4_000_000
+PIECE = 1_000_000
 ROWS = 1000
 
 

@@ -16,6 +16,8 @@ from shoal.models.transformer import Transformer, TransformerConfig
 Family = Literal["gpt2", "llama", "qwen3"]
 
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "silu": "silu", "swish": "silu", "relu2": "relu2"}
+_COMPUTED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+"""Tensors that old checkpoints hold though they are computed, not learned."""
 _ARCHITECTURE = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
@@ -93,16 +95,21 @@ def config_from_hugging_face(config: Mapping[str, Any]) -> TransformerConfig:
             return _llama_config(config, kind)
     except KeyError as error:
         raise ValueError(f"config.json has no {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"config.json is damaged: {error}") from None
     raise ValueError(f"model type '{kind}' is not supported; supported: {', '.join(_ARCHITECTURE)}")
 
 
 def _gpt2_config(config: Mapping[str, Any]) -> TransformerConfig:
-    if config.get("scale_attn_by_inverse_layer_idx") or config.get("reorder_and_upcast_attn"):
+    rescaled = ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn")
+    if any(config.get(key) for key in rescaled) or not config.get("scale_attn_weights", True):
         raise ValueError("GPT-2 variants with rescaled attention are not supported")
-    dim, heads = config["n_embd"], config["n_head"]
+    dim, heads = _whole(config, "n_embd"), _whole(config, "n_head")
+    if dim % heads:
+        raise ValueError(f"config.json: 'n_embd' ({dim}) must be a multiple of 'n_head' ({heads})")
     return TransformerConfig(
-        vocabulary=config["vocab_size"], context=config["n_positions"], layers=config["n_layer"], dim=dim, heads=heads,
-        kv_heads=heads, head_dim=dim // heads, hidden=config.get("n_inner") or 4 * dim,
+        vocabulary=_whole(config, "vocab_size"), context=_whole(config, "n_positions"), layers=_whole(config, "n_layer"),
+        dim=dim, heads=heads, kv_heads=heads, head_dim=dim // heads, hidden=_whole(config, "n_inner", 4 * dim),
         norm_epsilon=config.get("layer_norm_epsilon", 1e-5), dropout=config.get("resid_pdrop", 0.0),
         activation=_activation(config.get("activation_function", "gelu_new")),
         tied=config.get("tie_word_embeddings", True),
@@ -111,26 +118,38 @@ def _gpt2_config(config: Mapping[str, Any]) -> TransformerConfig:
 
 def _llama_config(config: Mapping[str, Any], kind: str) -> TransformerConfig:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"rotary positions of type '{rope['rope_type']}' are not supported, only 'default'")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type != "default":
+        raise ValueError(f"rotary positions of type '{rope_type}' are not supported, only 'default'")
     if config.get("attention_bias") or config.get("mlp_bias"):
         raise ValueError("Llama variants with biases are not supported")
     if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or []):
         raise ValueError("sliding-window attention is not supported")
-    dim, heads = config["hidden_size"], config["num_attention_heads"]
+    dim, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
     return TransformerConfig(
-        vocabulary=config["vocab_size"], context=config["max_position_embeddings"], layers=config["num_hidden_layers"],
-        dim=dim, heads=heads, kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or (128 if kind == "qwen3" else dim // heads), hidden=config["intermediate_size"],
-        positions="rotary", norm="rms", norm_epsilon=config.get("rms_norm_eps", 1e-6),
+        vocabulary=_whole(config, "vocab_size"), context=_whole(config, "max_position_embeddings"),
+        layers=_whole(config, "num_hidden_layers"), dim=dim, heads=heads,
+        kv_heads=_whole(config, "num_key_value_heads", heads),
+        head_dim=_whole(config, "head_dim", 128 if kind == "qwen3" else dim // heads),
+        hidden=_whole(config, "intermediate_size"), positions="rotary", norm="rms",
+        norm_epsilon=config.get("rms_norm_eps", 1e-6),
         activation=_activation(config.get("hidden_act", "silu")), gated=True, qk_norm=kind == "qwen3", bias=False,
         tied=config.get("tie_word_embeddings", False), dropout=config.get("attention_dropout", 0.0),
         rope_theta=rope.get("rope_theta") or config.get("rope_theta", 10_000.0),
     )  # fmt: skip
 
 
+def _whole(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config[key] if default is None else config.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"config.json: '{key}' is {value!r}, not a whole number above 0")
+    return value
+
+
 def _activation(name: str) -> Any:
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise ValueError(f"activation '{name}' is not supported; supported: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
@@ -166,18 +185,25 @@ def weights_to_hugging_face(model: Transformer) -> dict[str, Tensor]:
 
 
 def weights_from_hugging_face(theirs: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
-    """Shoal's state dict from a Hugging Face one; `ValueError` names what is missing or misshapen."""
+    """Shoal's state dict from a Hugging Face one; `ValueError` names what is missing, misshapen or left over."""
     names = _names(config)
     prefix = names.prefix if any(name.startswith(names.prefix) for name in theirs) else ""
+    shapes = {name: tuple(value.shape) for name, value in Transformer(config).state_dict().items()}
+    left = {name for name in theirs if not name.endswith(_COMPUTED)} - ({"lm_head.weight"} if config.tied else set())
 
-    def take(name: str) -> Tensor:
+    def take(name: str, shape: tuple[int, ...], orient: bool = False) -> Tensor:
         if name not in theirs:
             raise ValueError(f"the weights have no '{name}'")
-        return theirs[name]
+        value = theirs[name]
+        asked = shape[::-1] if orient and names.transposed else shape
+        if value.shape != asked:
+            raise ValueError(f"'{name}' has the shape {list(value.shape)}, config.json asks for {list(asked)}")
+        left.discard(name)
+        return _orient(value, names) if orient else value
 
-    ours = {"embedding.weight": take(f"{prefix}{names.embedding}.weight")}
+    ours = {"embedding.weight": take(f"{prefix}{names.embedding}.weight", shapes["embedding.weight"])}
     if names.position:
-        ours["position.weight"] = take(f"{prefix}{names.position}.weight")
+        ours["position.weight"] = take(f"{prefix}{names.position}.weight", shapes["position.weight"])
     kinds = ("weight", "bias") if config.bias else ("weight",)
     for layer in range(config.layers):
         block = f"{prefix}{names.block}.{layer}."
@@ -185,16 +211,24 @@ def weights_from_hugging_face(theirs: Mapping[str, Tensor], config: TransformerC
             for mine, other in names.modules:
                 if mine.endswith(("query_norm", "key_norm")) and not config.qk_norm:
                     continue
-                ours[f"blocks.{layer}.{mine}.{kind}"] = _orient(take(f"{block}{other}.{kind}"), names)
+                here = f"blocks.{layer}.{mine}.{kind}"
+                ours[here] = take(f"{block}{other}.{kind}", shapes[here], orient=True)
+            here = f"blocks.{layer}.attention.qkv.{kind}"
             if names.transposed:
-                query, key, value = _orient(take(f"{block}attn.c_attn.{kind}"), names).chunk(3)
+                query, key, value = take(f"{block}attn.c_attn.{kind}", shapes[here], orient=True).chunk(3)
             else:
-                query, key, value = (take(f"{block}self_attn.{name}_proj.{kind}") for name in "qkv")
-            ours[f"blocks.{layer}.attention.qkv.{kind}"] = fuse_qkv(query, key, value, config)
+                rows = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
+                query, key, value = (
+                    take(f"{block}self_attn.{name}_proj.{kind}", (heads * config.head_dim, *shapes[here][1:]))
+                    for name, heads in rows.items()
+                )
+            ours[here] = fuse_qkv(query, key, value, config)
     for kind in kinds:
-        ours[f"norm.{kind}"] = take(f"{prefix}{names.norm}.{kind}")
+        ours[f"norm.{kind}"] = take(f"{prefix}{names.norm}.{kind}", shapes[f"norm.{kind}"])
     if not config.tied:
-        ours["head.weight"] = take("lm_head.weight")
+        ours["head.weight"] = take("lm_head.weight", shapes["head.weight"])
+    if left:
+        raise ValueError(f"the weights have '{min(left)}', for which config.json has no place")
     return {name: value.float() for name, value in ours.items()}
 
 
@@ -215,12 +249,10 @@ def fuse_qkv(query: Tensor, key: Tensor, value: Tensor, config: TransformerConfi
 
 def build(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Transformer:
     """A model from the content of `config.json` and its weights; `ValueError` when they don't fit."""
-    model = Transformer(config_from_hugging_face(config)).materialise()
-    ours = weights_from_hugging_face(weights, model.config)
-    try:
-        model.load_state_dict(ours)
-    except RuntimeError as error:
-        raise ValueError(f"the weights don't fit config.json: {error}") from None
+    shape = config_from_hugging_face(config)
+    ours = weights_from_hugging_face(weights, shape)
+    model = Transformer(shape).materialise()
+    model.load_state_dict(ours)
     return model
 
 

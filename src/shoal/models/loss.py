@@ -23,6 +23,8 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
 
     The sum, not the mean: the caller divides by the number of targets of the whole global batch.
     """
+    if not torch.is_grad_enabled():  # a Function is told that parameters need gradients even then
+        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
 
 

@@ -32,7 +32,12 @@ def load_language_model(directory: Path, device: str | torch.device = "cpu") -> 
         model = hugging_face.build(config, weights).to(device).eval()
     except ValueError as error:
         raise InputError(f"{directory}: {error}") from None
-    return LanguageModel(model, read_tokenizer(directory))
+    tokenizer = read_tokenizer(directory)
+    if tokenizer.vocabulary > model.config.vocabulary:
+        raise InputError(
+            f"{directory}: its tokenizer has {tokenizer.vocabulary} tokens, its model only {model.config.vocabulary}"
+        )
+    return LanguageModel(model, tokenizer)
 
 
 @torch.inference_mode()
@@ -58,6 +63,8 @@ def generate(
     pending = sequence[-context + 1 :] if context > 1 else sequence[-1:]
     cache = _make_cache(model)
     produced: list[int] = []
+    # some tokenizers write a space only between tokens, so what is new is read with what was before it
+    given = len(tokenizer.decode(sequence))
     told = 0
     for _ in range(tokens):
         if cache[0].length + len(pending) > context:
@@ -69,7 +76,7 @@ def generate(
             break
         produced.append(token)
         pending = [token]
-        text = tokenizer.decode(produced)
+        text = tokenizer.decode(sequence + produced)[given:]
         ends = [place for word in stop if (place := text.find(word)) >= 0]
         if ends:
             yield text[told : max(told, min(ends))]
@@ -79,7 +86,7 @@ def generate(
         if not text.endswith("\ufffd") and safe > told:
             yield text[told:safe]
             told = safe
-    rest = tokenizer.decode(produced)[told:]
+    rest = tokenizer.decode(sequence + produced)[given + told :]
     if rest:
         yield rest
 

@@ -32,7 +32,8 @@ def draw(logits_V: Tensor, sampling: Sampling, random: torch.Generator) -> int:
     """One token from the logits [vocabulary] of the next position."""
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    logits = logits_V.float() / sampling.temperature
+    # from the top, in float64: no temperature is so low that it overflows
+    logits = (logits_V.double() - logits_V.max()) / sampling.temperature
     if 0 < sampling.top_k < len(logits):
         logits = logits.where(logits >= logits.topk(sampling.top_k).values[-1], -torch.inf)
     if sampling.top_p < 1:

@@ -1,0 +1,41 @@
+# The few commands that Shoal lives by. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types floors check bench clean
+
+demo: .venv/ready            ## the main job, end to end, in minutes
+	$(BIN)/shoal demo
+
+test: .venv/ready-dev lint types floors   ## everything that must pass
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
+
+types: .venv/ready-dev
+	$(BIN)/mypy
+
+floors: .venv/ready-dev
+	$(BIN)/lint-imports --no-cache
+
+bench: .venv/ready-dev       ## Shoal and its peers on this machine, in one session (an hour)
+	bench/setup_peers.sh
+	$(BIN)/python bench/train.py
+	$(BIN)/python bench/prepare.py --megabytes 130
+
+clean:                       ## remove environments and caches, keep data/ and runs/
+	rm -rf .venv .bench build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# torch comes first and by its version alone: a looser requirement would fetch gigabytes of another build
+.venv/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Shoal needs Python 3.11 or newer; choose one: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet 'torch==2.13.*'
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@

@@ -1,0 +1,41 @@
+"""What this machine is, as far as any machine can be known in a test."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from shoal.core import machine
+
+
+def test_the_command_began_before_now_and_its_children_know_when(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(machine.STARTED, "0")  # so that it is put back afterwards
+    monkeypatch.delenv(machine.STARTED)
+    began = machine.command_started()
+    assert 0 < began <= time.time()
+    assert float(os.environ[machine.STARTED]) == began
+    monkeypatch.setenv(machine.STARTED, "12.5")
+    assert machine.command_started() == 12.5
+
+
+def test_memory_is_counted_in_bytes() -> None:
+    assert 10_000_000 < machine.peak_memory_bytes() < machine.total_memory_bytes()
+
+
+def test_the_processor_has_a_name_and_cores() -> None:
+    assert machine.cpu_name().strip()
+    assert 1 <= machine.cores() <= (os.cpu_count() or 1)
+
+
+def test_the_compiler_is_the_one_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert machine.cpp_compiler() == str(compiler)
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    assert machine.cpp_compiler() is None
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.cpp_compiler() is None
