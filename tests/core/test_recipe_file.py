@@ -88,7 +88,9 @@ def test_a_value_is_read_as_people_write_it(read: Read, key: str, text: str, exp
         assert type(value(recipe, key)) is type(expected)
 
 
-@pytest.mark.parametrize("text", ["", "5", "on", "null", "a: b", "# x", "x #y", "don't", "@x", "*x", "a, b", "2024-01-01", "日本"])
+@pytest.mark.parametrize(
+    "text", ["", "5", "on", "null", "a: b", "# x", "x #y", "don't", "@x", "*x", "a, b", "2024-01-01", "日本"]
+)
 def test_text_on_the_command_line_is_taken_as_it_stands(text: str) -> None:
     assert read_recipe(None, ["--data.directory", text]).data.directory == text
     assert read_recipe(None, [f"--samples.prompts={text}"]).samples.prompts == [text]
@@ -168,9 +170,7 @@ WRONG_VALUES = [
 
 
 @pytest.mark.parametrize(("key", "text", "expected"), WRONG_VALUES)
-def test_a_wrong_value_is_told_with_its_place_and_what_is_accepted(
-    read: Read, key: str, text: str, expected: str
-) -> None:
+def test_a_wrong_value_is_told_with_its_place_and_what_is_accepted(read: Read, key: str, text: str, expected: str) -> None:
     parts = key.split(".")
     nested = "".join(f"\n{'  ' * depth}{part}:" for depth, part in enumerate(parts)) + f" {text}\n"
     told = message(lambda: read(nested))
@@ -205,7 +205,7 @@ def test_all_faults_are_told_at_once_each_with_its_line(read: Read) -> None:
 
 
 def test_a_long_value_is_shown_by_its_beginning(read: Read) -> None:
-    told = message(lambda: read(f"train:\n  steps: [{', '.join(map(str, range(10_000)))}]\n"))
+    told = message(lambda: read(f"train:\n  steps: [{', '.join(map(str, range(500)))}]\n"))
     assert "[0, 1, 2" in told
     assert len(told) < 250
 
@@ -231,7 +231,7 @@ def test_a_long_value_is_shown_by_its_beginning(read: Read) -> None:
         ("5\n", "r.yaml: a recipe is a mapping of sections (data, model, train, …), this is a whole number"),
         ("words\n", "r.yaml: a recipe is a mapping of sections (data, model, train, …), this is a text"),
         ("&a {train: *a}\n", "r.yaml: nested too deeply, or a part of itself"),
-        ("a: " + "[" * 3000, "r.yaml: nested too deeply"),
+        ("a: " + "[" * 1500, "r.yaml: nested too deeply"),
         ("train.steps: 5\n", "r.yaml:1: 'train.steps' is not a recipe key; it stands under its section"),
     ],
 )
@@ -322,7 +322,9 @@ recipes = st.builds(
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(recipes)
-@example(Recipe(samples=schema.Samples(prompts=["on", "1e5", "1_000", "null", "2024-01-01", "~", "=", "<<", "a: b #c", " "])))
+@example(
+    Recipe(samples=schema.Samples(prompts=["on", "1e5", "1_000", "null", "2024-01-01", "~", "=", "<<", "a: b #c", " "]))
+)
 @example(Recipe(name="1e5", model=schema.Model(rope_theta=5e-324)))
 def test_a_written_recipe_is_read_back_equal(tmp_path: Path, recipe: Recipe) -> None:
     write_recipe(tmp_path / "recipe.yaml", recipe)
@@ -333,14 +335,18 @@ def test_a_written_recipe_is_read_back_equal(tmp_path: Path, recipe: Recipe) -> 
 sections = [field.name for field in dataclasses.fields(schema.Recipe)]  # type: ignore[arg-type]
 leaves = sorted({part for key, *_ in recipe_keys() for part in key.split(".")})
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.dates() | st.sampled_from(["on", "1e3"])
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | scalars, inner, max_size=3))
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | scalars, inner, max_size=3)
+)
 nearly_recipes = st.dictionaries(
     st.sampled_from(sections) | texts,
     scalars | st.dictionaries(st.sampled_from(leaves) | texts, values, max_size=3),
     max_size=3,
 ).map(lambda tree: yaml.safe_dump(tree, allow_unicode=True))
 fragments = st.lists(
-    st.sampled_from([*sections, *leaves, ": ", "\n", "  ", "- ", "[", "]", "{", "}", "&a ", "*a", "!!int ", "<<", "? ", "'", "#"]),
+    st.sampled_from(
+        [*sections, *leaves, ": ", "\n", "  ", "- ", "[", "]", "{", "}", "&a ", "*a", "!!int ", "<<", "? ", "'", "#"]
+    ),
     max_size=12,
 ).map("".join)
 

@@ -23,7 +23,7 @@ def tiny_recipe(corpus: Path, **sections: Any) -> Recipe:
         "model": {"preset": "qwen3-tiny", "context": 16, "layers": 2, "dim": 32, "heads": 2, "hidden": 64},
         "train": {"steps": 20, "global_batch": 8, "compile": "off", "device": "cpu"},
         "optimizer": {"learning_rate": 3e-3},
-        "evaluation": {"sequences": 16},
+        "evaluation": {"sequences": 16, "final_sequences": 16},
     }
     for name, changes in sections.items():
         tree[name] = {**tree.get(name, {}), **changes} if isinstance(changes, dict) else changes

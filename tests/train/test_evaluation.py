@@ -29,7 +29,7 @@ def test_every_token_but_the_first_is_a_target_exactly_once(corpus: Path, contex
 
 
 def evaluate(world: World, corpus: Path, folder: Path) -> dict[str, float]:
-    parts = build_parts(tiny_recipe(corpus, evaluation={"sequences": 0}), folder, world)
+    parts = build_parts(tiny_recipe(corpus, evaluation={"final_sequences": 0}), folder, world)
     parts.telemetry.close()
     return parts.evaluate(parts.model)
 

@@ -38,18 +38,17 @@ class Arguments:
 
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
-    """Prepare, pre-train, evaluate; returns the run's result."""
+    """Prepare, then pre-train and evaluate; returns both results."""
     began = time.perf_counter()
     recipe = read_recipe(RECIPE)
     console = Console(stderr=True, highlight=False)
     prepared = _step(console, arguments, "prepare", str(RECIPE))
     trained = _step(console, arguments, "pretrain", str(RECIPE), "--workers", str(arguments.workers), "--overwrite")
-    evaluated = _step(console, arguments, "evaluate", trained["run"])
     seconds = time.perf_counter() - began
     if not arguments.json:
         corpus = read_json(Path(recipe.corpus_directory) / "manifest.json")["splits"]
-        console.print(_summary(trained, evaluated, corpus, seconds))
-    return {"prepare": prepared, "pretrain": trained, "evaluate": evaluated, "seconds": seconds}
+        console.print(_summary(trained, corpus, seconds))
+    return {"prepare": prepared, "pretrain": trained, "seconds": seconds}
 
 
 def _step(console: Console, arguments: Arguments, *words: str) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def _step(console: Console, arguments: Arguments, *words: str) -> dict[str, Any]
     return json.loads(output)
 
 
-def _summary(trained: dict[str, Any], evaluated: dict[str, Any], corpus: dict[str, Any], seconds: float) -> Panel:
+def _summary(trained: dict[str, Any], corpus: dict[str, Any], seconds: float) -> Panel:
     folder = Path(trained["run"])
     text = Text()
     text.append("A language model was made from nothing but this machine's Python source.\n\n", style="bold")
@@ -80,8 +79,8 @@ def _summary(trained: dict[str, Any], evaluated: dict[str, Any], corpus: dict[st
         f"{trained['world_size']} ranks sharing every step\n"
         f"speed      {trained['tokens_per_second_median']:,.0f} tokens/s, {trained['mfu_median']:.0%} of this machine's "
         f"matrix peak ({trained['matrix_peak_flops'] / 1e9:,.0f} GFLOP/s)\n"
-        f"held out   {corpus['held_out']['documents']:,} files it never saw: loss {evaluated['eval_loss']:.3f}, "
-        f"{evaluated['eval_bpb']:.3f} bits per byte\n"
+        f"held out   {corpus['held_out']['documents']:,} files it never saw: loss {trained['eval_loss']:.3f}, "
+        f"{trained['eval_bpb']:.3f} bits per byte\n"
         "           (8 bits is knowing nothing; gzip needs about 2)\n"
         f"time       {seconds:.0f} s in all\n"
     )

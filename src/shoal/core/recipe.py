@@ -181,7 +181,9 @@ class Evaluation:
     every: Count = 0
     """Steps between evaluations (0: only at the end)."""
     sequences: Count = 0
-    """Held-out sequences an evaluation reads (0: the whole split)."""
+    """Held-out sequences that an evaluation in mid-run reads (0: the whole split)."""
+    final_sequences: Count = 0
+    """Held-out sequences that the last evaluation reads (0: the whole split)."""
 
 
 @section

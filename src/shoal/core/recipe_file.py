@@ -7,6 +7,7 @@ remembers where it was written.
 import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -62,13 +63,14 @@ def recipe_tree(recipe: Recipe) -> dict[str, Any]:
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
     """Write every key with its resolved value."""
-    text = yaml.safe_dump(recipe_tree(recipe), sort_keys=False, allow_unicode=True)
+    text = yaml.dump(recipe_tree(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     write_text(path, "# Every key as the run used it; enough to repeat the run.\n" + text)
 
 
-def recipe_keys() -> Iterator[tuple[str, str, Any, str]]:
+@cache
+def recipe_keys() -> tuple[tuple[str, str, Any, str], ...]:
     """(dotted key, accepted values, default, meaning) of every leaf, in the schema's order."""
-    yield from _leaves(Recipe, ())
+    return tuple(_leaves(Recipe, ()))
 
 
 def _find(path: Path) -> Path:
@@ -136,6 +138,15 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that brings every character back: what is not printable is escaped, in quotes."""
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"')
+)
 
 
 def _mark_lines(node: yaml.Node | None, path: tuple[str, ...], file: str, where: Where) -> None:

@@ -12,6 +12,7 @@ S positions attended to, V vocabulary, N = B×T.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -161,8 +162,17 @@ class Block(nn.Module):
         return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
 
 
+CausalAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries [B, H, T, E], keys and values [B, K, T, E] to outputs [B, H, T, E], each seeing itself and what is before it."""
+
+
 class Attention(nn.Module):
-    """Causal self-attention over grouped heads."""
+    """Causal self-attention over grouped heads.
+
+    `causal` may be set from outside to a kernel for whole sequences; torch's own does everything else.
+    """
+
+    causal: CausalAttention | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -187,6 +197,9 @@ class Attention(nn.Module):
         if rotation is not None:
             q_BTHE, k_BTKE = rotate(q_BTHE, *rotation), rotate(k_BTKE, *rotation)
         q_BHTE, k_BKSE, v_BKSE = q_BTHE.transpose(1, 2), k_BTKE.transpose(1, 2), v_BTKE.transpose(1, 2)
+        if cache is None and self.causal is not None and not (self.training and self.dropout):
+            o_BHTE = self.causal(q_BHTE, k_BKSE, v_BKSE)
+            return self.out(o_BHTE.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
         mask = None
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE)

@@ -25,19 +25,23 @@ class Evaluator:
     wire: Wire
     precision: AbstractContextManager[None]
     sequences: int = 0
+    final_sequences: int = 0
 
     @torch.no_grad()
-    def __call__(self, model: Transformer) -> dict[str, float]:
+    def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, float]:
         """`eval_loss` in nats a token, `eval_bpb` in bits a byte of text, `eval_targets`."""
         world = self.wire.world
         total = torch.zeros(2, dtype=torch.float64, device=world.device)
         training = model.training
         model.eval()
-        windows = evaluation_windows(self.stream, self.context, self.batch, world.rank, world.size, self.sequences)
-        for window in windows:
-            with self.precision:
-                loss_sum, count = self.task.loss(model, self.task.batch(window, world.device))
-            total += torch.stack((loss_sum.double(), count.double()))
+        limit = self.final_sequences if final else self.sequences
+        windows = evaluation_windows(self.stream, self.context, self.batch, world.rank, world.size, limit)
+        # eager: compiling forward without gradients would take longer than most evaluations
+        with torch.compiler.set_stance("force_eager"):
+            for window in windows:
+                with self.precision:
+                    loss_sum, count = self.task.loss(model, self.task.batch(window, world.device))
+                total += torch.stack((loss_sum.double(), count.double()))
         model.train(training)
         loss_sum, count = self.wire.sum(total).tolist()
         if not count:

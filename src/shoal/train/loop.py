@@ -123,7 +123,7 @@ def train(parts: Parts) -> dict[str, float]:
         parts.telemetry.step(record, done)
 
         if done >= 1 or _due(progress.step, recipe.evaluation.every):
-            evaluated = parts.evaluate(model)
+            evaluated = parts.evaluate(model, final=done >= 1)
             parts.telemetry.evaluation({"step": progress.step, "tokens": progress.tokens, **evaluated})
         if stop or done >= 1 or _due(progress.step, recipe.checkpoint.every):
             saved = progress.step

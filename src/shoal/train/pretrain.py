@@ -118,7 +118,8 @@ A language model of {result["parameters"]:,} parameters ({config["architectures"
 | tokens seen | {result["tokens"]:,} ({result["epochs"]:.2f} epochs) |
 | held-out loss | {result["eval_loss"]:.4f} nats a token, {result["eval_bpb"]:.4f} bits a byte |
 | context | {_context(config)} tokens |
-| training | {result["steps"]:,} steps in {result["seconds"]:.0f} s, {result["world_size"]} rank(s), {result["machine"]["cpu"]} |
+| training | {result["steps"]:,} steps in {result["seconds"]:.0f} s |
+| machine | {result["world_size"]} rank(s) × {result["threads"]} thread(s), {result["machine"]["cpu"]} |
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -83,6 +83,7 @@ def build(
     evaluate = Evaluator(
         task, corpus.split("held_out"), config.context, min(share, train.micro_batch or share), wire, precision,
         recipe.evaluation.sequences,
+        recipe.evaluation.final_sequences,
     )  # fmt: skip
     peak_flops = wire.sum(torch.tensor(matrix_peak(world.device, train.precision), device=world.device)).item()
     parts = Parts(
