@@ -49,8 +49,6 @@ def run(words: list[str]) -> int:
         return code
     except ShoalError as error:
         return _report(error, error.exit_code, str(error), words)
-    except SystemExit as leaving:  # the parser of options has printed help, or what is wrong
-        return leaving.code if isinstance(leaving.code, int) else 1 if leaving.code else 0
     except KeyboardInterrupt as error:
         return _report(error, Interrupted.exit_code, "interrupted", words)
     except BrokenPipeError:
@@ -79,7 +77,10 @@ def _run_verb(verb: str, words: list[str]) -> int:
     from shoal.arguments import parse
 
     command = importlib.import_module(f"shoal.commands.{verb}")
-    arguments, overrides = parse(verb, command, words)
+    try:
+        arguments, overrides = parse(verb, command, words)
+    except SystemExit as leaving:  # it has printed help, or what is wrong
+        return leaving.code if isinstance(leaving.code, int) else 0
     result: dict[str, Any] | None = command.run(arguments, overrides)
     if result is not None and arguments.json:
         print(json.dumps(result, ensure_ascii=False))  # noqa: T201

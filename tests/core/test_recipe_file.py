@@ -128,9 +128,7 @@ def test_a_wrong_key_is_told_with_its_place_and_the_nearest_right_one(
     parts = key.split(".")
     text = "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(parts))[:-1] + " 5\n"
     told = message(lambda: read(text))
-    assert told.startswith(f"r.yaml:{line}: '{key if line == len(parts) else key.split('.x')[0].split('.steps')[0]}") or (
-        told.startswith(f"r.yaml:{line}: ")
-    )
+    assert told.startswith(f"r.yaml:{line}: '")
     assert expected in told
     assert "\n" not in told
     by_flag = message(lambda: read_recipe(None, [f"--{key}", "5"]))
@@ -194,9 +192,7 @@ def test_a_wrong_value_is_told_with_its_place_and_what_is_accepted(read: Read, k
 def test_text_in_a_file_must_be_text(read: Read, key: str, text: str, expected: str) -> None:
     section, _, leaf = key.rpartition(".")
     told = message(lambda: read(f"{section}:\n  {leaf}: {text}\n" if section else f"{leaf}: {text}\n"))
-    assert told == f"r.yaml:{2 if section else 1}: '{key}' is {expected}" or told.startswith(
-        f"r.yaml:{2 if section else 1}: '{key}' is {expected}"
-    )
+    assert told.startswith(f"r.yaml:{2 if section else 1}: '{key}' is {expected}")
 
 
 def test_all_faults_are_told_at_once_each_with_its_line(read: Read) -> None:
@@ -253,7 +249,9 @@ def test_a_recipe_that_is_not_there_is_told_with_the_nearest_name(tmp_path: Path
     Path("folder").mkdir()
     assert message(lambda: read_recipe(Path("mime.yaml"))) == "mime.yaml: no such recipe; did you mean mine?"
     assert message(lambda: read_recipe(Path("gpt-dmo"))) == "gpt-dmo: no such recipe; did you mean gpt-demo?"
-    assert "xyz: no such recipe; Shoal's own: gpt-demo" in message(lambda: read_recipe(Path("xyz")))
+    unlike = message(lambda: read_recipe(Path("xyz")))
+    assert unlike.startswith("xyz: no such recipe; there are: ")
+    assert {"gpt-demo", "mine"} < set(unlike.partition("there are: ")[2].split(", "))
     assert message(lambda: read_recipe(Path("folder"))) == "folder: is a folder; a recipe is a YAML file"
     assert "can't be read: Not a directory" in message(lambda: read_recipe(Path("mine.yaml/x.yaml")))
     assert "can't be read: File name too long" in message(lambda: read_recipe(Path("x" * 300)))
@@ -323,9 +321,10 @@ recipes = st.builds(
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(recipes)
 @example(
-    Recipe(samples=schema.Samples(prompts=["on", "1e5", "1_000", "null", "2024-01-01", "~", "=", "<<", "a: b #c", " "]))
+    build_recipe({"samples": {"prompts": ["on", "1e5", "1_000", "null", "2024-01-01", "~", "=", "<<", "a: b #c", " "]}})
 )
-@example(Recipe(name="1e5", model=schema.Model(rope_theta=5e-324)))
+@example(build_recipe({"samples": {"prompts": ["def f():\n", "\x85", "\u2028", "\r\n", "\t", "\x00", "\ufeff"]}}))
+@example(build_recipe({"name": "1e5", "model": {"rope_theta": 5e-324}}))
 def test_a_written_recipe_is_read_back_equal(tmp_path: Path, recipe: Recipe) -> None:
     write_recipe(tmp_path / "recipe.yaml", recipe)
     assert read_recipe(tmp_path / "recipe.yaml") == recipe

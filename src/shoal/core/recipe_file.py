@@ -91,7 +91,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Where]:
     except FileNotFoundError:
         others = [*path.parent.glob("*.yaml"), *RECIPES.glob("*.yaml")]
         near = difflib.get_close_matches(path.stem, [other.stem for other in others], 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; Shoal's own: {', '.join(sorted(p.stem for p in others))}"
+        hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(sorted(p.stem for p in others))}"
         raise RecipeError(f"{path}: no such recipe{hint}") from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: is a folder; a recipe is a YAML file") from None

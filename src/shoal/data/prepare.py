@@ -11,7 +11,6 @@ in `_settings`; both the tokenizer's sample and the corpus then come from what i
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -22,6 +21,7 @@ from typing import Any
 
 from shoal.core.errors import CorpusError, Interrupted
 from shoal.core.files import read_json, sha256, sync_folder, write_json
+from shoal.core.machine import cores
 from shoal.core.recipe import Data
 from shoal.core.recipe import Tokenizer as TokenizerChoice
 from shoal.data.encoder import open_encoder
@@ -219,7 +219,7 @@ def _tokenize(
     done = tokens = 0
     resumed = False
     units = pack_units(pieces, size, sha256(directory / TOKENIZER_FILES[0]))
-    with closing(tokenize_units(units, job, workers or _cores())) as finished:
+    with closing(tokenize_units(units, job, workers or cores())) as finished:
         for unit, record, found in finished:
             records.append(record)
             resumed = resumed or found
@@ -227,10 +227,6 @@ def _tokenize(
             tokens += sum(part["tokens"] for part in record["splits"].values())
             report(Progress("tokenizing", done, whole, tokens))
     return records, resumed
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _finish(directory: Path, settings: dict[str, Any], tokenizer: TextTokenizer, records: list[Record]) -> Corpus:

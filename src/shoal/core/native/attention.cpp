@@ -29,15 +29,23 @@ constexpr int LANES = 4, ROWS = 6;
 constexpr int LANES = 4, ROWS = 2;
 #endif
 constexpr int PANEL = 16, VECTORS = PANEL / LANES;
-#ifndef QUERIES
-constexpr int QUERIES = 64, KEYS = 128;  // a block's; 64 KiB of scores and their gradients, half of the L2 with their factors
-#endif
+constexpr int QUERIES = 64, KEYS = 128;  // a block's: 64 KiB of scores and their gradients; 48 to 256 are as fast
+constexpr int AHEAD = 16;                // rows to prefetch
 static_assert(KEYS % QUERIES == 0, "each query of a visited block then sees at least one of its keys");
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
+#define ALWAYS_INLINE __attribute__((always_inline))
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+typedef float Quad __attribute__((vector_size(16), aligned(4), may_alias));
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t Order __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Order{__VA_ARGS__})
+#endif
 
 extern "C" {
 struct View {  // [batch, head, token, width], the width contiguous
@@ -87,97 +95,97 @@ inline float sum_of(Vector value) {
     return total;
 }
 
-// The micro-kernel's sums: COUNT rows of one panel.
-template <int COUNT> struct Tile {
-    Vector sums[COUNT][VECTORS];
-
-    // Add the product of COUNT values of a, `a_stride` apart, and one row of a panel.
-    inline __attribute__((always_inline)) void add(const float *a, int a_stride, const float *b) {
+// The micro-kernel: COUNT rows of a, times b, of which one panel. `depth` is a's columns and b's rows; a's columns lie in
+// panels `a_panel` apart. TRANSPOSED: a's rows are columns of one panel, its columns the rows.
+template <int COUNT, bool TRANSPOSED = false>
+void multiply(float *to, const float *a, const float *b, int64_t depth, int64_t a_panel = PANEL * PANEL) {
+    constexpr int A_ROW = TRANSPOSED ? 1 : PANEL, A_COLUMN = TRANSPOSED ? PANEL : 1;
+    Vector sums[COUNT][VECTORS] = {};
+    const auto add = [&](int p) ALWAYS_INLINE {
         Vector row[VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) row[v] = load(b + v * LANES);
+        for (int v = 0; v < VECTORS; v++) row[v] = load(b + p * PANEL + v * LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < COUNT; r++) {
-            const Vector value = all(a[r * a_stride]);
+            const Vector value = all(a[r * A_ROW + p * A_COLUMN]);
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; v++) sums[r][v] += value * row[v];
         }
-    }
-
-    // Call finish(row, first lane, sums) for each vector.
-    template <class Finish> inline __attribute__((always_inline)) void each(Finish finish) {
-#pragma GCC unroll 12
-        for (int r = 0; r < COUNT; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++) finish(r, v * LANES, sums[r][v]);
-    }
-};
-
-// a times b: a's rows begin at `a`, in panels `a_panel` apart; `depth` is a's columns and b's rows.
-template <int COUNT, class Finish>
-inline __attribute__((always_inline)) void multiply(const float *a, int64_t a_panel, const float *b, int64_t depth, Finish finish) {
-    Tile<COUNT> tile{};
+    };
     for (; depth >= PANEL; depth -= PANEL, a += a_panel, b += PANEL * PANEL)
 #pragma GCC unroll 16
-        for (int p = 0; p < PANEL; p++) tile.add(a + p, PANEL, b + p * PANEL);
-    for (int p = 0; p < depth; p++) tile.add(a + p, PANEL, b + p * PANEL);
-    tile.each(finish);
-}
-
-// a transposed times b: a's columns begin at `a`; `depth` is the rows of both.
-template <int COUNT, class Finish>
-inline __attribute__((always_inline)) void multiply_transposed(const float *a, const float *b, int64_t depth, Finish finish) {
-    Tile<COUNT> tile{};
-    for (; depth >= 4; depth -= 4, a += 4 * PANEL, b += 4 * PANEL)
+        for (int p = 0; p < PANEL; p++) add(p);
+    for (int p = 0; p < depth; p++) add(p);
+#pragma GCC unroll 12
+    for (int r = 0; r < COUNT; r++)
 #pragma GCC unroll 4
-        for (int p = 0; p < 4; p++) tile.add(a + p * PANEL, 1, b + p * PANEL);
-    for (; depth > 0; depth--, a += PANEL, b += PANEL) tile.add(a, 1, b);
-    tile.each(finish);
+        for (int v = 0; v < VECTORS; v++) store(to + r * PANEL + v * LANES, sums[r][v]);
 }
 
-template <int COUNT, class Work> inline void last_tile(int64_t row, int64_t left, Work work) {
-    if (left == COUNT) return work(std::integral_constant<int, COUNT>(), row);
-    if constexpr (COUNT > 1) last_tile<COUNT - 1>(row, left, work);
+// Call work(count, row) for tiles of `COUNT` rows, then for what is left in smaller ones: 6, 4, 2, 1.
+template <int COUNT = ROWS, class Work> ALWAYS_INLINE inline void tiles(int64_t begin, int64_t end, Work work) {
+    for (; begin + COUNT <= end; begin += COUNT) work(std::integral_constant<int, COUNT>(), begin);
+    if constexpr (COUNT > 1) tiles<COUNT % 3 ? COUNT / 2 : COUNT / 3 * 2>(begin, end, work);
 }
 
-// Call work(count, row) for tiles of ROWS rows, and a last one of fewer.
-template <class Work> inline void tiles(int64_t begin, int64_t end, Work work) {
-    for (; begin + ROWS <= end; begin += ROWS) work(std::integral_constant<int, ROWS>(), begin);
-    if constexpr (ROWS > 1) last_tile<ROWS - 1>(begin, end - begin, work);
+// Call finish(row, lane, sums) for each vector of a tile of `count` rows that a multiply wrote.
+template <class Finish> ALWAYS_INLINE inline void each(const float *tile, int count, Finish finish) {
+    for (int r = 0; r < count; r++)
+        for (int lane = 0; lane < PANEL; lane += LANES) finish(r, lane, load(tile + r * PANEL + lane));
+}
+
+// A head's rows lie far apart, each in its own page: the processor doesn't guess the next one.
+template <bool WRITE> inline void prefetch_row(const float *row, int64_t width) {
+    for (int64_t c = 0; c < width; c += PANEL) __builtin_prefetch(row + c, WRITE);
+}
+
+// Copy `width` values times `scale`, a multiple of 8.
+inline void scaled_copy(float *__restrict to, const float *__restrict from, int64_t width, float scale) {
+    for (int64_t c = 0; c < width; c += 8)
+        for (int lane = 0; lane < 8; lane++) to[c + lane] = from[c + lane] * scale;
 }
 
 // Pack `rows` rows into panels `rows` long, times `scale`; the last panel's missing columns are zeros.
 void pack(float *to, const float *from, int64_t stride, int64_t rows, int64_t width, float scale) {
-    for (int64_t column = 0; column < width; column += PANEL, to += rows * PANEL) {
-        const int64_t there = std::min<int64_t>(PANEL, width - column);
-        for (int64_t row = 0; row < rows; row++) {
-            const float *source = from + row * stride + column;
-            for (int64_t c = 0; c < there; c += LANES) store(to + row * PANEL + c, load(source + c) * scale);
-            for (int64_t c = there; c < PANEL; c++) to[row * PANEL + c] = 0;
-        }
+    if (width % PANEL) std::memset(to + width / PANEL * PANEL * rows, 0, sizeof(float) * PANEL * rows);
+    for (int64_t row = 0; row < rows; row++, from += stride) {
+        prefetch_row<false>(from + AHEAD * stride, width);
+        for (int64_t c = 0; c < width; c += PANEL)
+            scaled_copy(to + c * rows + row * PANEL, from + c, std::min<int64_t>(PANEL, width - c), scale);
     }
 }
 
 // The reverse, times `scale` and, if given, each row's own factor.
 void unpack(float *to, int64_t stride, const float *from, int64_t panel_rows, int64_t rows, int64_t width, float scale,
             const float *factors = nullptr) {
-    for (int64_t row = 0; row < rows; row++) {
-        const float factor = factors ? scale * factors[row] : scale;
-        for (int64_t c = 0; c < width; c += std::min(LANES, 8)) {
-            const float *source = from + (c / PANEL) * panel_rows * PANEL + row * PANEL + c % PANEL;
-            for (int lane = 0; lane < std::min(LANES, 8); lane++) to[row * stride + c + lane] = source[lane] * factor;
-        }
+    for (int64_t row = 0; row < rows; row++, to += stride) {
+        prefetch_row<true>(to + AHEAD * stride, width);
+        for (int64_t c = 0; c < width; c += PANEL)
+            scaled_copy(to + c, from + c * panel_rows + row * PANEL, std::min<int64_t>(PANEL, width - c),
+                        factors ? scale * factors[row] : scale);
     }
 }
 
-// Pack the transpose: `rows` become columns, in panels `rounded(width)` long; what is missing is zeros.
+// Pack the transpose: `rows` become columns, in panels `rounded(width)` long; what is missing is zeros. 4 x 4 at a time:
+// element by element it took a fifth of the forward.
 void pack_transposed(float *to, const float *from, int64_t stride, int64_t rows, int64_t width) {
-    const int64_t depth = rounded(width);
+    const int64_t depth = rounded(width), whole = rows / 4 * 4;
     if (rows % PANEL || width % PANEL) std::memset(to, 0, sizeof(float) * rounded(rows) * depth);
-    for (int64_t row = 0; row < rows; row++) {
-        float *column = to + (row / PANEL) * depth * PANEL + row % PANEL;
-        for (int64_t c = 0; c < width; c++) column[c * PANEL] = from[row * stride + c];
+    for (int64_t row = 0; row < whole; row += 4) {
+        for (int64_t ahead = row + AHEAD; ahead < row + AHEAD + 4; ahead++) prefetch_row<false>(from + ahead * stride, width);
+        for (int64_t c = 0; c < width; c += 4) {
+            const float *source = from + row * stride + c;
+            const Quad r0 = *(const Quad *)source, r1 = *(const Quad *)(source + stride);
+            const Quad r2 = *(const Quad *)(source + 2 * stride), r3 = *(const Quad *)(source + 3 * stride);
+            const Quad low01 = SHUFFLE(r0, r1, 0, 4, 1, 5), high01 = SHUFFLE(r0, r1, 2, 6, 3, 7);
+            const Quad low23 = SHUFFLE(r2, r3, 0, 4, 1, 5), high23 = SHUFFLE(r2, r3, 2, 6, 3, 7);
+            Quad *column = (Quad *)(to + (row / PANEL) * depth * PANEL + c * PANEL + row % PANEL);
+            column[0] = SHUFFLE(low01, low23, 0, 1, 4, 5), column[4] = SHUFFLE(low01, low23, 2, 3, 6, 7);
+            column[8] = SHUFFLE(high01, high23, 0, 1, 4, 5), column[12] = SHUFFLE(high01, high23, 2, 3, 6, 7);
+        }
     }
+    for (int64_t row = whole; row < rows; row++)
+        for (int64_t c = 0; c < width; c++) to[(row / PANEL) * depth * PANEL + c * PANEL + row % PANEL] = from[row * stride + c];
 }
 
 struct Scratch {
@@ -199,12 +207,14 @@ struct Block {
     // Call finish(scores' row, query, key, sum) for the product of a's rows and b's panels, at and below the diagonal.
     template <class Finish>
     void products(float *scores, const float *a, int64_t a_panel, const float *b, int64_t depth, Finish finish) const {
+        alignas(64) float tile[ROWS * PANEL];
         for (int64_t k = 0; k < keys; k += PANEL, scores += QUERIES * PANEL, b += depth * PANEL) {
             const int64_t first = first_query(k), above = std::max<int64_t>(0, first - ROWS + 1);
             // A tile of rows that crosses the diagonal reads, as its depth, a little above it.
             std::memset(scores + above * PANEL, 0, sizeof(float) * (first - above) * PANEL);
             tiles(first, queries, [&](auto count, int64_t row) {
-                multiply<count()>(a + row * PANEL, a_panel, b, depth, [&](int r, int lane, Vector sum) {
+                multiply<count()>(tile, a + row * PANEL, b, depth, a_panel);
+                each(tile, count(), [&](int r, int lane, Vector sum) {
                     finish(scores + (row + r) * PANEL + lane, row + r, k + lane, sum);
                 });
             });
@@ -214,26 +224,28 @@ struct Block {
     // Call finish(query, column, sum) for scores times the panels of b.
     template <class Finish>
     void times(const float *scores, const float *b, int64_t b_panel, int64_t width, Finish finish) const {
+        alignas(64) float tile[ROWS * PANEL];
         for (int64_t column = 0; column < width; column += PANEL, b += b_panel)
             tiles(0, queries, [&](auto count, int64_t row) {
-                multiply<count()>(scores + row * PANEL, QUERIES * PANEL, b, keys_seen(row + count() - 1),
-                                  [&](int r, int lane, Vector sum) { finish(row + r, column + lane, sum); });
+                multiply<count()>(tile, scores + row * PANEL, b, keys_seen(row + count() - 1), QUERIES * PANEL);
+                each(tile, count(), [&](int r, int lane, Vector sum) { finish(row + r, column + lane, sum); });
             });
     }
 
     // Add scores transposed times the panels of b to those of `to`.
     void transposed_times(const float *scores, const float *b, int64_t panel, int64_t width, float *to) const {
+        alignas(64) float tile[ROWS * PANEL];
         for (int64_t k = 0; k < keys; k += PANEL, scores += QUERIES * PANEL)
             for (int64_t column = 0; column < width; column += PANEL)
                 tiles(0, std::min<int64_t>(PANEL, keys - k), [&](auto count, int64_t row) {
                     const int64_t first = first_query(k + row);
+                    const float *factor = b + column / PANEL * panel + first * PANEL;
                     float *target = to + column / PANEL * panel + (k + row) * PANEL;
-                    multiply_transposed<count()>(
-                        scores + first * PANEL + row, b + column / PANEL * panel + first * PANEL, queries - first,
-                        [&](int r, int lane, Vector sum) {
-                            float *place = target + r * PANEL + lane;
-                            store(place, load(place) + sum);
-                        });
+                    multiply<count(), true>(tile, scores + first * PANEL + row, factor, queries - first);
+                    each(tile, count(), [&](int r, int lane, Vector sum) {
+                        float *place = target + r * PANEL + lane;
+                        store(place, load(place) + sum);
+                    });
                 });
     }
 };
@@ -275,11 +287,13 @@ extern "C" {
 // memory is short.
 int attention_forward(const View *q, const View *k, const View *v, const View *out, float *logsumexp, const Sizes *sizes,
                       int64_t begin, int64_t end) {
-    const int64_t tokens = sizes->tokens, width = sizes->width, depth = rounded(width), group = sizes->heads / sizes->kv_heads;
+    const int64_t tokens = sizes->tokens, width = sizes->width, depth = rounded(width);
+    const int64_t group = sizes->heads / sizes->kv_heads;
     Scratch scratch((rounded(tokens) + tokens + 2 * QUERIES) * depth + QUERIES * KEYS);
     if (!scratch.data) return 1;
     float *keys = scratch.take(rounded(tokens) * depth), *values = scratch.take(tokens * depth);
-    float *queries = scratch.take(QUERIES * depth), *sums = scratch.take(QUERIES * depth), *scores = scratch.take(QUERIES * KEYS);
+    float *queries = scratch.take(QUERIES * depth), *sums = scratch.take(QUERIES * depth);
+    float *scores = scratch.take(QUERIES * KEYS);
     for (int64_t item = begin; item < end; item++) {
         const int64_t batch = item / sizes->kv_heads, kv_head = item % sizes->kv_heads;
         pack_transposed(keys, at(*k, batch, kv_head, 0), k->token, tokens, width);
@@ -316,8 +330,8 @@ int attention_forward(const View *q, const View *k, const View *v, const View *o
 // dq, dk, dv of the same items, from the forward's out and logsumexp and the gradient dout.
 int attention_backward(const View *q, const View *k, const View *v, const View *out, const View *dout, const View *dq,
                        const View *dk, const View *dv, const float *logsumexp, const Sizes *sizes, int64_t begin, int64_t end) {
-    const int64_t tokens = sizes->tokens, width = sizes->width, depth = rounded(width), group = sizes->heads / sizes->kv_heads;
-    const int64_t whole = tokens * depth, panel = tokens * PANEL;
+    const int64_t tokens = sizes->tokens, width = sizes->width, depth = rounded(width);
+    const int64_t group = sizes->heads / sizes->kv_heads, whole = tokens * depth, panel = tokens * PANEL;
     Scratch scratch(6 * whole + 2 * rounded(tokens) * depth + 2 * QUERIES * KEYS + tokens);
     if (!scratch.data) return 1;
     float *keys = scratch.take(whole), *key_columns = scratch.take(rounded(tokens) * depth);
@@ -339,6 +353,7 @@ int attention_backward(const View *q, const View *k, const View *v, const View *
             std::memset(dqueries, 0, sizeof(float) * whole);
             for (int64_t token = 0; token < tokens; token++) {  // what softmax's gradient subtracts: sum of weight x dweight
                 const float *o = at(*out, batch, head, token), *d = at(*dout, batch, head, token);
+                prefetch_row<false>(o + AHEAD * out->token, width);
                 float sums[8] = {};
                 for (int64_t c = 0; c < width; c += 8)
                     for (int lane = 0; lane < 8; lane++) sums[lane] += o[c + lane] * d[c + lane];

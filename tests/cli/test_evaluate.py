@@ -1,0 +1,86 @@
+"""`shoal evaluate`: loss and bits per byte, or one line that says what it can't be measured on."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from shoal.data.tokenizer import build_char
+from shoal.serve.generation import load_language_model
+from tests.cli.conftest import Shoal
+
+
+def test_loss_on_a_text_is_that_of_the_plain_formula(shoal: Shoal, model: Path) -> None:
+    text = "the shoal swims.\n"
+    Path("text.txt").write_text(text)
+    outcome = shoal("evaluate", model, "--text", "text.txt", "--json")
+    assert (outcome.code, outcome.out.count("\n")) == (0, 1)
+    result = json.loads(outcome.out)
+    language = load_language_model(model)
+    end = language.tokenizer.end_of_text
+    tokens = torch.tensor([end, *language.tokenizer.encode(text).tolist(), end])
+    with torch.no_grad():
+        logits = language.model.project(language.model(tokens[None, :-1]))[0]
+    assert result["eval_loss"] == pytest.approx(F.cross_entropy(logits, tokens[1:]).item(), rel=1e-5)
+    assert result["bytes"] == len(text)
+    assert result["source"] == "text"
+
+
+def test_a_model_is_evaluated_on_a_corpus_and_a_run_on_its_own(shoal: Shoal, model: Path, corpus: Path) -> None:
+    given = json.loads(shoal("evaluate", model, "--corpus", corpus, "--json").out)
+    assert given["eval_targets"] > 2000
+    assert 1 < given["eval_loss"] < 100
+    ratio = given["tokens"] / given["bytes"]
+    assert given["eval_bpb"] == pytest.approx(given["eval_loss"] / math.log(2) * ratio, rel=1e-3)
+    shutil.copytree(model, "run/model")
+    Path("run/recipe.yaml").write_text(f"data:\n  directory: {corpus}\n")
+    own = json.loads(shoal("evaluate", "run", "--batch", 3, "--json").out)
+    assert own["eval_loss"] == pytest.approx(given["eval_loss"], rel=1e-5)
+    shown = shoal("evaluate", "run")
+    assert f"{given['eval_bpb']:.4f} bits per byte" in " ".join(shown.out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "MODEL: not a run's folder; say what to evaluate on by --text or --corpus"),
+        (["--batch", "0"], "--batch is 0; accepted: a whole number above 0"),
+        (["--text", "nowhere.txt"], "nowhere.txt: no such file or folder"),
+        (["--text", "empty.txt"], "empty.txt: holds no text"),
+        (["--text", "bytes.txt"], "bytes.txt: not UTF-8 text at byte 0"),
+        (["--text", "foreign.txt"], "the character '日' (U+65E5) is not in the character vocabulary"),
+        (["--corpus", "nowhere"], "nowhere: no corpus there (no manifest.json)"),
+        (["--corpus", "MODEL"], "MODEL: no finished corpus there (no manifest.json)"),
+        (["--corpus", "empty.txt"], "empty.txt: no finished corpus there"),
+    ],
+)
+def test_what_it_can_not_be_measured_on_is_told(shoal: Shoal, model: Path, words: list[str], expected: str) -> None:
+    Path("empty.txt").write_text("")
+    Path("bytes.txt").write_bytes(b"\xff\xfe\x00")
+    Path("foreign.txt").write_text("日本")
+    outcome = shoal("evaluate", model, *[word.replace("MODEL", str(model)) for word in words])
+    assert outcome.code == 2
+    assert outcome.error.startswith(expected.replace("MODEL", str(model)))
+
+
+def test_a_corpus_of_another_tokenizer_is_told(shoal: Shoal, model: Path, corpus: Path) -> None:
+    shutil.copytree(corpus, "other")
+    manifest = json.loads(Path("other/manifest.json").read_text())
+    Path("other/manifest.json").write_text(json.dumps(manifest | {"vocabulary": 999}))
+    build_char(map(chr, range(998))).write(Path("other"))
+    outcome = shoal("evaluate", model, "--corpus", "other")
+    assert outcome.code == 2
+    assert outcome.error.startswith("other was prepared with another tokenizer: its vocabulary is 999, the model's ")
+
+
+def test_a_damaged_corpus_is_told(shoal: Shoal, model: Path, corpus: Path) -> None:
+    shutil.copytree(corpus, "cut")
+    shard = next(Path("cut").glob("held_out-*.bin"))
+    shard.write_bytes(shard.read_bytes()[:-2])
+    outcome = shoal("evaluate", model, "--corpus", "cut")
+    assert outcome.code == 2
+    assert outcome.error.startswith(f"{shard}: has ")

@@ -1,0 +1,104 @@
+"""`shoal pretrain` before it starts: what a run takes, and what is wrong with it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shoal.core.recipe_file import build_recipe, read_recipe, recipe_tree
+from tests.cli.conftest import Shoal
+
+TINY = ["--model.preset", "llama-tiny", "--model.layers=1", "--model.dim", "32", "--model.heads", "2", "--train.steps", "5"]
+
+
+def test_a_dry_run_says_what_a_run_takes_and_starts_nothing(shoal: Shoal, tmp_path: Path) -> None:
+    plain = shoal("pretrain", "--dry-run", *TINY)
+    structured = shoal("pretrain", "--dry-run", "--json", *TINY)
+    facts = json.loads(structured.out)
+    assert (plain.code, structured.code, plain.err, structured.err) == (0, 0, "", "")
+    assert structured.out.count("\n") == 1
+    assert facts["recipe"] == recipe_tree(read_recipe(None, TINY))
+    assert facts["steps"] == 5
+    assert facts["tokens"] == 5 * facts["tokens_per_step"] == 5 * 16 * 512
+    assert facts["corpus_tokens"] is None
+    assert facts["memory_bytes"] > 4 * 4 * facts["parameters"]
+    for shown in (f"{facts['parameters']:,}", f"{facts['tokens']:,}", "steps            5", "GB a rank", "not prepared yet"):
+        assert shown in plain.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_with_a_corpus_counts_its_tokens(shoal: Shoal, corpus: Path) -> None:
+    facts = json.loads(shoal("pretrain", "--dry-run", "--json", "--data.directory", corpus, *TINY).out)
+    assert facts["corpus_tokens"] > 20_000
+
+
+def test_more_ranks_take_less_memory_each(shoal: Shoal) -> None:
+    one, four = (json.loads(shoal("pretrain", "--dry-run", "--json", "--workers", n, *TINY).out) for n in (1, 4))
+    assert four["memory_bytes"] < one["memory_bytes"]
+    assert four["tokens"] == one["tokens"]
+
+
+def test_a_recipe_of_shoal_s_own_is_known_by_its_name_from_any_folder(shoal: Shoal) -> None:
+    facts = json.loads(shoal("pretrain", "gpt-demo", "--dry-run", "--json").out)
+    assert facts["recipe"]["name"] == "demo"
+    assert facts["steps"] is None
+
+
+def test_the_printed_recipe_is_a_recipe(shoal: Shoal, tmp_path: Path) -> None:
+    shown = shoal("pretrain", "--dry-run", "--seed", "5", *TINY).out
+    (tmp_path / "r.yaml").write_text(shown[: shown.index("parameters  ")])
+    assert read_recipe(tmp_path / "r.yaml") == build_recipe(recipe_tree(read_recipe(None, ["--seed", "5", *TINY])))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--workers", "0"], "--workers is 0; accepted: a whole number above 0"),
+        (["--workers", "-3", "--dry-run"], "--workers is -3"),
+        (["--resume", "--overwrite"], "--resume goes on and --overwrite starts anew: give one of them"),
+        (["missing.yaml"], "missing.yaml: no such recipe"),
+        (["gpt-dem"], "gpt-dem: no such recipe; did you mean gpt-demo?"),
+        (["folder"], "folder: is a folder; a recipe is a YAML file"),
+        (["words.yaml"], "words.yaml: a recipe is a mapping of sections"),
+        (["bytes.yaml"], "bytes.yaml: not UTF-8 text"),
+        (["twice.yaml"], "twice.yaml:2: not valid YAML: 'seed' is given twice"),
+        (["empty.yaml"], "data/run: no corpus there (no manifest.json); make one: shoal prepare --data.directory data/run"),
+        (["--train.steps"], "--train.steps: needs a value"),
+        (["--train.steps=x"], "--train.steps is 'x', a text; accepted: a whole number from 0"),
+        (["--steps", "5"], "--steps is not a recipe key; the nearest is 'train.steps'"),
+        (["--global-batch=5"], "--global_batch is not a recipe key; the nearest is 'train.global_batch'"),
+        (["--train", "5"], "--train is a section: give its keys"),
+        (["--trian.steps", "3"], "--trian.steps: 'trian' is not a recipe key; the nearest is 'train'"),
+        (["--seed", "-1"], "--seed is -1, a whole number; accepted: a whole number from 0"),
+        (["--name", "../x"], "--name is '../x', a text; accepted: text of the form"),
+        (["--name", "日本"], "--name is '日本', a text; accepted: text of the form"),
+        (["--data.directory", "words.yaml"], "words.yaml: no finished corpus there"),
+        (["--dry-run"], "the run has no end: set train.steps, train.tokens or train.minutes"),
+        (["--dry-run", "--model.preset", "gtp2"], "'model': there is no preset 'gtp2'; there are: gpt2-small"),
+        (["--dry-run", "--model.dim", "100"], "'model': dim (100) must be a multiple of heads (12), or set head_dim"),
+    ],
+)
+def test_what_can_not_be_run_is_told_in_one_line_and_leaves_nothing(
+    shoal: Shoal, tmp_path: Path, words: list[str], expected: str
+) -> None:
+    Path("folder").mkdir()
+    Path("words.yaml").write_text("words\n")
+    Path("bytes.yaml").write_bytes(b"\xff")
+    Path("twice.yaml").write_text("seed: 1\nseed: 2\n")
+    Path("empty.yaml").write_text("")
+    before = set(tmp_path.iterdir())
+    outcome = shoal("pretrain", *words)
+    assert outcome.code == 2
+    assert outcome.error.startswith(expected)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_file_where_the_runs_should_lie_is_told(shoal: Shoal, corpus: Path) -> None:
+    Path("runs").write_text("words\n")
+    outcome = shoal("pretrain", "--data.directory", corpus, *TINY)
+    assert (outcome.code, outcome.error) == (2, "runs/run: no folder can be made there: Not a directory")
+
+
+def test_a_key_given_twice_has_its_last_value(shoal: Shoal) -> None:
+    facts = json.loads(shoal("pretrain", "--dry-run", "--json", *TINY, "--train.steps=7", "--train.steps", "9").out)
+    assert facts["steps"] == 9

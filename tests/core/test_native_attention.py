@@ -1,0 +1,197 @@
+"""Native attention: equal to the formula in float64, under autograd, torch.compile and threads."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoal.core import native
+from shoal.core.machine import cpp_compiler
+from shoal.core.native import attention
+from shoal.core.native.attention import causal_attention
+
+pytestmark = pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
+
+SHAPES = [  # batch, heads, key-value heads, tokens, head dim
+    *[(2, 2, 2, tokens, 16) for tokens in (1, 3, 63, 64, 65, 256, 257)],
+    *[(1, 2, 1, 130, width) for width in (8, 24, 40, 64, 96, 128, 256)],
+    (2, 6, 2, 77, 32),
+    (1, 4, 1, 300, 64),
+    (3, 3, 3, 129, 64),
+    (1, 1, 1, 520, 8),
+]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def tensors(B: int, H: int, K: int, T: int, E: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys and values as views of one buffer, as the model's projection gives them, and a gradient."""
+    generator = torch.Generator().manual_seed(B + H + K + T + E)
+    group = H // K
+    qkv = torch.randn(B, T, K, group + 2, E, generator=generator)
+    q_BHTE = qkv[..., :-2, :].reshape(B, T, H, E).transpose(1, 2)
+    k_BKTE, v_BKTE = qkv[..., -2, :].transpose(1, 2), qkv[..., -1, :].transpose(1, 2)
+    do_BHTE = torch.randn(B, T, H, E, generator=generator).transpose(1, 2)
+    return q_BHTE, k_BKTE, v_BKTE, do_BHTE
+
+
+def formula(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+    """Softmax attention as written in books."""
+    T, group = q_BHTE.shape[2], q_BHTE.shape[1] // k_BKTE.shape[1]
+    k_BHTE, v_BHTE = k_BKTE.repeat_interleave(group, 1), v_BKTE.repeat_interleave(group, 1)
+    scores = q_BHTE @ k_BHTE.mT / math.sqrt(q_BHTE.shape[-1])
+    hidden = torch.ones(T, T, dtype=torch.bool).triu(1)
+    return scores.masked_fill(hidden, -math.inf).softmax(-1) @ v_BHTE
+
+
+def with_gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], do_BHTE: Tensor) -> list[Tensor]:
+    """Output and the gradients of the inputs."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    output = function(*leaves)
+    return [output.detach(), *torch.autograd.grad(output, leaves, do_BHTE.to(output.dtype))]
+
+
+def test_the_library_compiles_here() -> None:
+    library, reason = native.load()
+    assert library is not None, reason
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_output_and_gradients_equal_the_formula_in_float64(shape: tuple[int, ...]) -> None:
+    *inputs, do_BHTE = tensors(*shape)
+    expected = with_gradients(formula, tuple(x.double() for x in inputs), do_BHTE)
+    for actual, wanted in zip(with_gradients(causal_attention, tuple(inputs), do_BHTE), expected, strict=True):
+        torch.testing.assert_close(actual.double(), wanted, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("logit", [-80.0, 80.0])
+def test_large_logits_do_not_overflow(logit: float) -> None:
+    q_BHTE, k_BKTE, v_BKTE, do_BHTE = tensors(1, 2, 2, 200, 64)
+    # One key gets the logit from every query; the others get ordinary ones.
+    q_BHTE = q_BHTE.clone()
+    k_BKTE = k_BKTE.clone()
+    q_BHTE[..., 0] = 8.0
+    k_BKTE[..., 0] = 0.0
+    k_BKTE[:, :, 70, 0] = logit
+    inputs = (q_BHTE, k_BKTE, v_BKTE)
+    expected = with_gradients(formula, tuple(x.double() for x in inputs), do_BHTE)
+    for actual, wanted in zip(with_gradients(causal_attention, inputs, do_BHTE), expected, strict=True):
+        torch.testing.assert_close(actual.double(), wanted, rtol=1e-4, atol=1e-4)  # PyTorch's own is 5e-5 off
+
+
+def test_output_and_gradients_are_laid_out_by_token() -> None:
+    *inputs, do_BHTE = tensors(2, 4, 2, 20, 16)
+    for result in with_gradients(causal_attention, tuple(inputs), do_BHTE):
+        assert result.transpose(1, 2).is_contiguous()
+
+
+def test_any_strides_are_read() -> None:
+    *inputs, do_BHTE = tensors(2, 2, 2, 33, 16)
+    expected = with_gradients(causal_attention, tuple(inputs), do_BHTE)
+    scattered = tuple(x.mT.contiguous().mT for x in inputs)  # the last dim is not contiguous
+    for gradient in (do_BHTE.mT.contiguous().mT, do_BHTE.contiguous()):
+        for actual, wanted in zip(with_gradients(causal_attention, scattered, gradient), expected, strict=True):
+            assert torch.equal(actual, wanted)
+
+
+def test_a_gradient_that_is_one_number_expanded() -> None:
+    q_BHTE, k_BKTE, v_BKTE, _ = tensors(1, 2, 2, 33, 16)
+    leaf = q_BHTE.detach().requires_grad_()
+    causal_attention(leaf, k_BKTE, v_BKTE).sum().backward()
+    wanted = with_gradients(formula, (q_BHTE, k_BKTE, v_BKTE), torch.ones_like(q_BHTE))[1]
+    torch.testing.assert_close(leaf.grad, wanted, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_is_not_finite_shows(which: int, number: float) -> None:
+    *inputs, do_BHTE = tensors(1, 1, 1, 150, 16)
+    inputs[which] = inputs[which].clone()
+    inputs[which][0, 0, 100, 3] = number
+    output, *gradients = with_gradients(causal_attention, tuple(inputs), do_BHTE)
+    assert not output[0, 0, 100:].isfinite().all()
+    assert output[0, 0, :64].isfinite().all()
+    assert not gradients[0][0, 0, 100:].isfinite().all()
+
+
+def test_the_bits_are_the_same_twice_and_with_two_threads(threads: None) -> None:
+    *inputs, do_BHTE = tensors(3, 4, 2, 150, 32)
+    torch.set_num_threads(1)
+    expected = with_gradients(causal_attention, tuple(inputs), do_BHTE)
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        for actual, wanted in zip(with_gradients(causal_attention, tuple(inputs), do_BHTE), expected, strict=True):
+            assert torch.equal(actual, wanted)
+
+
+def test_the_operators_keep_pytorchs_rules() -> None:
+    q_BHTE, k_BKTE, v_BKTE, do_BHTE = tensors(2, 4, 2, 20, 16)
+    inputs = tuple(x.detach().requires_grad_() for x in (q_BHTE, k_BKTE, v_BKTE))
+    torch.library.opcheck(attention.forward, inputs)
+    o_BHTE, logsumexp_BHT = attention.forward(q_BHTE, k_BKTE, v_BKTE)
+    torch.library.opcheck(attention.backward, (q_BHTE, k_BKTE, v_BKTE, o_BHTE, do_BHTE, logsumexp_BHT))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_without_a_graph_break_equals_eager(dynamic: bool) -> None:
+    def doubled(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+        return causal_attention(q_BHTE * 2, k_BKTE, v_BKTE) * 2
+
+    *inputs, do_BHTE = tensors(2, 4, 2, 40, 16)
+    compiled = torch.compile(doubled, fullgraph=True, dynamic=dynamic)
+    expected = with_gradients(doubled, tuple(inputs), do_BHTE)
+    for actual, wanted in zip(with_gradients(compiled, tuple(inputs), do_BHTE), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("unsuitable", [lambda x: x.double(), lambda x: x.bfloat16(), lambda x: x[..., :12]])
+def test_what_does_not_suit_goes_to_pytorch(unsuitable: Callable[[Tensor], Tensor]) -> None:
+    inputs = tuple(unsuitable(x) for x in tensors(2, 4, 2, 20, 16)[:3])
+    wanted = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
+    assert torch.equal(causal_attention(*inputs), wanted)
+
+
+@pytest.fixture
+def unloaded() -> Iterator[None]:
+    native.load.cache_clear()
+    yield
+    native.load.cache_clear()
+
+
+def test_without_a_compiler_there_is_a_reason_and_pytorch_computes(monkeypatch: pytest.MonkeyPatch, unloaded: None) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    library, reason = native.load()
+    assert library is None
+    assert "no C++ compiler" in reason
+    *inputs, _ = tensors(1, 2, 2, 20, 16)
+    wanted = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True)
+    assert torch.equal(causal_attention(*inputs), wanted)
+
+
+def test_a_compiler_that_fails_gives_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unloaded: None) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho out of paper >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    library, reason = native.load()
+    assert library is None
+    assert "out of paper" in reason
+
+
+def test_a_cache_folder_that_cannot_be_made_gives_a_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unloaded: None
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    library, reason = native.load()
+    assert library is None
+    assert "no compiled library" in reason

@@ -1,0 +1,50 @@
+"""Small language models: random ones of every family, and one that recites a text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from shoal.core.model_directory import write_model_directory
+from shoal.data.tokenizer import TextTokenizer
+from shoal.models import hugging_face
+from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.serve.generation import LanguageModel
+from tests.models.shapes import random_model
+
+
+def write_language_model(directory: Path, tokenizer: TextTokenizer, config: TransformerConfig, seed: int = 1) -> Transformer:
+    """Write a random model and its tokenizer as a folder in the Hugging Face layout."""
+    model = random_model(config, seed)
+    write_model_directory(
+        directory,
+        hugging_face.config_to_hugging_face(config, tokenizer.end_of_text),
+        hugging_face.weights_to_hugging_face(model),
+        tokenizer.write,
+        "# Random\n",
+    )
+    return model
+
+
+def reciting(text: str | Sequence[int], tokenizer: TextTokenizer) -> LanguageModel:
+    """A model that, after an empty prompt, writes this text (or these tokens) and ends.
+
+    Each position has a direction of its own, and the head turns it into the text's token at that place.
+    """
+    tokens = tokenizer.encode(text).tolist() if isinstance(text, str) else list(text)
+    script = [*tokens, tokenizer.end_of_text]
+    size = len(script) + 1
+    model = Transformer(
+        TransformerConfig(
+            vocabulary=tokenizer.vocabulary, context=size, layers=1, dim=size, heads=1, kv_heads=1, head_dim=size,
+            hidden=1, tied=False,
+        )
+    ).materialise()  # fmt: skip
+    assert model.position is not None and model.head is not None
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.norm.get_parameter("weight").fill_(1)
+        model.position.weight.copy_(torch.eye(size))
+        model.head.weight[script, torch.arange(len(script))] = 1
+    return LanguageModel(model.eval(), tokenizer)
