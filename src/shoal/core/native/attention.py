@@ -1,7 +1,9 @@
-"""Causal self-attention for training on a CPU in fp32, two to three times as fast as PyTorch's.
+"""Causal self-attention for training on a CPU in fp32, about twice as fast as PyTorch's.
 
-PyTorch's CPU kernel multiplies blocks through a general matrix product and computes what the causal mask then hides;
-`attention.cpp` skips that half and fuses the softmax. NUMBERS
+`attention.cpp` skips what the causal mask hides and keeps its matrix products in registers and the L2 cache. One thread of
+an EPYC (Zen 3), 16 sequences of 256 tokens, 6 heads of 64: forward and backward 16 + 35 ms, PyTorch's 30 + 73 ms; 1.6 to
+2 times as fast for 64 to 1,024 tokens and heads of 32 to 128. A call costs 0.1 ms more than PyTorch's, which shows below
+some thousand tokens a batch.
 
 To PyTorch it is an operator of its own, so that `torch.compile` neither looks inside nor breaks the graph. Threads are
 Python's (the library is called without the GIL): each takes an equal part of the (batch, key-value head) items, which
