@@ -18,7 +18,9 @@ def draw(run: RunDirectory, picture: Path) -> None:
     training, evaluations = read_metrics(run.metrics)
     result = read_json(run.result)
     figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained", dpi=120)
-    axes.plot([line["tokens"] / 1e3 for line in training], [line["loss"] for line in training], linewidth=0.9, label="training")
+    axes.plot(
+        [line["tokens"] / 1e3 for line in training], [line["loss"] for line in training], linewidth=0.9, label="training"
+    )
     axes.plot(
         [line["tokens"] / 1e3 for line in evaluations],
         [line["eval_loss"] for line in evaluations],

@@ -28,10 +28,7 @@ def test_the_version_is_one_line(shoal: Shoal, word: str) -> None:
     assert (outcome.code, outcome.out, outcome.err) == (0, f"shoal {__version__}\n", "")
 
 
-no_example = pytest.mark.xfail(reason="its example stands where --help does not show it", strict=True)
-
-
-@pytest.mark.parametrize("verb", [pytest.param(v, marks=no_example) if v == "prepare" else v for v in VERBS])
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_has_an_example_on_a_line_of_its_own(shoal: Shoal, verb: str) -> None:
     outcome = shoal(verb, "--help")
     assert (outcome.code, outcome.err) == (0, "")

@@ -111,6 +111,7 @@ WRONG_KEYS = [
     ("train.stepz", 2, "is not a recipe key; the nearest is 'train.steps'; 'train' has: steps, tokens, minutes"),
     ("train.learning_rate", 2, "is not a recipe key; the nearest is 'optimizer.learning_rate'; 'train' has: steps"),
     ("steps", 1, "is not a recipe key; the nearest is 'train.steps'; keys and sections: name"),
+    ("kind", 1, "is not a recipe key; the nearest is 'tokenizer.kind'"),
     ("tokens", 1, "is not a recipe key; the nearest is 'train.tokens'"),
     ("optimizer.lookahead.evry", 3, "the nearest is 'optimizer.lookahead.every'; 'optimizer.lookahead' has: every, pull"),
     ("xyzzy", 1, "is not a recipe key; keys and sections: name"),

@@ -36,6 +36,13 @@ def test_a_write_that_fails_leaves_the_old_tensors_whole_and_nothing_beside_them
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_write_over_a_folder_fails_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ShoalError, match="could not be written"):
+        write_tensors(tmp_path / "a", {"a": torch.ones(3)})
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -30,6 +30,7 @@ VARIANTS = {
     "gpt2": GPT2,
     "gpt2 with squared relu": replace(GPT2, activation="relu2"),
     "gpt2 with silu, untied": replace(GPT2, activation="silu", tied=False),
+    "gpt2 with a large epsilon": replace(GPT2, norm_epsilon=1e-2),
     "llama": LLAMA,
     "llama, tied, one key head": replace(LLAMA, tied=True, kv_heads=1),
     "llama, ungrouped, other base": replace(LLAMA, kv_heads=4, rope_theta=500.0),

@@ -1,4 +1,8 @@
-"""`shoal prepare`: sources to a tokenized, sharded corpus."""
+"""Read text, tokenize it and write a corpus that training reads; goes on where it was interrupted.
+
+shoal prepare gpt-demo
+shoal prepare --data.sources '[notes/, more.jsonl.gz]' --data.directory data/notes
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from shoal.core.errors import InputError
 from shoal.core.recipe_file import read_recipe
 from shoal.data import prepare as data
 from shoal.data.shards import Corpus
@@ -16,10 +21,7 @@ from shoal.data.shards import Corpus
 
 @dataclass(frozen=True)
 class Arguments:
-    """Read text, tokenize it and write a corpus that training reads; goes on where it was interrupted.
-
-    Example: shoal prepare --data.sources '[notes/, more.jsonl.gz]' --data.directory data/notes
-    """
+    """Options of `shoal prepare`."""
 
     recipe: Annotated[Path | None, tyro.conf.Positional] = None
     """A recipe; without one, the defaults (Python's own source). `--data.… --tokenizer.…` change single keys."""
@@ -33,6 +35,8 @@ class Arguments:
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     """Prepare the recipe's corpus; raises what `shoal.data.prepare.prepare` raises."""
+    if arguments.workers < 0:
+        raise InputError(f"--workers is {arguments.workers}; accepted: a whole number from 0")
     recipe = read_recipe(arguments.recipe, overrides)
     console = Console(stderr=True)
     with _progress(console) as bar:

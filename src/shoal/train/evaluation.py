@@ -3,6 +3,7 @@
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ class Evaluator:
     final_sequences: int = 0
 
     @torch.no_grad()
-    def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, float]:
+    def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, Any]:
         """`eval_loss` in nats a token, `eval_bpb` in bits a byte of text, `eval_targets`."""
         world = self.wire.world
         total = torch.zeros(2, dtype=torch.float64, device=world.device)
@@ -47,9 +48,9 @@ class Evaluator:
         if not count:
             raise CorpusError("the held-out split has no targets to evaluate on")
         loss = loss_sum / count
-        return {"eval_loss": loss, "eval_bpb": bits_per_byte(loss, self.stream), "eval_targets": count}
+        return {"eval_loss": loss, "eval_bpb": bits_per_byte(loss, self.stream), "eval_targets": int(count)}
 
 
 def bits_per_byte(loss: float, stream: TokenStream) -> float:
-    """Nats a token to bits a byte, by the split's tokens a byte: comparable across tokenizers."""
-    return loss / math.log(2) * stream.tokens / stream.bytes
+    """Nats a token to bits a byte, by the split's targets (all tokens but the first) a byte: comparable across tokenizers."""
+    return loss / math.log(2) * (stream.tokens - 1) / stream.bytes

@@ -24,7 +24,7 @@ from shoal.data.batches import TrainingBatches
 from shoal.data.shards import Corpus
 from shoal.models import hugging_face
 from shoal.models.presets import make_config
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.transformer import Attention, Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
 from shoal.parallel.launch import ERROR_FOLDER
 from shoal.parallel.sync import Sync
@@ -139,8 +139,9 @@ def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transf
 def use_native_attention(model: Transformer, precision: str) -> None:
     """Give the blocks our own kernel where it serves: in fp32 on a CPU, with a compiler to build it."""
     if model.head_weight.device.type == "cpu" and precision == "fp32" and available():
-        for block in model.blocks:
-            block.attention.causal = causal_attention
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.causal = causal_attention
 
 
 def compile_blocks(model: Transformer, choice: str) -> str:

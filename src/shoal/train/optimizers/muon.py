@@ -46,7 +46,7 @@ class Muon:
         settings = self.settings
         rate, self.steps = settings.muon_learning_rate * share, self.steps + 1
         for shape, members in self.groups.items():
-            parameters = list(members.values())
+            parameters: list[Tensor] = list(members.values())
             gradient = torch.stack([_gradient(parameter) for parameter in parameters])
             momentum = self.momentum[shape].lerp_(gradient, 1 - settings.muon_momentum)
             update = orthogonalise(gradient.lerp_(momentum, settings.muon_momentum), settings.muon_iterations)
@@ -106,6 +106,6 @@ def _stack_of_zeros(members: dict[str, nn.Parameter], shape: torch.Size) -> Tens
     return next(iter(members.values())).new_zeros((len(members), *shape))
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
