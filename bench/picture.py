@@ -10,7 +10,7 @@ from shoal.core.run_directory import RunDirectory
 from shoal.train.telemetry import read_metrics
 
 matplotlib.use("agg")
-from matplotlib import pyplot  # noqa: E402  (the backend is chosen before)
+from matplotlib import pyplot
 
 
 def draw(run: RunDirectory, picture: Path) -> None:

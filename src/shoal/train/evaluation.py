@@ -52,5 +52,5 @@ class Evaluator:
 
 
 def bits_per_byte(loss: float, stream: TokenStream) -> float:
-    """Nats a token to bits a byte, by the split's targets (all tokens but the first) a byte: comparable across tokenizers."""
+    """Nats a token to bits a byte, by the split's targets (all tokens but the first) a byte."""
     return loss / math.log(2) * (stream.tokens - 1) / stream.bytes

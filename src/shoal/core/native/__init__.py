@@ -19,7 +19,7 @@ from shoal.core.machine import cpp_compiler
 
 SOURCE = Path(__file__).with_name("attention.cpp")
 TARGET = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
-FLAGS = ("-std=c++17", "-O3", TARGET, "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", TARGET, "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 
 @cache

@@ -1,4 +1,4 @@
-// Causal self-attention in fp32 and its gradients, for one thread: the caller splits the (batch, key-value head) items.
+// Causal self-attention in fp32 and its gradients, the (batch, key-value head) items divided among OpenMP's threads.
 //
 // Flash-style (Dao et al. 2022): blocks of queries against blocks of keys up to the diagonal, so that the T x T scores
 // never leave the L2 cache, and the backward recomputes them from the saved log-sum-exp. All seven matrix products are
@@ -281,11 +281,8 @@ inline float *at(const View &view, int64_t batch, int64_t head, int64_t token) {
 
 }  // namespace
 
-extern "C" {
-
-// out and logsumexp [batch, heads, tokens] of items [begin, end), an item being batch x kv_heads + kv_head. 0, or 1 when
-// memory is short.
-int attention_forward(const View *q, const View *k, const View *v, const View *out, float *logsumexp, const Sizes *sizes,
+// out and logsumexp [batch, heads, tokens] of items [begin, end), an item being batch x kv_heads + kv_head.
+static int forward_items(const View *q, const View *k, const View *v, const View *out, float *logsumexp, const Sizes *sizes,
                       int64_t begin, int64_t end) {
     const int64_t tokens = sizes->tokens, width = sizes->width, depth = rounded(width);
     const int64_t group = sizes->heads / sizes->kv_heads;
@@ -328,7 +325,7 @@ int attention_forward(const View *q, const View *k, const View *v, const View *o
 }
 
 // dq, dk, dv of the same items, from the forward's out and logsumexp and the gradient dout.
-int attention_backward(const View *q, const View *k, const View *v, const View *out, const View *dout, const View *dq,
+static int backward_items(const View *q, const View *k, const View *v, const View *out, const View *dout, const View *dq,
                        const View *dk, const View *dv, const float *logsumexp, const Sizes *sizes, int64_t begin, int64_t end) {
     const int64_t tokens = sizes->tokens, width = sizes->width, depth = rounded(width);
     const int64_t group = sizes->heads / sizes->kv_heads, whole = tokens * depth, panel = tokens * PANEL;
@@ -386,6 +383,32 @@ int attention_backward(const View *q, const View *k, const View *v, const View *
         unpack(at(*dv, batch, kv_head, 0), dv->token, dvalues, tokens, tokens, width, 1);
     }
     return 0;
+}
+
+// Equal parts of the items, one a thread. The pool is the one that PyTorch's operations use, so that no thread of theirs,
+// waiting busily for its next work, holds the core that one of ours needs.
+template <class Work> static int in_parts(int64_t items, int64_t threads, Work work) {
+    int failed = 0;
+#pragma omp parallel for num_threads(int(threads)) schedule(static) reduction(| : failed)
+    for (int64_t part = 0; part < threads; part++) failed |= work(items * part / threads, items * (part + 1) / threads);
+    return failed;
+}
+
+// Both return 0, or 1 when there is no memory for the blocks.
+extern "C" {
+
+int attention_forward(const View *q, const View *k, const View *v, const View *out, float *logsumexp, const Sizes *sizes,
+                      int64_t items, int64_t threads) {
+    return in_parts(items, threads, [&](int64_t begin, int64_t end) {
+        return forward_items(q, k, v, out, logsumexp, sizes, begin, end);
+    });
+}
+
+int attention_backward(const View *q, const View *k, const View *v, const View *out, const View *dout, const View *dq,
+                       const View *dk, const View *dv, const float *logsumexp, const Sizes *sizes, int64_t items, int64_t threads) {
+    return in_parts(items, threads, [&](int64_t begin, int64_t end) {
+        return backward_items(q, k, v, out, dout, dq, dk, dv, logsumexp, sizes, begin, end);
+    });
 }
 
 }  // extern "C"

@@ -5,21 +5,16 @@ an EPYC (Zen 3), 16 sequences of 256 tokens, 6 heads of 64: forward and backward
 2 times as fast for 64 to 1,024 tokens and heads of 32 to 128. A call costs 0.1 ms more than PyTorch's, which shows below
 some thousand tokens a batch.
 
-To PyTorch it is an operator of its own, so that `torch.compile` neither looks inside nor breaks the graph. Threads are
-Python's (the library is called without the GIL): each takes an equal part of the (batch, key-value head) items, which
-don't depend on each other, hence the bits don't depend on the number of threads. Whatever doesn't suit it (another
+To PyTorch it is an operator of its own, so that `torch.compile` neither looks inside nor breaks the graph. Each of
+torch's threads takes an equal part of the (batch, key-value head) items, which don't depend on each other, hence the bits
+don't depend on the number of threads. Whatever doesn't suit it (another
 device or type, a head dim that isn't a multiple of 8, no compiler) goes to `scaled_dot_product_attention`.
 
 Shape suffixes: B batch, T tokens, H heads, K key-value heads, E head dim.
 """
 
 import ctypes
-import itertools
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import torch
@@ -147,7 +142,7 @@ class Sizes(ctypes.Structure):
 
 
 def over_items(name: str, views: list[View], logsumexp_BHT: Tensor, q_BHTE: Tensor, k_BKTE: Tensor) -> None:
-    """Call the library's function `name` on all (batch, key-value head) items, in parts, one a thread."""
+    """Call the library's function `name` on all (batch, key-value head) items."""
     library, reason = load()
     if library is None:
         raise RuntimeError(reason)
@@ -155,29 +150,6 @@ def over_items(name: str, views: list[View], logsumexp_BHT: Tensor, q_BHTE: Tens
     K = k_BKTE.shape[1]
     sizes = Sizes(H, K, T, E, 1 / math.sqrt(E))
     arguments = [*map(ctypes.byref, views), ctypes.c_void_p(logsumexp_BHT.data_ptr()), ctypes.byref(sizes)]
-    function = library[name]
-
-    def part(begin: int, end: int) -> None:
-        if function(*arguments, ctypes.c_int64(begin), ctypes.c_int64(end)):
-            raise MemoryError(f"{name}: no memory for its blocks")
-
-    in_parts(part, B * K, torch.get_num_threads())
-
-
-def in_parts(work: Callable[[int, int], None], items: int, threads: int) -> None:
-    """Call `work(begin, end)` on equal parts of the items, the first part on this thread."""
-    threads = max(1, min(threads, items))
-    ends = [items * (index + 1) // threads for index in range(threads)]
-    others = [pool(threads - 1).submit(work, begin, end) for begin, end in itertools.pairwise(ends)]
-    work(0, ends[0])
-    for other in others:
-        other.result()
-
-
-@cache
-def pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that stay, asleep between calls."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="attention")
-
-
-os.register_at_fork(after_in_child=pool.cache_clear)  # a fork has the pool but not its threads: it would wait for ever
+    items, threads = ctypes.c_int64(B * K), ctypes.c_int64(max(1, min(torch.get_num_threads(), B * K)))
+    if library[name](*arguments, items, threads):
+        raise MemoryError(f"{name}: no memory for its blocks")
