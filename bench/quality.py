@@ -54,7 +54,7 @@ def shoal_contender(recipe: Path, corpus: Path, cold: bool) -> Callable[[int], R
             fresh_directory(cache)
         name = f"bench-quality-{stamp}-{'cold' if cold else 'cached'}-{round_number + 1}"
         overrides = ("--name", name, "--seed", round_number + 1, "--data.directory", corpus)
-        result = run_json(shoal_command("pretrain", recipe, "--json", *overrides), TORCHINDUCTOR_CACHE_DIR=str(cache))
+        result = run_json(shoal_command("pretrain", recipe, "--json", *overrides), XDG_CACHE_HOME=str(cache))
         reached = result["eval_loss"] <= TARGET_LOSS
         seconds = result["train_seconds_from_start"] if reached else None
         return result | {"seconds_to_target": seconds, "loss_then": result["eval_loss"]}

@@ -72,7 +72,7 @@ def compiler_cache(name: str, round_number: int) -> dict[str, str]:
     directory = SCRATCH / "compiler" / name.replace(" ", "-").replace(",", "").replace("×", "x")
     if round_number == 0:
         fresh_directory(directory)
-    return {"TORCHINDUCTOR_CACHE_DIR": str(directory)}
+    return {"TORCHINDUCTOR_CACHE_DIR": str(directory / "inductor"), "XDG_CACHE_HOME": str(directory)}
 
 
 def summary_row(name: str, rounds: Rounds) -> list[str]:

@@ -21,6 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shoal.core.errors import Interrupted, RankError
 from shoal.core.files import write_json
+from shoal.core.machine import cores
 
 ERROR_FOLDER = "SHOAL_ERROR_FOLDER"
 """Environment variable that tells a rank where to leave its message; set only under this launcher."""
@@ -35,12 +36,11 @@ def launch(workers: int, arguments: Sequence[str]) -> None:
     Raises `RankError` with the failing rank's message, or `Interrupted`.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _pass_on)
+    before = {number: signal.signal(number, _pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         os.environ[ERROR_FOLDER] = folder
         # the ranks set their own number of threads; without this, libraries warn or start one thread a core
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -62,6 +62,8 @@ def launch(workers: int, arguments: Sequence[str]) -> None:
             raise Interrupted("") from None
         finally:
             del os.environ[ERROR_FOLDER]
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def leave_message(rank: int, text: str, exit_code: int, *, secondary: bool) -> bool:

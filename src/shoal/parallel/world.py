@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from shoal.core.errors import InputError, RankError
+from shoal.core.machine import cores
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,16 @@ def _adopt_slurm(environment: Mapping[str, str]) -> None:
 
 
 def _divide_cores(world: World, threads: int) -> None:
-    """Give each local rank its own cores, so that ranks don't take turns on one while another idles."""
-    cores = sorted(os.sched_getaffinity(0))
-    share = max(1, len(cores) // world.local_size)
-    if world.local_size > 1 and len(cores) >= world.local_size:
-        os.sched_setaffinity(0, cores[world.local_rank * share : (world.local_rank + 1) * share])
+    """Give each local rank its own cores, so that ranks don't take turns on one while another idles.
+
+    Where Slurm has bound each task to its `--cpus-per-task`, that is done already.
+    """
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        torch.set_num_threads(threads or int(os.environ["SLURM_CPUS_PER_TASK"]))
+        return
+    share = max(1, cores() // world.local_size)
+    if world.local_size > 1 and hasattr(os, "sched_setaffinity"):  # macOS has no such thing
+        mine = sorted(os.sched_getaffinity(0))[world.local_rank * share : (world.local_rank + 1) * share]
+        if mine:
+            os.sched_setaffinity(0, mine)
     torch.set_num_threads(threads or share)
