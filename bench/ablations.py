@@ -43,7 +43,7 @@ def contender(name: str, corpus: Path) -> Callable[[int], Result]:
             "--data.directory",
             corpus,
         )
-        return run_json(shoal_command("pretrain", RECIPE, *common, *VARIANTS[name]))
+        return run_json(shoal_command("pretrain", RECIPE, "--data.directory", corpus, *common, *VARIANTS[name]))
 
     return measure
 
@@ -72,7 +72,8 @@ def main(text: Path | None = None, rounds: int = 2) -> None:
         ]
         for name, ran in results.items()
     ]
-    notes = [f"Means of {rounds} seeds at {results['the recipe'][0]['tokens']:,} tokens. In brackets: what the recipe has."]
+    tokens = results["the recipe"][0]["tokens"]
+    notes = [f"Medians of {rounds} seeds at {tokens:,} tokens. In brackets: what the recipe has."]
     columns = ["changed", "validation loss", "worse by", "from start to trained"]
     publish("ablations", "What each part of recipes/gpt-shakespeare buys", columns, rows, notes, results)
 

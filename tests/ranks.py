@@ -19,7 +19,7 @@ CONTEXT.set_forkserver_preload(["torch", "tests.ranks"])
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call `function(world, *arguments)` on `size` ranks, each a process; returns their results by rank."""
-    port = _free_port()
+    port = free_port()
     # plain pickles: multiprocessing would share tensors by file handles, which end with the process
     work = pickle.dumps((function, arguments))
     pipes, processes = [], []
@@ -62,7 +62,7 @@ def _run(pipe: Connection, rank: int, size: int, port: int, work: bytes) -> None
     pipe.send_bytes(pickle.dumps(answer))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -15,6 +15,7 @@ from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import write_recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.train.telemetry import read_metrics
+from tests.ranks import free_port
 from tests.train.runs import tiny_recipe
 
 
@@ -105,7 +106,7 @@ def test_an_interrupted_run_saves_says_so_and_goes_on_bitwise(
 
 def test_processes_of_another_launcher_join_by_rank_and_world_size(tmp_path: Path, corpus: Path) -> None:
     recipe = tiny_recipe(corpus, train={"steps": 3}, name="joined")
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     processes = [
         start(tmp_path, recipe, "--json", environment=meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in (0, 1)

@@ -24,7 +24,7 @@ def test_ranks_of_a_machine_get_cores_of_their_own() -> None:
 
 
 def test_without_a_launcher_one_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     threads = torch.get_num_threads()
     with join("cpu") as world:
@@ -68,7 +68,7 @@ def test_slurms_variables_are_understood(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # restored after the test, also where the code sets it
         monkeypatch.delenv(name)
-    slurm = {"SLURM_NTASKS": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_TASKS_PER_NODE": "2(x3)"}
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_TASKS_PER_NODE": "2(x3)"}
     for name, value in (slurm | {"SLURM_JOB_NODELIST": "node7", "SLURM_JOB_ID": "123"}).items():
         monkeypatch.setenv(name, value)
     assert is_rank()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shoal.core.errors import InputError, Interrupted, ShoalError
+from shoal.core.recipe import Model
 from shoal.core.run_directory import RunDirectory
 from shoal.train.loop import train
 from shoal.train.telemetry import read_metrics
@@ -169,7 +170,61 @@ def test_weights_to_start_from_may_come_from_a_folder(corpus: Path, tmp_path: Pa
     folder = tmp_path / "model"
     tokenizer = read_tokenizer(corpus)
     write_model_directory(folder, config, hugging_face.weights_to_hugging_face(weights), tokenizer.write, "")
-    again = build_parts(tiny_recipe(corpus, model={"init_from": str(folder)}, seed=9), tmp_path / "second", alone())
+    with pytest.raises(InputError, match=r"model\.context.*beside"):
+        build_parts(tiny_recipe(corpus, model={"init_from": str(folder)}), tmp_path / "refused", alone())
+    recipe = dataclasses.replace(tiny_recipe(corpus, seed=9), model=Model(init_from=str(folder), dropout=0.5))
+    again = build_parts(recipe, tmp_path / "second", alone())
+    assert again.model.config.dropout == 0.5
     again.telemetry.close()
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name])
+
+
+def test_going_on_where_nothing_was_saved_is_refused_and_changes_nothing(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint to go on from"):
+        build_parts(tiny_recipe(corpus), tmp_path, alone(), resume=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sections", [{"seed": 5}, {"model": {"context": 8}}, {"optimizer": {"kind": "muon"}}])
+def test_a_resume_that_would_not_be_the_same_run_is_refused_and_keeps_the_metrics(
+    corpus: Path, tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    run_training(alone(), tiny_recipe(corpus, train={"steps": 3}), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(InputError):
+        build_parts(tiny_recipe(corpus, **sections), tmp_path, alone(), resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def resumed_apart(world: Any, recipe: Any, folder: Path) -> str:
+    try:
+        build_parts(recipe, folder / str(world.rank), world, resume=True)
+    except ShoalError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_ranks_that_would_go_on_from_different_steps_are_all_refused(corpus: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(corpus, train={"steps": 4}, checkpoint={"every": 2})
+    for rank in (0, 1):
+        run_training(alone(), recipe, tmp_path / str(rank))
+    (tmp_path / "1" / "checkpoints" / "step-00000004" / "state.json").unlink()
+    told = run_ranks(2, resumed_apart, recipe, tmp_path)
+    assert all("different steps (4, 2)" in text for text in told), told
+
+
+def test_compiled_blocks_resume_bitwise(corpus: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(corpus, train={"steps": 6, "compile": "auto"})
+    reference, weights = run_training(alone(), recipe, tmp_path / "straight")
+    parts = build_parts(recipe, tmp_path / "stopped", alone())
+    steps = parts.progress
+    with pytest.raises(Interrupted):
+        train(dataclasses.replace(parts, stop_requested=lambda: steps.step + 1 >= 3))
+    parts.telemetry.close()
+    parts = build_parts(recipe, tmp_path / "stopped", alone(), resume=True)
+    train(parts)
+    parts.telemetry.close()
+    assert losses(read_metrics(RunDirectory(tmp_path / "stopped").metrics)[0]) == losses(reference)
+    for name, value in parts.model.state_dict().items():
+        assert torch.equal(value, weights[name])

@@ -4,6 +4,7 @@ shoal doctor
 """
 
 import importlib.metadata
+import json
 import platform
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from torch import distributed
 
 from shoal import __version__
 from shoal.core.errors import ShoalError
-from shoal.core.machine import cores, cpp_compiler, cpu_name, total_memory_bytes
+from shoal.core.machine import cores, cpp_compiler, cpu_name, python_headers, total_memory_bytes
+from shoal.core.native import load
 from shoal.train.setup import matrix_peak
 
 LIBRARIES = ("torch", "tokenizers", "transformers", "datasets", "safetensors", "numpy", "pydantic", "tensorboard")
@@ -47,7 +49,7 @@ class Finding:
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     """Look at everything and say what is missing; `ShoalError` when Shoal can't work here."""
-    findings = [check() for check in (_python, _memory, _disk, _compiler, _peak, _gpu, _gloo)]
+    findings = [check() for check in (_python, _memory, _disk, _compiler, _kernels, _peak, _gpu, _gloo)]
     findings += [_library(name) for name in LIBRARIES]
     broken = [finding.name for finding in findings if finding.needed and not finding.works]
     if not arguments.json:
@@ -56,9 +58,12 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
             mark = "[green]✓" if finding.works else "[red]✗" if finding.needed else "[yellow]–"
             table.add_row(mark, finding.name, finding.found, finding.advice)
         Console(highlight=False).print(table)
+    facts = {"shoal": __version__, "works": not broken, "findings": [vars(finding) for finding in findings]}
     if broken:
+        if arguments.json:
+            print(json.dumps(facts))  # noqa: T201
         raise ShoalError(f"what is needed and does not work: {', '.join(broken)}")
-    return {"shoal": __version__, "findings": [vars(finding) for finding in findings]}
+    return facts
 
 
 def _attempt(name: str, try_it: Callable[[], str], advice: str, needed: bool = True) -> Finding:
@@ -86,6 +91,15 @@ def _compiler() -> Finding:
     found = cpp_compiler()
     advice = "" if found else "without one, training on CPU runs eager, about 1.4 times slower: install g++ or clang++"
     return Finding("C++ compiler", found is not None, found or "none", advice, needed=False)
+
+
+def _kernels() -> Finding:
+    library, reason = load()
+    if library is None:
+        return Finding("own kernels", False, reason, "attention runs on torch's, about half as fast", needed=False)
+    headers = python_headers()
+    advice = "" if headers else "install Python's headers (python3-dev): without them training runs eager"
+    return Finding("own kernels", headers, "built" if headers else "built, but no Python.h", advice, needed=False)
 
 
 def _peak() -> Finding:

@@ -1,7 +1,9 @@
 """Read text, tokenize it and write a corpus that training reads; goes on where it was interrupted.
 
-shoal prepare gpt-demo
-shoal prepare --data.sources '[notes/, more.jsonl.gz]' --data.directory data/notes
+    shoal prepare gpt-demo
+    shoal prepare --data.sources '[notes/, more.jsonl.gz]' --data.directory data/notes
+
+A corpus that is there already is found again; another one in its place is never overwritten.
 """
 
 import dataclasses

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 import yaml
 from rich.console import Console
+from rich.text import Text
 
 from shoal.core.errors import InputError
 from shoal.core.files import read_json, remove_folder
@@ -70,15 +71,20 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     main = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     launched = ERROR_FOLDER in os.environ
     if main and not launched:
-        Corpus.open(Path(recipe.corpus_directory))  # a missing corpus is told before anything starts
+        # what can't work is told before anything starts, or is removed
+        estimate(recipe, Corpus.open(Path(recipe.corpus_directory)).vocabulary, arguments.workers)
         folder.claim(arguments.resume, arguments.overwrite)
         if arguments.overwrite:
             _clear(folder)
     if arguments.workers > 1 and not is_rank():
-        write_recipe(folder.recipe, recipe)
-        words = ["pretrain", str(folder.recipe), "--runs", str(arguments.runs)]
+        handed_over = folder.root / ".recipe.yaml"
+        write_recipe(handed_over, recipe)
+        words = ["pretrain", str(handed_over), "--runs", str(arguments.runs)]
         flags = {"--resume": arguments.resume, "--quiet": arguments.quiet, "--debug": arguments.debug}
-        launch(arguments.workers, words + [flag for flag, given in flags.items() if given])
+        try:
+            launch(arguments.workers, words + [flag for flag, given in flags.items() if given])
+        finally:
+            handed_over.unlink(missing_ok=True)
         result = read_json(folder.result)
     else:
         trained = pretrain(recipe, Session(folder, arguments.resume, arguments.quiet))
@@ -113,17 +119,13 @@ def _samples(recipe: Recipe, folder: RunDirectory) -> list[dict[str, str]]:
 def _tell(folder: RunDirectory, result: dict[str, Any], samples: list[dict[str, str]]) -> None:
     console = Console(stderr=True, highlight=False)
     for sample in samples:
-        console.print(f"\n[bold]{_plain(sample['prompt'])}[/bold]{_plain(sample['text'])}")
+        console.print(Text.assemble("\n", (sample["prompt"], "bold"), sample["text"]))
     console.print(
         f"\n{result['tokens']:,} tokens in {result['seconds']:.0f} s, {result['tokens_per_second_median']:,.0f} tokens/s, "
         f"MFU {result['mfu_median']:.0%} of a matrix peak of {result['matrix_peak_flops'] / 1e9:,.0f} GFLOP/s\n"
         f"held-out loss [bold]{result['eval_loss']:.4f}[/bold], [bold]{result['eval_bpb']:.3f}[/bold] bits per byte\n"
         f"model   {folder.model}   (shoal generate {folder.root} --prompt …)\nreport  {folder.report}"
     )
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def _dry_run(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
@@ -139,7 +141,8 @@ def _dry_run(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
         console.print(f"tokens           {_number(facts['tokens'])} ({facts['tokens_per_step']:,} a step)")
         console.print(f"steps            {_number(facts['steps'])}")
         console.print(f"memory           about {facts['memory_bytes'] / 1e9:.2f} GB a rank, on {world} rank(s)")
-        have = f"{facts['corpus_tokens']:,} training tokens" if corpus else "not prepared yet"
+        assumed = f"not prepared yet (a vocabulary of {recipe.tokenizer.vocabulary:,} assumed)"
+        have = f"{facts['corpus_tokens']:,} training tokens" if corpus else assumed
         console.print(f"corpus           {directory}: {have}")
     return {"recipe": recipe_tree(recipe), **facts}
 

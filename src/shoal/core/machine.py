@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import shutil
+import sysconfig
 import time
 from pathlib import Path
 
@@ -54,7 +55,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cache_folder() -> Path:
+    """Where Shoal keeps what is made once a machine: `$XDG_CACHE_HOME/shoal`, else `~/.cache/shoal`."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "shoal"
+
+
+def python_headers() -> bool:
+    """Whether Python.h is there, which torch.compile's kernels include."""
+    return (Path(sysconfig.get_paths()["include"]) / "Python.h").exists()
+
+
 def cpp_compiler() -> str | None:
-    """The C++ compiler that torch.compile would use on a CPU, if there is one."""
+    """The machine's C++ compiler: `$CXX`, g++ or clang++."""
     named = os.environ.get("CXX")
     return shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++")

@@ -60,9 +60,9 @@ class Model:
     """The Transformer: a preset's shape, and what to change in it (null keeps the preset's value)."""
 
     preset: str = "gpt2-small"
-    """A named shape; `shoal pretrain --help` lists them."""
+    """A named shape, which the other keys change; a wrong one is answered with all names."""
     init_from: str = ""
-    """A folder in the Hugging Face layout to start from instead of random weights."""
+    """A folder in the Hugging Face layout to start from; its shape holds, only `dropout` may be set beside it."""
     context: Positive | None = None
     """Longest sequence, in tokens."""
     layers: Positive | None = None

@@ -61,15 +61,17 @@ class TrainingBatches:
 
     def state_dict(self) -> dict[str, int]:
         """Where to go on, at any number of ranks."""
-        return {"position": self.position, "samples": self.samples}
+        return {"position": self.position, "samples": self.samples, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there; `CorpusError` when the corpus is another one."""
-        if state["samples"] != self.samples:
-            raise CorpusError(
-                f"the checkpoint read a corpus of {state['samples']} windows, this one has {self.samples}; "
-                "go on with the corpus that the run began with"
-            )
+        """Go on from there; `CorpusError` when that order of samples is not this one."""
+        mine = self.state_dict()
+        for key, meaning in (("samples", "windows in its corpus"), ("seed", "as its seed")):
+            if state[key] != mine[key]:
+                raise CorpusError(
+                    f"the checkpoint has {state[key]} {meaning}, this run {mine[key]}: samples would be repeated and "
+                    "skipped. Go on with the corpus, the context and the seed that the run began with"
+                )
         self.position = state["position"]
 
 

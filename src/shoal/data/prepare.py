@@ -82,7 +82,7 @@ def prepare(
     sources = open_sources(data.sources, data.text_field)
     settings = _settings(data, tokenizer, sources)
     if (directory / MANIFEST).exists():
-        corpus = Corpus.open(directory)
+        corpus = Corpus.open(directory, verify=True)
         _refuse_other(directory, corpus.manifest["settings"], settings)
         return _prepared(corpus, time.perf_counter() - started, 0.0, sources, already=True)
     try:

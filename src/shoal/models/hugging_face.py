@@ -5,7 +5,7 @@ written here.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -247,9 +247,14 @@ def fuse_qkv(query: Tensor, key: Tensor, value: Tensor, config: TransformerConfi
     return torch.cat(parts, dim=1).reshape(-1, *rest)
 
 
-def build(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Transformer:
-    """A model from the content of `config.json` and its weights; `ValueError` when they don't fit."""
+def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], dropout: float | None = None) -> Transformer:
+    """A model from the content of `config.json` and its weights, perhaps with another dropout.
+
+    `ValueError` when they don't fit.
+    """
     shape = config_from_hugging_face(config)
+    if dropout is not None:
+        shape = replace(shape, dropout=dropout)
     ours = weights_from_hugging_face(weights, shape)
     model = Transformer(shape).materialise()
     model.load_state_dict(ours)

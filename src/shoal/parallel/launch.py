@@ -1,8 +1,9 @@
 """Start N ranks on this machine, through torch's elastic agent, and end them together.
 
 A rank that fails leaves its message in a folder that the launcher made; the launcher stops the others and raises the
-message of the rank that failed by itself, not of those that lost contact because of it. SIGINT and SIGTERM reach every
-rank as SIGINT, "save and leave"; SIGTERM from the launcher means that another rank has failed, and ends a rank at once.
+message of the rank that failed by itself, not of those that lost contact because of it. The first SIGINT or SIGTERM
+means "save and leave" to every rank, and later ones change nothing. The agent also sends SIGTERM when another rank has
+failed: `stop_is_asked_for` tells the two apart.
 """
 
 import json
@@ -11,7 +12,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -26,7 +27,10 @@ from shoal.core.machine import cores
 ERROR_FOLDER = "SHOAL_ERROR_FOLDER"
 """Environment variable that tells a rank where to leave its message; set only under this launcher."""
 
-SAVING_SECONDS = 600
+STOP_MARK = "stop"
+"""File in that folder which says that the user asked for a stop."""
+
+SAVING_SECONDS = 3600
 """How long interrupted ranks may take to save before they are killed."""
 
 
@@ -36,9 +40,9 @@ def launch(workers: int, arguments: Sequence[str]) -> None:
     Raises `RankError` with the failing rank's message, or `Interrupted`.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    before = {number: signal.signal(number, _pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         os.environ[ERROR_FOLDER] = folder
+        before = {number: signal.signal(number, _pass_on_once()) for number in (signal.SIGINT, signal.SIGTERM)}
         # the ranks set their own number of threads; without this, libraries warn or start one thread a core
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
         config = LaunchConfig(
@@ -59,7 +63,7 @@ def launch(workers: int, arguments: Sequence[str]) -> None:
         except ChildFailedError as error:
             raise _first_failure(Path(folder), error.failures) from None
         except SignalException:
-            raise Interrupted("") from None
+            raise _first_failure(Path(folder), {}) from None
         finally:
             del os.environ[ERROR_FOLDER]
             for number, handler in before.items():
@@ -79,23 +83,44 @@ def leave_message(rank: int, text: str, exit_code: int, *, secondary: bool) -> b
     return True
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    raise SignalException("stop", sigval=signal.SIGINT)
+def stop_is_asked_for() -> bool:
+    """Whether the user, and not a failing rank, is why this launcher's ranks are told to stop."""
+    folder = os.environ.get(ERROR_FOLDER)
+    return folder is None or (Path(folder) / STOP_MARK).exists()
+
+
+def _pass_on_once() -> Callable[[int, FrameType | None], None]:
+    """A handler that raises at the first signal only: a second one must not cut short what the first has begun."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        mark = Path(os.environ[ERROR_FOLDER]) / STOP_MARK
+        if not mark.exists():
+            mark.touch()
+            raise SignalException("stop", sigval=signal.SIGINT)
+
+    return handle
 
 
 def _first_failure(folder: Path, failures: dict[int, ProcessFailure]) -> RankError | Interrupted:
     messages = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
-    if any(message["exit_code"] == Interrupted.exit_code for message in messages):
+    interrupted = [message for message in messages if message["exit_code"] == Interrupted.exit_code]
+    others = [message for message in messages if message not in interrupted]
+    # a rank that failed by itself, before those that only lost contact with it
+    for message in sorted(others, key=lambda message: message["secondary"]):
+        if message["secondary"] and (interrupted or _killed(failures)):
+            continue
+        error = RankError(f"rank {message['rank']}: {message['message']}")
+        error.exit_code = message["exit_code"]
+        return error
+    for rank, failure in _killed(failures).items():
+        name = signal.Signals(-failure.exitcode).name
+        hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
+        return RankError(f"rank {rank} was killed by {name}{hint}. --resume goes on from the last checkpoint")
+    if interrupted or not failures:
         return Interrupted("")
-    for message in messages:
-        if not message["secondary"]:
-            error = RankError(f"rank {message['rank']}: {message['message']}")
-            error.exit_code = message["exit_code"]
-            return error
-    for rank, failure in failures.items():
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
-            return RankError(f"rank {rank} was killed by {name}{hint}. --resume goes on from the last checkpoint")
     rank, failure = next(iter(failures.items()))
     return RankError(f"rank {rank} ended with exit code {failure.exitcode} and left no message")
+
+
+def _killed(failures: dict[int, ProcessFailure]) -> dict[int, ProcessFailure]:
+    return {rank: failure for rank, failure in failures.items() if failure.exitcode < 0}

@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import torch
 from torch import Tensor, distributed
 
 from shoal.core.errors import RankError
@@ -72,10 +71,6 @@ class Wire:
         except RuntimeError as error:
             raise self._lost(error) from error
         return values
-
-    def barrier(self) -> None:
-        """Wait for everyone."""
-        self.sum(torch.zeros(1, device=self.world.device))
 
     def _lost(self, error: RuntimeError) -> PeerLostError:
         return PeerLostError(f"rank {self.world.rank} lost contact with another rank ({str(error).splitlines()[0][:200]})")

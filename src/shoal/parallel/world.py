@@ -33,7 +33,8 @@ class World:
 
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher has made this process one of several ranks."""
-    return "RANK" in environment or int(environment.get("SLURM_NTASKS", "1")) > 1
+    # only srun sets the step's tasks: inside sbatch or salloc alone, this process is no rank
+    return "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 @contextmanager
@@ -73,17 +74,20 @@ def _read_world(environment: Mapping[str, str], device: str) -> World:
         raise InputError(f"RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be whole numbers: {error}") from None
     if not 0 <= rank < size:
         raise InputError(f"RANK={rank} is not below WORLD_SIZE={size}")
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise InputError("train.device is 'cuda', but torch finds no CUDA device; `shoal doctor` tells more")
-    chosen = torch.device("cuda", local_rank) if available and device != "cpu" else torch.device("cpu")
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and devices < local_size:
+        raise InputError(
+            f"train.device is 'cuda', but torch finds {devices} CUDA device(s) for {local_size} rank(s) on this machine; "
+            "`shoal doctor` tells more"
+        )
+    chosen = torch.device("cuda", local_rank) if devices >= local_size and device != "cpu" else torch.device("cpu")
     return World(rank, size, local_rank, local_size, chosen)
 
 
 def _adopt_slurm(environment: Mapping[str, str]) -> None:
     """Translate srun's variables into torch's; the first host of the job is where the ranks meet."""
     os.environ["RANK"] = environment["SLURM_PROCID"]
-    os.environ["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+    os.environ["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
     os.environ["LOCAL_RANK"] = environment["SLURM_LOCALID"]
     os.environ["LOCAL_WORLD_SIZE"] = environment["SLURM_TASKS_PER_NODE"].split("(")[0].split(",")[0]
     if "MASTER_ADDR" not in environment:

@@ -57,10 +57,14 @@ class Checkpoints:
     def load(self) -> tuple[Snapshot, list[str]] | None:
         """The newest whole checkpoint and notes on what was passed over; None when there has never been one."""
         notes: list[str] = []
+        latest = self.folder / "latest"
+        named = latest.read_text().strip() if latest.exists() else None
         found = sorted(self.folder.glob("step-*"), reverse=True)
         for path in found:
             fault = find_fault(path)
             if fault is None:
+                if named not in (None, path.name) and not notes:
+                    notes.append(f"checkpoint {named}, named the latest, is gone; taking {path.name}")
                 tensors = {file.stem: read_tensors(file) for file in path.glob("*.safetensors")}
                 state = read_json(path / "state.json")
                 return Snapshot(state["step"], tensors, state), notes
@@ -88,9 +92,11 @@ class Checkpoints:
             temporary.rename(self.folder / name)
             sync_folder(self.folder)
             write_text(self.folder / "latest", name + "\n")
-            for old in sorted(self.folder.glob("step-*"), reverse=True)[self.keep :]:
+            # later ones are of a past that this run has left: they were passed over as not whole
+            whole = [path for path in sorted(self.folder.glob("step-*"), reverse=True) if path.name <= name]
+            for old in {*self.folder.glob("step-*")} - {*whole[: self.keep]}:
                 remove_folder(old)
-        except (OSError, ShoalError) as error:
+        except BaseException as error:  # whatever it is, "saved" would be a lie
             self._failure = error
 
 

@@ -65,7 +65,6 @@ def train(parts: Parts) -> dict[str, float]:
     flops_per_token = model.flops_per_token(parts.batches.context)
     began = time.perf_counter() - progress.seconds
     evaluated: dict[str, float] = {}
-    saved = progress.step
     model.train()
 
     while (done := parts.budget.progress(progress.step, progress.tokens, progress.seconds)) < 1:
@@ -92,7 +91,7 @@ def train(parts: Parts) -> dict[str, float]:
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise ShoalError(
                 f"step {progress.step + 1}: loss {loss}, gradient norm {norm}: training has diverged; "
-                "lower optimizer.learning_rate, or go on with --resume from an earlier checkpoint"
+                "lower optimizer.learning_rate and start anew"
             )
         # one pass: from the sum over targets to their mean, and clipped
         sync.scale_grads(min(1.0, recipe.train.clip / (norm + 1e-12) if recipe.train.clip else 1.0) / targets)
@@ -122,16 +121,19 @@ def train(parts: Parts) -> dict[str, float]:
         }
         parts.telemetry.step(record, done)
 
+        # first what can't be had again
+        if stop or done >= 1 or _due(progress.step, recipe.checkpoint.every):
+            if world.is_main:
+                parts.checkpoints.save(snapshot(parts))
+            if stop:
+                parts.checkpoints.wait()
         if done >= 1 or _due(progress.step, recipe.evaluation.every):
             evaluated = parts.evaluate(model, final=done >= 1)
             parts.telemetry.evaluation({"step": progress.step, "tokens": progress.tokens, **evaluated})
-        if stop or done >= 1 or _due(progress.step, recipe.checkpoint.every):
-            saved = progress.step
-            if world.is_main:
-                parts.checkpoints.save(snapshot(parts))
         if stop and done < 1:
-            parts.checkpoints.wait()
-            raise Interrupted(f"interrupted; saved at step {saved}. Go on with the same command and --resume")
+            again = f"shoal pretrain {parts.checkpoints.folder.parent / 'recipe.yaml'} --resume"
+            ranks = f" --workers {world.size}" if world.size > 1 else ""
+            raise Interrupted(f"interrupted; saved at step {progress.step}. Go on with: {again}{ranks}")
     parts.checkpoints.wait()
     return evaluated or parts.evaluate(model)
 

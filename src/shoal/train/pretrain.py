@@ -37,20 +37,21 @@ class Session:
 def pretrain(recipe: Recipe, session: Session) -> dict[str, Any] | None:
     """Train, evaluate, and write model and result. Returns the result on the main rank, None on the others."""
     with join(recipe.train.device, recipe.parallel.threads, recipe.parallel.timeout) as world:
-        if world.is_main:
-            write_recipe(session.run.recipe, recipe)
-        parts = build(
-            recipe,
-            session.run,
-            world,
-            resume=session.resume,
-            quiet=session.quiet,
-            stop_requested=watch_signals(),
-        )
-        try:
-            evaluated = train(parts)
-        finally:
-            parts.telemetry.close()
+        with watch_signals() as stop_requested:
+            parts = build(
+                recipe,
+                session.run,
+                world,
+                resume=session.resume,
+                quiet=session.quiet,
+                stop_requested=stop_requested,
+            )
+            try:
+                if world.is_main:  # only now is it known to fit what is there
+                    write_recipe(session.run.recipe, recipe)
+                evaluated = train(parts)
+            finally:
+                parts.telemetry.close()
         memory = parts.sync.wire.gather_objects(memory_bytes(world.device))
         if not world.is_main:
             return None
@@ -73,8 +74,9 @@ def _result(parts: Parts, run: RunDirectory, world: World, evaluated: dict[str, 
         **evaluated,
         "evaluations": [[line["step"], line["eval_loss"]] for line in evaluations],
         "seconds": parts.progress.seconds,
-        "train_seconds_from_start": parts.telemetry.last_step_at - command_started(),
-        "first_step_seconds": parts.telemetry.first_step_at - command_started(),
+        # None when a finished run was resumed, and no step taken
+        "train_seconds_from_start": _since_start(parts.telemetry.last_step_at),
+        "first_step_seconds": _since_start(parts.telemetry.first_step_at),
         "tokens_per_second_median": statistics.median(line["tokens_per_second"] for line in warm),
         "mfu_median": statistics.median(line["mfu"] for line in warm),
         "data_share_median": statistics.median(line["data_seconds"] / line["step_seconds"] for line in warm),
@@ -88,6 +90,10 @@ def _result(parts: Parts, run: RunDirectory, world: World, evaluated: dict[str, 
         "finished": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "shoal": version("shoal"),
     }
+
+
+def _since_start(moment: float) -> float | None:
+    return moment - command_started() if moment else None
 
 
 def _write_model(parts: Parts, run: RunDirectory, result: dict[str, Any]) -> None:

@@ -3,18 +3,19 @@
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
 from shoal.core import recipe as schema
-from shoal.core.errors import InputError, RecipeError
-from shoal.core.machine import cpp_compiler
+from shoal.core.errors import CheckpointError, InputError, RecipeError
+from shoal.core.machine import cache_folder, cpp_compiler, python_headers
 from shoal.core.model_directory import read_model_directory
 from shoal.core.native.attention import available, causal_attention
 from shoal.core.recipe import Recipe
@@ -26,12 +27,12 @@ from shoal.models import hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import Attention, Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
-from shoal.parallel.launch import ERROR_FOLDER
+from shoal.parallel.launch import ERROR_FOLDER, stop_is_asked_for
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import TASKS
-from shoal.train.checkpoint import Checkpoints, Snapshot
+from shoal.train.checkpoint import Checkpoints
 from shoal.train.evaluation import Evaluator
 from shoal.train.loop import Parts, restore
 from shoal.train.optimizers import build_optimizer
@@ -42,6 +43,9 @@ SYNCS: dict[str, Callable[[Wire, schema.Parallel], Sync]] = {
     "all_reduce": lambda wire, settings: AllReduce(wire, int(settings.bucket_megabytes * 2**20)),
 }
 """Name to strategy, for the recipe's `parallel.sync`."""
+
+LEAVING_SECONDS = 8.0
+"""How long a rank may take to notice by itself that another has failed."""
 
 
 def build(
@@ -77,11 +81,6 @@ def build(
     task, precision = TASKS[recipe.task](), make_precision(train.precision, world.device)
     budget = Budget.of(train)
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep)
-    saved, notes = _find_checkpoint(checkpoints) if resume else (None, [])
-    telemetry: Telemetry | Silence = Silence()
-    if world.is_main:
-        expected = budget.expected_steps(train.global_batch * config.context)
-        telemetry = Telemetry(run, saved.step if saved else None, expected, quiet)
     evaluate = Evaluator(
         task, corpus.split("held_out"), config.context, min(share, train.micro_batch or share), wire, precision,
         recipe.evaluation.sequences,
@@ -90,14 +89,12 @@ def build(
     peak_flops = wire.sum(torch.tensor(matrix_peak(world.device, train.precision), device=world.device)).item()
     parts = Parts(
         recipe, model, task, batches, build_optimizer(model, recipe.optimizer), sync, budget, evaluate, checkpoints,
-        telemetry, precision, peak_flops, stop_requested,
+        Silence(), precision, peak_flops, stop_requested,
     )  # fmt: skip
-    if saved is not None:
-        try:
-            restore(parts, saved)
-        except (RuntimeError, KeyError) as error:
-            raise InputError(f"{run.checkpoints}: the checkpoint doesn't fit this recipe's model: {error}") from None
-        notes.append(f"going on from step {saved.step}")
+    notes = _resume(parts, run) if resume else []
+    if world.is_main:
+        expected = budget.expected_steps(train.global_batch * config.context)
+        parts = replace(parts, telemetry=Telemetry(run, parts.progress.step if resume else None, expected, quiet))
     threads = torch.get_num_threads()
     notes.append(
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {world.size} rank"
@@ -105,19 +102,21 @@ def build(
         f"matrix peak {peak_flops / 1e9:,.0f} GFLOP/s"
     )
     for note in notes:
-        telemetry.note(note)
+        parts.telemetry.note(note)
     return parts
 
 
 def make_transformer_config(settings: schema.Model, vocabulary: int) -> TransformerConfig:
     """The recipe's shape; `RecipeError` when it doesn't fit together."""
     try:
-        return make_config(
+        config = make_config(
             settings.preset, vocabulary=vocabulary, context=settings.context, layers=settings.layers, dim=settings.dim,
             heads=settings.heads, kv_heads=settings.kv_heads, head_dim=settings.head_dim, hidden=settings.hidden,
             activation=settings.activation, qk_norm=settings.qk_norm, tied=settings.tied,
             rope_theta=settings.rope_theta, dropout=settings.dropout,
         )  # fmt: skip
+        hugging_face.family(config)  # what could not be written at the end is refused at the start
+        return config
     except ValueError as error:
         raise RecipeError(f"'model': {error}") from None
 
@@ -126,14 +125,23 @@ def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transf
     """Random weights from the recipe's seed, or those of `model.init_from`."""
     settings = recipe.model
     if settings.init_from:
-        try:
-            return hugging_face.build(*read_model_directory(Path(settings.init_from))).to(device)
-        except ValueError as error:
-            raise InputError(f"{settings.init_from}: {error}") from None
+        return _model_from(settings).to(device)
     model = Transformer(make_transformer_config(settings, vocabulary)).materialise()
     random = generator(recipe.seed, "weights")
     model.initialise(random, settings.init_std or 0.02, settings.embedding_std, bool(settings.zero_init))
     return model.to(device)
+
+
+def _model_from(settings: schema.Model) -> Transformer:
+    free = {"preset", "init_from", "dropout"}
+    given = [key for key, value in vars(settings).items() if value is not None and key not in free and key[0] != "_"]
+    if given:
+        raise RecipeError(f"'model.{given[0]}' can't be set beside 'model.init_from': the folder's shape holds")
+    try:
+        config, weights = read_model_directory(Path(settings.init_from))
+        return hugging_face.build(config, weights, dropout=settings.dropout)
+    except ValueError as error:
+        raise InputError(f"{settings.init_from}: {error}") from None
 
 
 def use_native_attention(model: Transformer, precision: str) -> None:
@@ -152,12 +160,18 @@ def compile_blocks(model: Transformer, choice: str) -> str:
     device = model.head_weight.device
     if choice == "off":
         return "eager"
-    if device.type == "cpu" and cpp_compiler() is None:
+    missing = None
+    if device.type == "cpu":
+        missing = "C++ compiler" if cpp_compiler() is None else None if python_headers() else "Python.h (python3-dev)"
+    if missing:
         if choice == "on":
-            raise InputError("train.compile is 'on', but there is no C++ compiler (g++ or clang++) on this machine")
-        return "eager (no C++ compiler found)"
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "shoal" / "compiled"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+            raise InputError(f"train.compile is 'on', but there is no {missing} on this machine")
+        return f"eager (no {missing} found)"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    if device.type == "cpu":
+        os.environ.setdefault("CXX", str(cpp_compiler()))
+    # what can't be compiled after all runs eager, with torch's own warning
+    torch._dynamo.config.suppress_errors = choice == "auto"
     for block in model.blocks:
         block.compile()
     return "compiled by block"
@@ -188,9 +202,25 @@ def matrix_peak(device: torch.device, precision: str = "fp32", seconds: float = 
     return 2 * size**3 / min(times)
 
 
-def _find_checkpoint(checkpoints: Checkpoints) -> tuple[Snapshot | None, list[str]]:
-    found = checkpoints.load()
-    return found if found is not None else (None, ["no checkpoint to resume from: starting at step 0"])
+def _resume(parts: Parts, run: RunDirectory) -> list[str]:
+    """Put the newest whole checkpoint back, the same on every rank; returns what is to be told."""
+    found = parts.checkpoints.load()
+    if found is None:
+        raise InputError(f"{run.checkpoints}: no checkpoint to go on from; leave --resume out to begin")
+    saved, notes = found
+    try:
+        restore(parts, saved)
+    except (RuntimeError, KeyError) as error:
+        raise InputError(
+            f"{run.checkpoints}: the checkpoint doesn't fit this recipe's model and optimizer: {error}"
+        ) from None
+    everyone = parts.sync.wire.gather_objects((saved.step, saved.state["tokens"]))
+    if len(set(everyone)) > 1:
+        raise CheckpointError(
+            f"ranks would go on from different steps ({', '.join(str(step) for step, _ in everyone)}); "
+            f"{run.checkpoints} must be one folder that all ranks see"
+        )
+    return [*notes, f"going on from step {saved.step}"]
 
 
 def _check_equal(wire: Wire, recipe: Recipe, corpus: Corpus) -> None:
@@ -202,13 +232,28 @@ def _check_equal(wire: Wire, recipe: Recipe, corpus: Corpus) -> None:
         raise InputError(f"ranks {different} have another recipe or corpus than rank 0")
 
 
-def watch_signals() -> Callable[[], bool]:
-    """Remember SIGINT and SIGTERM until the step ends. Under Shoal's launcher SIGTERM ends a rank at once."""
-    requested: list[int] = []
+@contextmanager
+def watch_signals() -> Iterator[Callable[[], bool]]:
+    """Remember SIGINT and SIGTERM until a step ends; yields whether one has come, and puts the handlers back.
 
-    def remember(number: int, frame: FrameType | None) -> Any:
+    A second SIGINT ends a process that stands alone at once. Under Shoal's launcher signals come more than once, and SIGTERM
+    also when another rank has failed: then this one, if it does not notice by itself, leaves after some seconds.
+    """
+    requested: list[int] = []
+    launched = ERROR_FOLDER in os.environ
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if requested and number == signal.SIGINT and not launched:
+            raise KeyboardInterrupt
+        if number == signal.SIGTERM and not stop_is_asked_for():
+            backstop = threading.Timer(LEAVING_SECONDS, lambda: None if stop_is_asked_for() else os._exit(1))
+            backstop.daemon = True
+            backstop.start()
         requested.append(number)
 
-    signal.signal(signal.SIGINT, remember)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL if ERROR_FOLDER in os.environ else remember)
-    return lambda: bool(requested)
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(requested)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

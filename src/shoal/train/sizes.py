@@ -1,8 +1,11 @@
 """What a recipe takes, computed before anything starts."""
 
+from pathlib import Path
 from typing import Any
 
+from shoal.core.files import read_json
 from shoal.core.recipe import Recipe
+from shoal.models import hugging_face
 from shoal.models.loss import CHUNK_BYTES
 from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.train.schedule import Budget
@@ -14,7 +17,10 @@ PROCESS_BYTES = 450_000_000
 
 def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
     """Parameters, tokens, steps (None where only minutes end the run) and memory a rank, in bytes."""
-    config = make_transformer_config(recipe.model, vocabulary)
+    if recipe.model.init_from:
+        config = hugging_face.config_from_hugging_face(read_json(Path(recipe.model.init_from) / "config.json"))
+    else:
+        config = make_transformer_config(recipe.model, vocabulary)
     parameters = sum(parameter.numel() for parameter in Transformer(config).parameters())
     budget = Budget.of(recipe.train)
     per_step = recipe.train.global_batch * config.context

@@ -175,11 +175,18 @@ class _Bar:
             refresh_per_second=2,
             expand=True,
         )
-        self.task = self.progress.add_task("training", total=1.0, step=0, numbers="starting …")
+        self.task = self.progress.add_task("training", total=1.0, step=0, numbers="starting …", began=None)
         self.progress.start()
 
     def step(self, record: Record, progress: float) -> None:
-        self.progress.update(self.task, completed=min(1.0, progress), step=record["step"], numbers=_describe(record))
+        began = self.progress.tasks[self.task].fields["began"]
+        self.progress.update(
+            self.task,
+            completed=min(1.0, progress),
+            step=record["step"],
+            numbers=_describe(record),
+            began=(time.monotonic(), progress) if began is None else began,
+        )
 
     def evaluation(self, record: Record) -> None:
         self.note(_describe_evaluation(record))
@@ -195,9 +202,11 @@ class _TimeLeft(ProgressColumn):
     """Time left by the share that is done: budgets may be in minutes."""
 
     def render(self, task: Task) -> Text:
-        if not task.completed or task.elapsed is None:
+        moment, share = task.fields["began"] or (0.0, 1.0)
+        if task.completed <= share:
             return Text("left -:--", style="cyan")
-        seconds = int(task.elapsed * (1 - task.completed) / task.completed)
+        # counted from this session's first step on: a resumed run did not do the rest in this time
+        seconds = int((time.monotonic() - moment) * (1 - task.completed) / (task.completed - share))
         return Text(f"left {seconds // 60}:{seconds % 60:02}", style="cyan")
 
 

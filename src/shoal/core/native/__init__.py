@@ -15,7 +15,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from shoal.core.machine import cpp_compiler
+from shoal.core.machine import cache_folder, cpp_compiler
 
 SOURCE = Path(__file__).with_name("attention.cpp")
 TARGET = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
@@ -44,9 +44,7 @@ def library_path(compiler: str) -> Path:
     # The predefined macros tell the compiler's version and each instruction set that "native" stands for here.
     macros = run(compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
     key = hashlib.sha256("\0".join((compiler, *FLAGS, macros, SOURCE.read_text())).encode())
-    home = os.environ.get("XDG_CACHE_HOME")
-    cache_directory = Path(home) if home else Path.home() / ".cache"
-    return cache_directory / "shoal" / "native" / f"{key.hexdigest()[:32]}.so"
+    return cache_folder() / "native" / f"{key.hexdigest()[:32]}.so"
 
 
 def build(compiler: str, path: Path) -> None:

@@ -39,9 +39,7 @@ class AdamW:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up what `state_dict` gave."""
+        """Take up what `state_dict` gave; `KeyError` when it is another optimizer's."""
         for name, parameter in self.named.items():
             for kind in ("step", "exp_avg", "exp_avg_sq"):
-                if (value := state.get(f"{name}/{kind}")) is not None:
-                    device = "cpu" if kind == "step" and parameter.device.type == "cpu" else parameter.device
-                    self.inner.state[parameter][kind] = value.to(device)
+                self.inner.state[parameter][kind] = state[f"{name}/{kind}"].to(parameter.device)
