@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -166,6 +168,20 @@ def test_an_existing_tokenizer_is_read_from_its_file_or_folder_with_its_own_end(
         assert tokenizer.decode(tokenizer.encode(text)) == text
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<unk>"}}))
     assert read_tokenizer(tmp_path).end == "<unk>"
+
+
+def test_threads_share_an_encoder_without_getting_in_each_others_way(bpe):
+    texts = [text.encode() for text in sentences(60)]
+    encode = open_encoder(bpe.library.to_str())
+    expected = [ids.tolist() for ids in encode(texts)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(lambda _: encode(texts), range(200)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all([ids.tolist() for ids in result] == expected for result in results)
 
 
 def test_tokenizers_that_cant_be_used_say_why(bpe, tmp_path):

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from shoal.core import native
 from shoal.core.errors import InputError, Interrupted, ShoalError
+from shoal.core.native import matrices
 from shoal.core.recipe import Model
 from shoal.core.run_directory import RunDirectory
 from shoal.train.loop import train
@@ -55,6 +57,24 @@ def test_gradient_accumulation_is_the_same_step(corpus: Path, tmp_path: Path) ->
     at_once, _ = run_training(alone(), tiny_recipe(corpus), tmp_path / "once")
     in_parts, _ = run_training(alone(), tiny_recipe(corpus, train={"micro_batch": 3}), tmp_path / "parts")
     assert losses(in_parts) == pytest.approx(losses(at_once), rel=1e-5)
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+@pytest.mark.parametrize("preset", ["gpt2-small", "qwen3-tiny"])
+def test_own_kernels_train_as_torch_does(corpus: Path, tmp_path: Path, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {"preset": preset, "dim": 32, "heads": 2, "kv_heads": 2, "head_dim": 16, "hidden": 48}
+    recipe = tiny_recipe(corpus, model=shape)
+    monkeypatch.setattr(matrices, "serves", lambda: False)
+    torchs, weights = run_training(alone(), recipe, tmp_path / "torch")
+    called = []
+    monkeypatch.setattr(matrices, "serves", lambda: True)
+    monkeypatch.setattr(matrices, "LEAST_WORK", 0)
+    monkeypatch.setattr(matrices, "call", lambda name, *rest: (called.append(name), native.call(name, *rest)))
+    own, own_weights = run_training(alone(), recipe, tmp_path / "own")
+    assert {"linear_forward", "linear_backward", "mlp_forward", "mlp_backward", "cross_entropy"} <= set(called)
+    assert losses(own) == pytest.approx(losses(torchs), rel=1e-5)
+    for name, value in own_weights.items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

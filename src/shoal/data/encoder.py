@@ -9,6 +9,7 @@ the work.
 """
 
 import json
+import threading
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -60,10 +61,13 @@ def reference_encoder(tokenizer_json: str) -> Encode:
     return lambda texts: [encode(text) for text in texts]
 
 
-class _Fast:
-    """Byte-level BPE through `gigatoken` wherever it is sure to agree with the reference."""
+class _Fast(threading.local):
+    """Byte-level BPE through `gigatoken` wherever it is sure to agree with the reference.
 
-    def __init__(self, tokenizer_json: str) -> None:
+    Each thread has an encoder of its own: `gigatoken`'s can't be used by two at a time ("Already borrowed").
+    """
+
+    def __init__(self, tokenizer_json: str) -> None:  # once in every thread
         self.reference = reference_encoder(tokenizer_json)
         tree = json.loads(tokenizer_json)
         self.tokenizer_json = json.dumps({**tree, "added_tokens": []})

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoal.models.cache import LayerCache
+from shoal.models.loss import LossKernel
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,14 @@ GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
 
 
 class Transformer(nn.Module):
-    """Tokens to hidden states; `project` turns these into logits. Built on the meta device: call `materialise`."""
+    """Tokens to hidden states; `project` turns these into logits. Built on the meta device: call `materialise`.
+
+    `loss_kernel` may be set from outside: a function for `loss.linear_cross_entropy`.
+    """
 
     cosine: Tensor
     sine: Tensor
+    loss_kernel: LossKernel | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -151,7 +156,7 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config, config.dim)
         self.attention = Attention(config)
         self.mlp_norm = make_norm(config, config.dim)
-        self.mlp = GatedMLP(config) if config.gated else MLP(config)
+        self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -179,8 +184,8 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.group = config.heads // config.kv_heads
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.dim, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=config.bias)
-        self.out = nn.Linear(config.heads * config.head_dim, config.dim, bias=config.bias)
+        self.qkv = Linear(config.dim, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=config.bias)
+        self.out = Linear(config.heads * config.head_dim, config.dim, bias=config.bias)
         self.query_norm = make_norm(config, config.head_dim) if config.qk_norm else None
         self.key_norm = make_norm(config, config.head_dim) if config.qk_norm else None
 
@@ -216,33 +221,47 @@ class Attention(nn.Module):
         return self.out(o_BHTE.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
 
 
+class Linear(nn.Linear):
+    """As torch's; `kernel` may be set from outside to another function of (x, weight, bias)."""
+
+    kernel: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        return (self.kernel or F.linear)(input, self.weight, self.bias)
+
+
+WeightAndBias = tuple[Tensor, Tensor | None]
+MLPKernel = Callable[[Tensor, WeightAndBias, WeightAndBias | None, WeightAndBias, str], Tensor | None]
+"""(x, up, gate, down, activation) to the output, or None where it doesn't serve."""
+
+
 class MLP(nn.Module):
-    """Up, nonlinearity, down."""
+    """Up, nonlinearity, down; or, gated, a nonlinear gate times a linear path (SwiGLU with `silu`), down.
+
+    `kernel` may be set from outside to one function for all of it.
+    """
+
+    kernel: MLPKernel | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.up = nn.Linear(config.dim, config.hidden, bias=config.bias)
-        self.down = nn.Linear(config.hidden, config.dim, bias=config.bias)
+        self.gate = Linear(config.dim, config.hidden, bias=config.bias) if config.gated else None
+        self.up = Linear(config.dim, config.hidden, bias=config.bias)
+        self.down = Linear(config.hidden, config.dim, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[batch, tokens, dim] to the same."""
-        return self.down(activate(self.up(x_BTD), self.activation))
-
-
-class GatedMLP(nn.Module):
-    """A nonlinear gate times a linear path (SwiGLU with `silu`)."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.activation = config.activation
-        self.gate = nn.Linear(config.dim, config.hidden, bias=config.bias)
-        self.up = nn.Linear(config.dim, config.hidden, bias=config.bias)
-        self.down = nn.Linear(config.hidden, config.dim, bias=config.bias)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[batch, tokens, dim] to the same."""
-        return self.down(activate(self.gate(x_BTD), self.activation) * self.up(x_BTD))
+        gate, up, down = self.gate, self.up, self.down
+        if self.kernel is not None:
+            gating = None if gate is None else (gate.weight, gate.bias)
+            y_BTD = self.kernel(x_BTD, (up.weight, up.bias), gating, (down.weight, down.bias), self.activation)
+            if y_BTD is not None:
+                return y_BTD
+        if gate is None:
+            return down(activate(up(x_BTD), self.activation))
+        return down(activate(gate(x_BTD), self.activation) * up(x_BTD))
 
 
 def make_norm(config: TransformerConfig, dim: int) -> nn.Module:

@@ -21,5 +21,6 @@ class Causal:
     def loss(self, model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed cross entropy and the number of targets."""
         hidden_BTD = model(batch.tokens)
-        loss_sum = linear_cross_entropy(hidden_BTD.flatten(0, 1), model.head_weight, batch.targets.flatten())
+        targets_N = batch.targets.flatten()
+        loss_sum = linear_cross_entropy(hidden_BTD.flatten(0, 1), model.head_weight, targets_N, model.loss_kernel)
         return loss_sum, (batch.targets != IGNORED).sum()

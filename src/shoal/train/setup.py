@@ -13,11 +13,13 @@ from types import FrameType
 
 import torch
 
+from shoal.core import native
 from shoal.core import recipe as schema
 from shoal.core.errors import CheckpointError, InputError, RecipeError
 from shoal.core.machine import cache_folder, cpp_compiler, python_headers
 from shoal.core.model_directory import read_model_directory
-from shoal.core.native.attention import available, causal_attention
+from shoal.core.native import matrices
+from shoal.core.native.attention import causal_attention
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import generator
@@ -25,7 +27,7 @@ from shoal.data.batches import TrainingBatches
 from shoal.data.shards import Corpus
 from shoal.models import hugging_face
 from shoal.models.presets import make_config
-from shoal.models.transformer import Attention, Transformer, TransformerConfig
+from shoal.models.transformer import MLP, Attention, Linear, Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
 from shoal.parallel.launch import ERROR_FOLDER, stop_is_asked_for
 from shoal.parallel.sync import Sync
@@ -68,7 +70,7 @@ def build(
             f"{recipe.corpus_directory} has a vocabulary of {corpus.vocabulary}, the model only {config.vocabulary}; "
             "prepare the corpus with the model's tokenizer (--tokenizer.path)"
         )
-    use_native_attention(model, recipe.train.precision)
+    use_native_kernels(model, recipe.train.precision)
     compiled = compile_blocks(model, recipe.train.compile)
     sync = SYNCS[recipe.parallel.sync](wire, recipe.parallel)
     sync.attach(model)
@@ -144,12 +146,21 @@ def _model_from(settings: schema.Model) -> Transformer:
         raise InputError(f"{settings.init_from}: {error}") from None
 
 
-def use_native_attention(model: Transformer, precision: str) -> None:
-    """Give the blocks our own kernel where it serves: in fp32 on a CPU, with a compiler to build it."""
-    if model.head_weight.device.type == "cpu" and precision == "fp32" and available():
-        for module in model.modules():
-            if isinstance(module, Attention):
-                module.causal = causal_attention
+def use_native_kernels(model: Transformer, precision: str) -> None:
+    """Give the model our own kernels where they serve: in fp32 on a CPU, with a compiler to build them."""
+    if model.head_weight.device.type != "cpu" or precision != "fp32" or not native.available():
+        return
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.causal = causal_attention
+    if not matrices.serves():
+        return
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.kernel = matrices.linear
+        elif isinstance(module, MLP):
+            module.kernel = matrices.mlp
+    model.loss_kernel = matrices.cross_entropy
 
 
 def compile_blocks(model: Transformer, choice: str) -> str:

@@ -1,7 +1,7 @@
 """Code of our own in C++, compiled on the machine that runs it.
 
 A wheel would have to choose instructions that every x86-64 machine has; with `-march=native` attention takes 51 ms instead
-of 188. The price is a compiler and three seconds, once a machine: the library is kept in
+of 188. The price is a compiler and six seconds, once a machine: the library is kept in
 `$XDG_CACHE_HOME/shoal/native` (else `~/.cache`) under a hash of all that shapes it. Without a compiler there is no
 library, and callers use PyTorch's own operations.
 """
@@ -12,12 +12,17 @@ import os
 import platform
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from shoal.core.machine import cache_folder, cpp_compiler
 
-SOURCE = Path(__file__).with_name("attention.cpp")
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 TARGET = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
 FLAGS = ("-std=c++17", "-O3", TARGET, "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
@@ -43,7 +48,8 @@ def library_path(compiler: str) -> Path:
     """Where the library for this source, these flags, this compiler and this processor is kept."""
     # The predefined macros tell the compiler's version and each instruction set that "native" stands for here.
     macros = run(compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
-    key = hashlib.sha256("\0".join((compiler, *FLAGS, macros, SOURCE.read_text())).encode())
+    texts = [path.read_text() for path in (*HEADERS, *SOURCES)]
+    key = hashlib.sha256("\0".join((compiler, *FLAGS, macros, *texts)).encode())
     return cache_folder() / "native" / f"{key.hexdigest()[:32]}.so"
 
 
@@ -52,8 +58,36 @@ def build(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         built = Path(directory, path.name)
-        run(compiler, *FLAGS, str(SOURCE), "-o", str(built))
+        objects = [Path(directory, f"{source.stem}.o") for source in SOURCES]
+        with ThreadPoolExecutor(len(SOURCES)) as pool:  # two cores halve the time
+            jobs = [
+                pool.submit(run, compiler, *FLAGS, "-c", str(source), "-o", str(made))
+                for source, made in zip(SOURCES, objects, strict=True)
+            ]
+        for job in jobs:
+            job.result()
+        run(compiler, *FLAGS, *map(str, objects), "-o", str(built))
         built.replace(path)
+
+
+def call(name: str, *arguments: Any) -> None:
+    """Call a function of the library, with as many of torch's threads as there are; `MemoryError` when it had too little."""
+    library, reason = load()
+    if library is None:
+        raise RuntimeError(reason)
+    if library[name](*arguments, ctypes.c_int64(torch.get_num_threads())):
+        raise MemoryError(f"{name}: no memory for its blocks")
+
+
+def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor lies; it must outlive the use. Null for none."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def available() -> bool:
+    """Whether the library is there; compiles it at the first call. A compiled graph takes the answer for fixed."""
+    return load()[0] is not None
 
 
 def run(*command: str) -> str:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.core.native import load
+from shoal.core.native import available, call, pointer
 
 WIDEST = 256
 """Largest head dim: beyond it a block no longer fits the cache."""
@@ -47,12 +47,6 @@ def suits(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> bool:
         and q_BHTE.shape[-1] <= WIDEST
         and q_BHTE.shape[2] == k_BKTE.shape[2]
     )
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def available() -> bool:
-    """Whether the library is there; compiles it at the first call. A compiled graph takes the answer for fixed."""
-    return load()[0] is not None
 
 
 @torch.library.custom_op("shoal::causal_attention", mutates_args=())
@@ -143,13 +137,7 @@ class Sizes(ctypes.Structure):
 
 def over_items(name: str, views: list[View], logsumexp_BHT: Tensor, q_BHTE: Tensor, k_BKTE: Tensor) -> None:
     """Call the library's function `name` on all (batch, key-value head) items."""
-    library, reason = load()
-    if library is None:
-        raise RuntimeError(reason)
     B, H, T, E = q_BHTE.shape
     K = k_BKTE.shape[1]
     sizes = Sizes(H, K, T, E, 1 / math.sqrt(E))
-    arguments = [*map(ctypes.byref, views), ctypes.c_void_p(logsumexp_BHT.data_ptr()), ctypes.byref(sizes)]
-    items, threads = ctypes.c_int64(B * K), ctypes.c_int64(max(1, min(torch.get_num_threads(), B * K)))
-    if library[name](*arguments, items, threads):
-        raise MemoryError(f"{name}: no memory for its blocks")
+    call(name, *map(ctypes.byref, views), pointer(logsumexp_BHT), ctypes.byref(sizes), ctypes.c_int64(B * K))

@@ -1,0 +1,74 @@
+// The cross entropy of a projection onto the vocabulary, and its gradients, without all of its logits.
+//
+// Logits exist for some hundred tokens at a time, in the L3 cache, and become their own gradient in place.
+
+#include "product.h"
+
+namespace {
+
+// One row of logits, `count` of them and then room to a whole panel, to softmax - onehot times `scale`; returns the loss.
+// A row that doesn't count becomes zeros.
+inline float to_gradient(float *row, int64_t count, int64_t target, bool wanted) {
+    const int64_t padded = rounded(count);
+    if (target < 0) {
+        std::memset(row, 0, sizeof(float) * padded);
+        return 0;
+    }
+    for (int64_t c = count; c < padded; c++) row[c] = -INFINITY;
+    const float logit = row[target];
+    Vector largest[2] = {all(-INFINITY), all(-INFINITY)};
+    for (int64_t c = 0; c < padded; c += PANEL)
+        for (int v = 0; v < VECTORS; v++) largest[v % 2] = larger(largest[v % 2], load(row + c + v * LANES));
+    float highest = -INFINITY;
+    for (int lane = 0; lane < LANES; lane++) {
+        const float one = larger(largest[0], largest[1])[lane];
+        highest = one > highest ? one : highest;
+    }
+    Vector total[2] = {};
+    for (int64_t c = 0; c < padded; c += PANEL)
+        for (int v = 0; v < VECTORS; v++) {
+            float *place = row + c + v * LANES;
+            const Vector weight = power_of_two((load(place) - highest) * LOG2_E);
+            store(place, weight);
+            total[v % 2] += weight;
+        }
+    const float sum = sum_of(total[0]) + sum_of(total[1]);
+    if (wanted) {
+        const Vector factor = all(1 / sum);
+        for (int64_t c = 0; c < padded; c += LANES) store(row + c, load(row + c) * factor);
+        row[target] -= 1;
+    }
+    return highest - logit + std::log(sum);
+}
+
+}  // namespace
+
+extern "C" {
+
+// losses [tokens] of x [tokens][width] projected by weight [vocabulary][width] against targets (negative: not counted); with
+// dx [tokens][width] and dw [vocabulary][width], the gradients of their sum. Returns 1 when there is no memory.
+int cross_entropy(float *losses, float *dx, float *dw, const float *x, const float *weight, const int64_t *targets, int64_t tokens,
+                  int64_t vocabulary, int64_t width, int64_t together, int64_t threads) {
+    try {
+        const int64_t padded = rounded(vocabulary);
+        float *logits = kept(LOGITS, std::min(together, tokens) * padded);
+        const RightPacked columns(PROJECTION_COLUMNS, RightColumns{weight, width, vocabulary, threads});
+        const RightPacked by_rows = dx ? RightPacked(PROJECTION, RightRows<Plain>{{weight, width}, vocabulary, width, threads}) : columns;
+        for (int64_t from = 0; from < tokens; from += together) {
+            const int64_t part = std::min(together, tokens - from);
+            const float *input = x + from * width;
+            product(logits, padded, part, ByRows<Plain>{{input, width}}, columns, false, threads, Same());
+            share_out(part, threads, [&](int64_t row) {
+                losses[from + row] = to_gradient(logits + row * padded, vocabulary, targets[from + row], dx != nullptr);
+            });
+            if (!dx) continue;
+            product(dx + from * width, width, part, ByRows<Plain>{{logits, padded}}, by_rows, false, threads, Same());
+            weight_gradient(dw, nullptr, logits, padded, vocabulary, Plain{input, width}, width, part, from > 0, threads);
+        }
+        return 0;
+    } catch (const std::bad_alloc &) {
+        return 1;
+    }
+}
+
+}  // extern "C"
