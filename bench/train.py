@@ -37,7 +37,13 @@ PEERS = {
     "plain loop, compiled": ("plain_loop.py", "--compile"),
 }
 WHOLE_MACHINE, ONE_THREAD, TWO_RANKS = "shoal, 2 threads", "shoal, 1 thread", "shoal, 2 ranks × 1 thread"
-SHOAL = {WHOLE_MACHINE: (1, 2), ONE_THREAD: (1, 1), TWO_RANKS: (2, 1)}  # workers, threads a worker
+ONE_OF_TWO = "shoal, 1 thread, 8 sequences a step"
+SHOAL = {  # workers, threads a worker, sequences a step
+    WHOLE_MACHINE: (1, 2, 16),
+    ONE_THREAD: (1, 1, 16),
+    ONE_OF_TWO: (1, 1, 8),
+    TWO_RANKS: (2, 1, 16),
+}
 COLUMNS = ["", "tokens/s", "lowest–highest", "of best peer", "MFU", "first step, cold", "cached", "memory"]
 
 
@@ -48,14 +54,14 @@ def peer_contender(name: str, corpus: Path, steps: int, warmup: int) -> Callable
 
 
 def shoal_contender(name: str, recipe: Path, corpus: Path, steps: int, warmup: int) -> Callable[[int], Result]:
-    workers, threads = SHOAL[name]
+    workers, threads, batch = SHOAL[name]
     stamp = time.strftime("%Y%m%d-%H%M%S")
 
     def measure(round_number: int) -> Result:
         command = shoal_command(
             *("pretrain", recipe, "--json", "--workers", workers, "--parallel.threads", threads),
-            *("--train.steps", steps, "--data.directory", corpus),
-            *("--name", f"bench-{stamp}-{workers}x{threads}-{round_number + 1}"),
+            *("--train.steps", steps, "--train.global_batch", batch, "--data.directory", corpus),
+            *("--name", f"bench-{stamp}-{workers}x{threads}x{batch}-{round_number + 1}"),
         )
         result = run_json(command, **compiler_cache(name, round_number))
         lines = (ROOT / result["run"] / "metrics.jsonl").read_text().splitlines()
@@ -103,10 +109,14 @@ def utilization(name: str, rounds: Rounds) -> float:
 
 
 def scaling_note(rounds: Rounds) -> list[str]:
-    if not {ONE_THREAD, TWO_RANKS} <= rounds.keys():
+    """Two ranks against twice one, that does the same work a step as each of them (ideal scaling) or the work of both."""
+    if not {ONE_THREAD, ONE_OF_TWO, TWO_RANKS} <= rounds.keys():
         return []
-    alone, together = (median(rounds[name], "tokens_per_second") for name in (ONE_THREAD, TWO_RANKS))
-    return [f"Scaling: 2 ranks reach {together / (2 * alone):.1%} of twice one rank's speed ({ONE_THREAD})."]
+    both, each, together = (median(rounds[name], "tokens_per_second") for name in (ONE_THREAD, ONE_OF_TWO, TWO_RANKS))
+    return [
+        f"Scaling: 2 ranks reach {together / (2 * each):.1%} of twice one rank's speed at the same work a rank "
+        f"({ONE_OF_TWO}), {together / (2 * both):.1%} of twice one rank's at the same global batch ({ONE_THREAD})."
+    ]
 
 
 def main(

@@ -1,12 +1,15 @@
 """Native matrix products: equal to the formulas in float64, at any number of threads, under autograd and torch.compile."""
 
+import tomllib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shoal.core import native
 from shoal.core.machine import cpp_compiler
 from shoal.core.native import matrices
 from shoal.models.loss import IGNORED, by_chunks
@@ -97,8 +100,9 @@ def test_an_mlp_and_its_gradients_equal_float64(kind, gated, biased):
 
 
 @pytest.mark.parametrize("vocabulary", [16, 65, 1000])
-@pytest.mark.parametrize("tokens", [1, 200, 500])
-def test_the_cross_entropy_and_its_gradients_equal_float64(tokens, vocabulary):
+@pytest.mark.parametrize("tokens", [1, 200, 900])
+def test_the_cross_entropy_and_its_gradients_equal_float64(tokens, vocabulary, monkeypatch):
+    monkeypatch.setattr(matrices, "CHUNK_BYTES", 0)  # 384 tokens at a time
     hidden, weight = random(tokens, 48), random(vocabulary, 48)
     targets = torch.randint(0, vocabulary, (tokens,), generator=torch.Generator().manual_seed(3))
     targets[::7] = IGNORED
@@ -115,7 +119,9 @@ def test_a_target_outside_the_vocabulary_is_refused():
         matrices.cross_entropy(random(3, 16), random(20, 16), torch.tensor([1, 20, 2]), True)
 
 
-def test_results_are_the_same_bits_at_any_number_of_threads():
+def test_results_are_the_same_bits_at_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr(matrices, "CHUNK_BYTES", 0)
+
     def everything() -> list[Tensor]:
         results = with_gradients(matrices.linear, random(700, 400), random(800, 400), random(800))
         results += with_gradients(native_mlp("silu"), *mlp_inputs(700, 400, 800, True, True))
@@ -140,6 +146,30 @@ def test_what_does_not_suit_goes_to_torch_or_is_declined():
     assert matrices.linear(half, random(16, 48).bfloat16()).dtype == torch.bfloat16
     assert matrices.mlp(odd, (random(10, 24), None), None, (random(24, 10), None), "gelu") is None
     assert matrices.cross_entropy(odd, random(10, 24), torch.zeros(40, dtype=torch.int64), True) is None
+
+
+def test_all_that_the_library_is_built_from_is_in_the_package():
+    patterns = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]["shoal"]
+    for path in (*native.SOURCES, *native.HEADERS):
+        assert f"**/*{path.suffix}" in patterns
+    included = {
+        word.split('"')[1] for path in native.SOURCES for word in path.read_text().split("#include ") if word[0] == '"'
+    }
+    assert included and included <= {path.name for path in native.HEADERS}
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_shapes_that_do_not_fit_are_torchs_to_refuse(kind):
+    x, weight = random(40, 32), random(48, 32)
+    with pytest.raises(RuntimeError):
+        matrices.linear(x, random(48, 64))
+    with pytest.raises(RuntimeError):
+        matrices.linear(x, weight, random(40))
+    assert matrices.mlp(x, (weight, None), None, (random(64, 48), None), kind) is None
+    assert matrices.mlp(x, (weight, None), (random(64, 32), None), (random(32, 48), None), kind) is None
+    assert matrices.cross_entropy(x, weight, torch.zeros(40, dtype=torch.int32), True) is None
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
@@ -174,7 +204,7 @@ def test_compiled_code_gives_what_eager_code_gives():
 
 
 def test_autograd_checks_the_operators():
-    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
     x, up, up_bias, down, down_bias, gate, gate_bias = (v.requires_grad_() for v in mlp_inputs(40, 16, 32, True, True))
     torch.library.opcheck(matrices.linear_forward, (x, up, up_bias), test_utils=checks)
     torch.library.opcheck(matrices.mlp_forward, (x, up, up_bias, gate, gate_bias, down, down_bias, 1), test_utils=checks)

@@ -21,6 +21,7 @@ from shoal import __version__
 from shoal.core.errors import ShoalError
 from shoal.core.machine import cores, cpp_compiler, cpu_name, python_headers, total_memory_bytes
 from shoal.core.native import load
+from shoal.core.native.matrices import serves
 from shoal.train.setup import matrix_peak
 
 LIBRARIES = ("torch", "tokenizers", "transformers", "datasets", "safetensors", "numpy", "pydantic", "tensorboard")
@@ -96,10 +97,13 @@ def _compiler() -> Finding:
 def _kernels() -> Finding:
     library, reason = load()
     if library is None:
-        return Finding("own kernels", False, reason, "attention runs on torch's, about half as fast", needed=False)
+        return Finding(
+            "own kernels", False, reason, "torch's operations do their work: slower, and in more memory", needed=False
+        )
     headers = python_headers()
     advice = "" if headers else "install Python's headers (python3-dev): without them training runs eager"
-    return Finding("own kernels", headers, "built" if headers else "built, but no Python.h", advice, needed=False)
+    built = "built, for attention" + (" and matrix products" if serves() else "; matrix products are torch's here")
+    return Finding("own kernels", headers, built if headers else "built, but no Python.h", advice, needed=False)
 
 
 def _peak() -> Finding:

@@ -61,17 +61,17 @@ def reference_encoder(tokenizer_json: str) -> Encode:
     return lambda texts: [encode(text) for text in texts]
 
 
-class _Fast(threading.local):
+class _Fast:
     """Byte-level BPE through `gigatoken` wherever it is sure to agree with the reference.
 
     Each thread has an encoder of its own: `gigatoken`'s can't be used by two at a time ("Already borrowed").
     """
 
-    def __init__(self, tokenizer_json: str) -> None:  # once in every thread
+    def __init__(self, tokenizer_json: str) -> None:
         self.reference = reference_encoder(tokenizer_json)
         tree = json.loads(tokenizer_json)
         self.tokenizer_json = json.dumps({**tree, "added_tokens": []})
-        self.room = 0
+        self.own = threading.local()
 
     def __call__(self, texts: Sequence[bytes]) -> list[NDArray[np.uint32]]:
         if _is_familiar(b"".join(texts)):
@@ -79,11 +79,11 @@ class _Fast(threading.local):
         return [self._encode(text) if _is_familiar(text) else self.reference([text])[0] for text in texts]
 
     def _encode(self, text: bytes) -> NDArray[np.uint32]:
-        if self.room <= 0:
-            self.fast = gigatoken.Tokenizer.from_json(self.tokenizer_json)
-            self.room = CACHE_BYTES
-        self.room -= len(text)
-        return self.fast.encode(text)
+        if getattr(self.own, "room", 0) <= 0:
+            self.own.fast = gigatoken.Tokenizer.from_json(self.tokenizer_json)
+            self.own.room = CACHE_BYTES
+        self.own.room -= len(text)
+        return self.own.fast.encode(text)
 
 
 def _table_encoder(vocabulary: dict[str, int]) -> Encode:

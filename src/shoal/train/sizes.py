@@ -46,4 +46,5 @@ def memory_estimate(config: TransformerConfig, parameters: int, tokens: int, opt
     attention = (config.heads * 2 + config.kv_heads * 2) * config.head_dim
     inner = config.hidden * (3 if config.gated else 2)
     activations = 4 * tokens * config.layers * (5 * config.dim + attention + inner)
-    return PROCESS_BYTES + states + activations + 2 * CHUNK_BYTES + 4 * config.vocabulary * config.dim
+    # some logits, the projection's gradient, and on a CPU two packed copies of the projection
+    return PROCESS_BYTES + states + activations + 2 * CHUNK_BYTES + 3 * 4 * config.vocabulary * config.dim

@@ -212,7 +212,7 @@ static int backward_items(const View *q, const View *k, const View *v, const Vie
 // waiting busily for its next work, holds the core that one of ours needs.
 template <class Work> static int in_parts(int64_t items, int64_t threads, Work work) {
     int failed = 0;
-    threads = std::min(threads, items);
+    threads = std::max<int64_t>(1, std::min(threads, items));
 #pragma omp parallel for num_threads(int(threads)) schedule(static) reduction(| : failed)
     for (int64_t part = 0; part < threads; part++) failed |= work(items * part / threads, items * (part + 1) / threads);
     return failed;

@@ -144,19 +144,26 @@ template <class Work> int guarded(Work work) {
 
 }  // namespace
 
-// All return 0, or 1 when there is no memory for the blocks. Columns and widths are multiples of 16, rows are contiguous.
 extern "C" {
 
-int native_lanes() { return LANES; }
+// Whether these products were measured to be faster than the libraries' with this processor's instructions.
+int measured_best() {
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// All that follow return 0, or 1 when there is no memory for the blocks. Columns and widths are multiples of 16, rows contiguous.
 
 int linear_forward(const Linear *linear, float *y, const float *x, int64_t tokens, int64_t threads) {
     return guarded([=] { forward(*linear, y, Plain{x, linear->width}, tokens, threads); });
 }
 
-// dx may be none.
 int linear_backward(const Linear *linear, float *dx, const float *dy, const float *x, int64_t tokens, int64_t threads) {
     return guarded([=] {
-        if (dx) input_gradient(*linear, dx, dy, tokens, false, threads);
+        input_gradient(*linear, dx, dy, tokens, false, threads);
         parameter_gradients(*linear, dy, Plain{x, linear->width}, tokens, threads);
     });
 }

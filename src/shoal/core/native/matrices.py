@@ -18,14 +18,13 @@ from torch import Tensor
 
 from shoal.core.native import available, call, load, pointer
 
-AVX2_LANES = 8
 LEAST_WORK = 1 << 24
 """Multiplications below which a call's own cost, 0.1 ms, would show."""
 MULTIPLE = 16
+DEPTH = 384
+"""Of a pass: `DEPTH` of product.h."""
 CHUNK_BYTES = 16 << 20
-"""Logits that exist at a time."""
-BLOCK_ROWS = 96
-"""Tokens that a thread takes at a time: `BLOCK` of product.h."""
+"""Logits that exist at a time, or those of `DEPTH` tokens where these are more."""
 ACTIVATIONS = ("gelu", "silu", "relu2")
 
 
@@ -33,17 +32,21 @@ ACTIVATIONS = ("gelu", "silu", "relu2")
 def serves() -> bool:
     """Whether products of our own are the faster ones on this machine."""
     library = load()[0] if available() else None
-    return library is not None and library.native_lanes() == AVX2_LANES
+    return library is not None and bool(library.measured_best())
 
 
-def suits(x: Tensor, weight_CD: Tensor) -> bool:
-    """Whether the library can, and should, multiply these."""
-    columns, width = weight_CD.shape
+def suits(x: Tensor, *maps: tuple[Tensor, Tensor | None]) -> bool:
+    """Whether the library can, and should, take x [..., width] through these (weight, bias); the first tells the work."""
+    weights = [weight for weight, _ in maps]
+    biases = [bias for _, bias in maps if bias is not None]
     return (
-        all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, weight_CD))
-        and columns % MULTIPLE == 0
-        and width % MULTIPLE == 0
-        and x.numel() * columns >= LEAST_WORK
+        x.dim() > 1
+        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, *weights, *biases))
+        and all(tensor.is_contiguous() for tensor in (*weights, *biases))
+        and all(bias is None or bias.shape == weight.shape[:1] for weight, bias in maps)
+        and not any(size % MULTIPLE for weight in weights for size in weight.shape)
+        and x.shape[-1] == weights[0].shape[1]
+        and x.numel() * weights[0].shape[0] >= max(1, LEAST_WORK)
     )
 
 
@@ -82,7 +85,7 @@ class Mlp(ctypes.Structure):
 
 def linear(x: Tensor, weight_CD: Tensor, bias_C: Tensor | None = None) -> Tensor:
     """As `torch.nn.functional.linear`: [..., width] to [..., columns]."""
-    if not suits(x, weight_CD):
+    if not suits(x, (weight_CD, bias_C)):
         return torch.nn.functional.linear(x, weight_CD, bias_C)
     return linear_forward(x.flatten(0, -2), weight_CD, bias_C).unflatten(0, x.shape[:-1])
 
@@ -90,8 +93,8 @@ def linear(x: Tensor, weight_CD: Tensor, bias_C: Tensor | None = None) -> Tensor
 @torch.library.custom_op("shoal::linear", mutates_args=())
 def linear_forward(x_ND: Tensor, weight_CD: Tensor, bias_C: Tensor | None) -> Tensor:
     """x times the weight's transpose, plus the bias."""
-    x_ND, weight_CD = x_ND.contiguous(), weight_CD.contiguous()
-    y_NC = x_ND.new_empty(len(x_ND), len(weight_CD))
+    x_ND = x_ND.contiguous()
+    y_NC = x_ND.new_empty(x_ND.shape[0], weight_CD.shape[0])
     call(
         "linear_forward", ctypes.byref(Linear.of(weight_CD, bias_C)), pointer(y_NC), pointer(x_ND), ctypes.c_int64(len(x_ND))
     )
@@ -100,13 +103,13 @@ def linear_forward(x_ND: Tensor, weight_CD: Tensor, bias_C: Tensor | None) -> Te
 
 @linear_forward.register_fake
 def _(x_ND: Tensor, weight_CD: Tensor, bias_C: Tensor | None) -> Tensor:
-    return x_ND.new_empty(len(x_ND), len(weight_CD))
+    return x_ND.new_empty(x_ND.shape[0], weight_CD.shape[0])
 
 
 @torch.library.custom_op("shoal::linear_backward", mutates_args=())
 def linear_backward(dy_NC: Tensor, x_ND: Tensor, weight_CD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias."""
-    dy_NC, x_ND, weight_CD = dy_NC.contiguous(), x_ND.contiguous(), weight_CD.contiguous()
+    dy_NC, x_ND = dy_NC.contiguous(), x_ND.contiguous()
     dx_ND, *gradients = linear_gradients(dy_NC, x_ND, weight_CD)
     structure = Linear.of(weight_CD, None, (gradients[0], gradients[1]))
     call("linear_backward", ctypes.byref(structure), *map(pointer, (dx_ND, dy_NC, x_ND)), ctypes.c_int64(len(x_ND)))
@@ -116,7 +119,7 @@ def linear_backward(dy_NC: Tensor, x_ND: Tensor, weight_CD: Tensor) -> tuple[Ten
 @linear_backward.register_fake
 def linear_gradients(dy_NC: Tensor, x_ND: Tensor, weight_CD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialised results of `linear_backward`."""
-    return x_ND.new_empty(x_ND.shape), weight_CD.new_empty(weight_CD.shape), x_ND.new_empty(len(weight_CD))
+    return x_ND.new_empty(x_ND.shape), weight_CD.new_empty(weight_CD.shape), x_ND.new_empty(weight_CD.shape[0])
 
 
 def _linear_save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -140,7 +143,9 @@ def mlp(
     activation: str,
 ) -> Tensor | None:
     """down(act(up x)), or down(act(gate x) · up x), each a (weight, bias); None where it doesn't suit the library."""
-    if not suits(x, up[0]):
+    inner = [up] if gate is None else [up, gate]
+    fits = all(weight.shape == up[0].shape for weight, _ in inner) and down[0].shape == up[0].shape[::-1]
+    if not (fits and suits(x, *inner, down)):
         return None
     gate_weight, gate_bias = gate or (None, None)
     kind = ACTIVATIONS.index(activation)
@@ -181,8 +186,8 @@ def mlp_outputs(
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialised results of `mlp_forward`."""
-    N, H = len(x_ND), len(up_HD)
-    return x_ND.new_empty(N, len(down_DH)), x_ND.new_empty(N, H), x_ND.new_empty(0 if gate_HD is None else N, H)
+    N, H = x_ND.shape[0], up_HD.shape[0]
+    return x_ND.new_empty(N, down_DH.shape[0]), x_ND.new_empty(N, H), x_ND.new_empty(0 if gate_HD is None else N, H)
 
 
 @torch.library.custom_op("shoal::mlp_backward", mutates_args=())
@@ -223,9 +228,9 @@ def mlp_gradients(
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Uninitialised results of `mlp_backward`."""
-    gated = 0 if gate_HD is None else len(up_HD)
     H, D = up_HD.shape
-    sizes = [(len(x_ND), D), (H, D), (H,), (gated, D), (gated,), (D, H), (D,)]
+    gated = 0 if gate_HD is None else H
+    sizes = [(x_ND.shape[0], D), (H, D), (H,), (gated, D), (gated,), (D, H), (D,)]
     dx, dup, dup_bias, dgate, dgate_bias, ddown, ddown_bias = (x_ND.new_empty(size) for size in sizes)
     return dx, dup, dup_bias, dgate, dgate_bias, ddown, ddown_bias
 
@@ -260,22 +265,19 @@ def cross_entropy(
     None where it doesn't suit the library.
     """
     tokens, width = hidden_ND.shape
-    vocabulary = len(weight_VD)
-    work = tokens * width * vocabulary
+    vocabulary = weight_VD.shape[0]
     tensors = hidden_ND, weight_VD
-    if (
-        width % MULTIPLE
-        or work < LEAST_WORK
-        or not all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
-    ):
+    if width % MULTIPLE or tokens * width * vocabulary < max(1, LEAST_WORK):
         return None
-    if tokens and int(targets_N.max()) >= vocabulary:
+    if targets_N.dtype != torch.int64 or not all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors):
+        return None
+    if int(targets_N.max()) >= vocabulary:
         raise IndexError(f"target {int(targets_N.max())} is out of a vocabulary of {vocabulary}")
-    hidden_ND, weight_VD, targets_N = hidden_ND.contiguous(), weight_VD.contiguous(), targets_N.contiguous()
+    hidden_ND, weight_VD, targets_N = hidden_ND.contiguous(), weight_VD.contiguous(), targets_N.expand(tokens).contiguous()
     losses = hidden_ND.new_empty(tokens)
     gradients = (torch.empty_like(hidden_ND), torch.empty_like(weight_VD)) if wanted else (None, None)
-    least = BLOCK_ROWS * torch.get_num_threads()
-    together = max(least, CHUNK_BYTES // (4 * vocabulary) // least * least)
+    # whole passes, and not a thread's share: the weight's gradient is summed chunk by chunk
+    together = max(1, CHUNK_BYTES // (4 * vocabulary) // DEPTH) * DEPTH
     sizes = map(ctypes.c_int64, (tokens, vocabulary, width, together))
     call("cross_entropy", *map(pointer, (losses, *gradients, hidden_ND, weight_VD, targets_N)), *sizes)
     return losses.double().sum().float(), *gradients

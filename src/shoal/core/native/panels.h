@@ -106,7 +106,7 @@ ALWAYS_INLINE inline void multiply(const float *a, const float *b, int64_t depth
         for (int v = 0; v < VECTORS; v++) finish(r, v * LANES, sums[r][v]);
 }
 
-// Call work(count, row) for tiles of `COUNT` rows, then for what is left in smaller ones: 6, 4, 2, 1.
+// Call work(count, row) for tiles of `COUNT` rows, then for what is left in smaller ones: 4, 2, 1.
 template <int COUNT = ROWS, class Work> ALWAYS_INLINE inline void tiles(int64_t begin, int64_t end, Work work) {
     for (; begin + COUNT <= end; begin += COUNT) work(std::integral_constant<int, COUNT>(), begin);
     if constexpr (COUNT > 1) tiles<COUNT % 3 ? COUNT / 2 : COUNT / 3 * 2>(begin, end, work);

@@ -25,6 +25,7 @@ inline float *kept(int use, int64_t floats) {
     thread_local int64_t sizes[5] = {};
     if (sizes[use] < floats) {
         sizes[use] = 0;
+        buffers[use].reset();  // first, so that both are not there at a time
         buffers[use] = std::make_unique<Scratch>(floats);
         if (!buffers[use]->data) throw std::bad_alloc();
         sizes[use] = floats;
@@ -37,7 +38,7 @@ enum Use { RIGHT, LEFT, LOGITS, PROJECTION, PROJECTION_COLUMNS };
 // Divide [0, items) among the threads of a pool that is PyTorch's own: call work(item) for each, one thread an item.
 template <class Work> void share_out(int64_t items, int64_t threads, Work work) {
     std::atomic<int64_t> next{0};
-#pragma omp parallel num_threads(int(std::min(threads, items)))
+#pragma omp parallel num_threads(int(std::max<int64_t>(1, std::min(threads, items))))
     for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) work(item);
 }
 
@@ -49,8 +50,10 @@ struct Plain {
 };
 
 // The right factor B [depth][columns], in passes over its depth: `pass(k)` gives the panels of rows k to k + DEPTH at most, one
-// after the other. From its rows, value(k, column), packed pass by pass into a memory that is still warm when it is read: best
-// where C has fewer rows than there are passes' worth of B;
+// after the other.
+
+// B from its rows, value(k, column), columns a multiple of LANES. Packed pass by pass into a memory that is still warm when it is
+// read: best where C has fewer rows than B.
 template <class Value> struct RightRows {
     static constexpr bool PACKED = false;
     Value value;
@@ -69,8 +72,7 @@ template <class Value> struct RightRows {
     }
 };
 
-// from its transpose, stored as [columns][depth], to be packed by
-
+// B from its transpose, stored as [columns][depth], depth a multiple of PANEL; to be packed whole.
 struct RightColumns {
     const float *data;
     int64_t depth, columns, threads;
@@ -85,7 +87,7 @@ struct RightColumns {
     }
 };
 
-// all passes at once: where C has many rows, and for several products.
+// B packed whole, at once: best where C has many rows, and for several products.
 struct RightPacked {
     static constexpr bool PACKED = true;
     const float *data;
@@ -100,7 +102,7 @@ struct RightPacked {
     const float *pass(int64_t k) const { return data + k * rounded(columns); }
 };
 
-// The left factor A [rows][depth] from value(row, k); depth a multiple of LANES. Packed as tiles of some rows, each as panels of
+// The left factor A [rows][depth] from value(row, k), which is read in whole Vectors. Packed as tiles of some rows, each as panels of
 // its columns.
 template <class Value> struct ByRows {
     Value value;
