@@ -88,6 +88,7 @@ def build(
         recipe.evaluation.sequences,
         recipe.evaluation.final_sequences,
     )  # fmt: skip
+    wire.gather_objects(None)  # a rank that still builds kernels would take this one's core, and lower the peak
     peak_flops = wire.sum(torch.tensor(matrix_peak(world.device, train.precision), device=world.device)).item()
     parts = Parts(
         recipe, model, task, batches, build_optimizer(model, recipe.optimizer), sync, budget, evaluate, checkpoints,
