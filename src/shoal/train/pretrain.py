@@ -19,9 +19,9 @@ from shoal.core.run_directory import RunDirectory
 from shoal.data.shards import Corpus
 from shoal.data.tokenizer import read_tokenizer
 from shoal.models import hugging_face
-from shoal.parallel.world import World, join
+from shoal.parallel.world import join
 from shoal.train.loop import Parts, memory_bytes, train
-from shoal.train.setup import build, watch_signals
+from shoal.train.setup import build, peak_of_all, watch_signals
 from shoal.train.telemetry import read_metrics
 
 
@@ -53,15 +53,18 @@ def pretrain(recipe: Recipe, session: Session) -> dict[str, Any] | None:
             finally:
                 parts.telemetry.close()
         memory = parts.sync.wire.gather_objects(memory_bytes(world.device))
+        # again, as a machine that was busy for a moment at the start would flatter MFU for the whole run
+        peak = max(parts.peak_flops, peak_of_all(parts.sync.wire, recipe.train.precision))
         if not world.is_main:
             return None
-        result = _result(parts, session.run, world, evaluated, memory)
+        result = _result(parts, session.run, peak, evaluated, memory)
         _write_model(parts, session.run, result)
         write_json(session.run.result, result)
         return result
 
 
-def _result(parts: Parts, run: RunDirectory, world: World, evaluated: dict[str, float], memory: list[int]) -> dict[str, Any]:
+def _result(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, float], memory: list[int]) -> dict[str, Any]:
+    world = parts.sync.wire.world
     training, evaluations = read_metrics(run.metrics)
     warm = training[min(3, len(training) - 1) :]
     return {
@@ -78,12 +81,12 @@ def _result(parts: Parts, run: RunDirectory, world: World, evaluated: dict[str, 
         "train_seconds_from_start": _since_start(parts.telemetry.last_step_at),
         "first_step_seconds": _since_start(parts.telemetry.first_step_at),
         "tokens_per_second_median": statistics.median(line["tokens_per_second"] for line in warm),
-        "mfu_median": statistics.median(line["mfu"] for line in warm),
+        "mfu_median": statistics.median(line["mfu"] for line in warm) * parts.peak_flops / peak,
         "data_share_median": statistics.median(line["data_seconds"] / line["step_seconds"] for line in warm),
         "sync_share_median": statistics.median(line["sync_seconds"] / line["step_seconds"] for line in warm),
         "wire_bytes": sum(line["wire_bytes"] for line in training),
         "peak_memory_bytes": max(memory),
-        "matrix_peak_flops": parts.peak_flops,
+        "matrix_peak_flops": peak,
         "world_size": world.size,
         "threads": torch.get_num_threads(),
         "machine": {"cpu": cpu_name(), "cores": cores(), "torch": torch.__version__, "device": str(world.device)},

@@ -70,12 +70,13 @@ def build(
             f"{recipe.corpus_directory} has a vocabulary of {corpus.vocabulary}, the model only {config.vocabulary}; "
             "prepare the corpus with the model's tokenizer (--tokenizer.path)"
         )
-    use_native_kernels(model, recipe.train.precision)
-    compiled = compile_blocks(model, recipe.train.compile)
-    sync = SYNCS[recipe.parallel.sync](wire, recipe.parallel)
-    sync.attach(model)
     train = recipe.train
     share = -(-train.global_batch // world.size)
+    together = min(share, train.micro_batch or share)
+    use_native_kernels(model, train.precision, together * config.context)
+    compiled = compile_blocks(model, train.compile)
+    sync = SYNCS[recipe.parallel.sync](wire, recipe.parallel)
+    sync.attach(model)
     batches = TrainingBatches(
         corpus.split("train"), config.context, train.global_batch, train.micro_batch, recipe.seed,
         world.rank, world.size, recipe.data.partition,
@@ -84,12 +85,11 @@ def build(
     budget = Budget.of(train)
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep)
     evaluate = Evaluator(
-        task, corpus.split("held_out"), config.context, min(share, train.micro_batch or share), wire, precision,
+        task, corpus.split("held_out"), config.context, together, wire, precision,
         recipe.evaluation.sequences,
         recipe.evaluation.final_sequences,
     )  # fmt: skip
-    wire.gather_objects(None)  # a rank that still builds kernels would take this one's core, and lower the peak
-    peak_flops = wire.sum(torch.tensor(matrix_peak(world.device, train.precision), device=world.device)).item()
+    peak_flops = peak_of_all(wire, train.precision)
     parts = Parts(
         recipe, model, task, batches, build_optimizer(model, recipe.optimizer), sync, budget, evaluate, checkpoints,
         Silence(), precision, peak_flops, stop_requested,
@@ -147,9 +147,15 @@ def _model_from(settings: schema.Model) -> Transformer:
         raise InputError(f"{settings.init_from}: {error}") from None
 
 
-def use_native_kernels(model: Transformer, precision: str) -> None:
-    """Give the model our own kernels where they serve: in fp32 on a CPU, with a compiler to build them."""
-    if model.head_weight.device.type != "cpu" or precision != "fp32" or not native.available():
+def use_native_kernels(model: Transformer, precision: str, tokens: int) -> None:
+    """Give the model our own kernels where they serve: in fp32 on a CPU, with a compiler to build them.
+
+    `tokens` of a forward pass tell whether it is work enough: below, a call's own cost is more than what it saves.
+    """
+    config = model.config
+    if model.head_weight.device.type != "cpu" or precision != "fp32":
+        return
+    if tokens * config.dim * config.hidden < matrices.LEAST_WORK or not native.available():
         return
     for module in model.modules():
         if isinstance(module, Attention):
@@ -192,6 +198,13 @@ def compile_blocks(model: Transformer, choice: str) -> str:
 def make_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Autocast for bf16, nothing for fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def peak_of_all(wire: Wire, precision: str) -> float:
+    """The ranks' matrix peaks together, measured by all at the same time, as they compute."""
+    wire.gather_objects(None)  # a rank that still builds kernels would take this one's core, and lower the peak
+    device = wire.world.device
+    return wire.sum(torch.tensor(matrix_peak(device, precision), dtype=torch.float64, device=device)).item()
 
 
 def matrix_peak(device: torch.device, precision: str = "fp32", seconds: float = 0.4) -> float:
