@@ -44,20 +44,22 @@ class TrainingBatches:
         self.position = 0
 
     def next_step(self) -> list[Windows]:
-        """The micro-batches of the next step, each [up to micro_batch, context + 1]."""
+        """The micro-batches of the next step, each [up to micro_batch, context + 1]; as many on every rank.
+
+        A rank whose share is the smaller one may end with one that has no targets: ranks that gather weights do so together.
+        """
         positions = rank_positions(self.position, self.global_batch, self.rank, self.world, self.strategy)
         self.position += self.global_batch
         samples = samples_at(positions, self.samples, self.seed)
-        size = self.micro_batch or len(samples)
+        most = -(-self.global_batch // self.world)
+        size = self.micro_batch or most
+        none = np.full((1, self.context + 1), -1, dtype=np.int64)
         return [
             self.stream.windows(samples[start : start + size] * self.context, self.context + 1)
-            for start in range(0, len(samples), size)
+            if start < len(samples)
+            else none
+            for start in range(0, most, size)
         ]
-
-    @property
-    def epoch(self) -> float:
-        """How many times the split has been read."""
-        return self.position / self.samples
 
     def state_dict(self) -> dict[str, int]:
         """Where to go on, at any number of ranks."""
@@ -80,8 +82,8 @@ def evaluation_windows(
 ) -> Iterator[Windows]:
     """This rank's share of the split, cut without overlap: every token but the first is a target exactly once.
 
-    Batches are always full, padded with -1, so that compiled code sees one shape. `limit` sequences at most (0: all),
-    spread evenly over the split.
+    Batches are always full, padded with -1, so that compiled code sees one shape, and as many on every rank. `limit`
+    sequences at most (0: all), spread evenly over the split.
     """
     starts = np.arange(0, stream.tokens - 1, context, dtype=np.int64)
     if not len(starts):
@@ -89,7 +91,7 @@ def evaluation_windows(
     if 0 < limit < len(starts):
         starts = starts[np.linspace(0, len(starts) - 1, limit).astype(np.int64)]
     mine = starts[rank::world]
-    for first in range(0, len(mine), batch):
+    for first in range(0, -(-len(starts) // world), batch):
         chosen = mine[first : first + batch]
         windows = np.full((batch, context + 1), -1, dtype=np.int64)
         whole = chosen[chosen + context + 1 <= stream.tokens]

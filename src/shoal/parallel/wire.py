@@ -1,11 +1,15 @@
 """Every byte that a rank sends goes through here, and is counted."""
 
 import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, distributed
 
 from shoal.core.errors import RankError
+from shoal.parallel.mesh import Axis
 from shoal.parallel.world import World
 
 
@@ -14,51 +18,74 @@ class PeerLostError(RankError):
 
 
 class Wire:
-    """Collectives over all ranks, with the bytes handed to the network and the seconds spent waiting for it.
+    """Collectives over the ranks of an axis (all, unless told), with the bytes handed to the network and the seconds waited.
 
-    Bytes are those of the ring algorithms (Patarasuk and Yuan 2009): an all-reduce of n bytes over N ranks sends
-    2 n (N − 1) / N a rank.
+    Bytes are those of the ring algorithms (Patarasuk and Yuan 2009), for tensors of n bytes on N ranks: a sum sends
+    2 n (N − 1) / N a rank, a gather of N tensors n (N − 1), a scattered sum of N pieces of n bytes n (N − 1).
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.bytes_sent = 0
+        self.everyone = Axis(world.size, world.rank)
+        self.sent: Counter[str] = Counter()
         self.seconds_waited = 0.0
 
-    def start_sum(self, tensor: Tensor) -> Any:
-        """Begin to sum `tensor` over all ranks in place; pass the result to `finish`. None when alone."""
-        if self.world.size == 1:
+    @property
+    def bytes_sent(self) -> int:
+        """All bytes that this rank has sent."""
+        return self.sent.total()
+
+    def start_sum(self, tensor: Tensor, axis: Axis | None = None) -> Any:
+        """Begin to sum `tensor` in place; pass the result to `finish`. None when alone."""
+        axis = axis or self.everyone
+        if axis.size == 1:
             return None
-        self.bytes_sent += 2 * tensor.nbytes * (self.world.size - 1) // self.world.size
-        try:
-            return distributed.all_reduce(tensor, async_op=True)
-        except RuntimeError as error:
-            raise self._lost(error) from error
+        self.sent["all-reduce"] += 2 * tensor.nbytes * (axis.size - 1) // axis.size
+        return self._try(lambda: distributed.all_reduce(tensor, group=axis.group, async_op=True))
+
+    def start_gather(self, whole: Tensor, mine: Tensor, axis: Axis) -> Any:
+        """Begin to fill `whole` with every rank's `mine`, in the order of ranks."""
+        self.sent["all-gather"] += mine.nbytes * (axis.size - 1)
+        return self._try(lambda: distributed.all_gather_single(whole, mine, group=axis.group, async_op=True))
+
+    def start_scatter_sum(self, mine: Tensor, whole: Tensor, axis: Axis) -> Any:
+        """Begin to fill `mine` with this rank's piece of the sum of all ranks' `whole`, which has a piece a rank.
+
+        Gloo's own would send all to all; here each rank sends the others their pieces, and adds what it got by rank.
+        """
+        self.sent["reduce-scatter"] += mine.nbytes * (axis.size - 1)
+        if whole.device.type == "cuda":
+            return self._try(lambda: distributed.reduce_scatter_single(mine, whole, group=axis.group, async_op=True))
+        received = torch.empty_like(whole)
+        work = self._try(lambda: distributed.all_to_all_single(received, whole, group=axis.group, async_op=True))
+        return _Added(work, received.view(axis.size, -1), mine)
 
     def finish(self, work: Any) -> None:
         """Wait until what was begun is done."""
         if work is None:
             return
         began = time.perf_counter()
-        try:
-            work.wait()
-        except RuntimeError as error:
-            raise self._lost(error) from error
+        self._try(work.wait)
         self.seconds_waited += time.perf_counter() - began
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Sum a small tensor over all ranks, in place."""
-        self.finish(self.start_sum(tensor))
+    def sum(self, tensor: Tensor, axis: Axis | None = None) -> Tensor:
+        """Sum a small tensor, in place."""
+        self.finish(self.start_sum(tensor, axis))
+        return tensor
+
+    def largest(self, tensor: Tensor, axis: Axis) -> Tensor:
+        """The elementwise maximum over an axis, in place."""
+        if axis.size > 1:
+            self.sent["all-reduce"] += 2 * tensor.nbytes * (axis.size - 1) // axis.size
+            maximum = distributed.ReduceOp.MAX
+            self.finish(self._try(lambda: distributed.all_reduce(tensor, maximum, group=axis.group, async_op=True)))
         return tensor
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Give every rank rank 0's values, in place."""
         if self.world.size > 1:
-            self.bytes_sent += tensor.nbytes if self.world.is_main else 0
-            try:
-                distributed.broadcast(tensor, 0)
-            except RuntimeError as error:
-                raise self._lost(error) from error
+            self.sent["broadcast"] += tensor.nbytes if self.world.is_main else 0
+            self._try(lambda: distributed.broadcast(tensor, 0))
         return tensor
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -66,11 +93,23 @@ class Wire:
         if self.world.size == 1:
             return [value]
         values: list[Any] = [None] * self.world.size
-        try:
-            distributed.all_gather_object(values, value)
-        except RuntimeError as error:
-            raise self._lost(error) from error
+        self._try(lambda: distributed.all_gather_object(values, value))
         return values
 
-    def _lost(self, error: RuntimeError) -> PeerLostError:
-        return PeerLostError(f"rank {self.world.rank} lost contact with another rank ({str(error).splitlines()[0][:200]})")
+    def _try(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except RuntimeError as error:
+            text = str(error).splitlines()[0][:200]
+            raise PeerLostError(f"rank {self.world.rank} lost contact with another rank ({text})") from error
+
+
+class _Added:
+    """Pieces that are on their way, and are to be added up when they are there."""
+
+    def __init__(self, work: Any, received: Tensor, result: Tensor) -> None:
+        self.work, self.received, self.result = work, received, result
+
+    def wait(self) -> None:
+        self.work.wait()
+        torch.sum(self.received, 0, out=self.result)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -15,12 +16,11 @@ from shoal.core.errors import Interrupted, ShoalError
 from shoal.core.machine import peak_memory_bytes
 from shoal.core.recipe import Recipe
 from shoal.core.seeds import derive_seed
-from shoal.data.batches import TrainingBatches
+from shoal.data.batches import Windows
 from shoal.models.transformer import Transformer
 from shoal.parallel.sync import Sync
 from shoal.tasks import Task
-from shoal.train.checkpoint import Checkpoints, Snapshot
-from shoal.train.evaluation import Evaluator
+from shoal.train.checkpoint import Checkpoints, Part, Saved, Snapshot
 from shoal.train.optimizers import Optimizer
 from shoal.train.schedule import Budget, learning_rate_share
 from shoal.train.telemetry import Silence, Telemetry
@@ -35,6 +35,22 @@ class Progress:
     seconds: float = 0.0
 
 
+class Batches(Protocol):
+    """This rank's sequences, step by step, as many micro-batches on every rank."""
+
+    def next_step(self) -> list[Windows]:
+        """The micro-batches of the next step."""
+        ...
+
+    def state_dict(self) -> dict[str, int]:
+        """Where to go on."""
+        ...
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there."""
+        ...
+
+
 @dataclass(frozen=True)
 class Parts:
     """Everything that the loop works with."""
@@ -42,14 +58,16 @@ class Parts:
     recipe: Recipe
     model: Transformer
     task: Task
-    batches: TrainingBatches
+    batches: Batches
     optimizer: Optimizer
     sync: Sync
     budget: Budget
-    evaluate: Evaluator
+    evaluate: Callable[..., dict[str, float]]
     checkpoints: Checkpoints
     telemetry: Telemetry | Silence
     precision: AbstractContextManager[None]
+    parameters: int
+    flops_per_token: float
     peak_flops: float
     stop_requested: Callable[[], bool]
     progress: Progress = field(default_factory=Progress)
@@ -62,7 +80,6 @@ def train(parts: Parts) -> dict[str, float]:
     """
     recipe, model, task, sync, progress = parts.recipe, parts.model, parts.task, parts.sync, parts.progress
     world, wire = sync.wire.world, sync.wire
-    flops_per_token = model.flops_per_token(parts.batches.context)
     began = time.perf_counter() - progress.seconds
     evaluated: dict[str, float] = {}
     model.train()
@@ -82,6 +99,7 @@ def train(parts: Parts) -> dict[str, float]:
             loss_sum.backward()
             totals[:2] += torch.stack((loss_sum.detach().double(), count.double()))
 
+        totals /= sync.mesh.tensor.size  # tensor ranks have read the same
         # ranks decide together: all leave at the same step, by rank 0's clock
         totals[2] = float(parts.stop_requested())
         totals[3] = time.perf_counter() - began if world.is_main else 0.0
@@ -112,7 +130,7 @@ def train(parts: Parts) -> dict[str, float]:
             "lr": share * recipe.optimizer.learning_rate,
             "grad_norm": norm,
             "tokens_per_second": speed,
-            "mfu": speed * flops_per_token / parts.peak_flops,
+            "mfu": speed * parts.flops_per_token / parts.peak_flops,
             "step_seconds": step_seconds,
             "data_seconds": data_seconds,
             "sync_seconds": wire.seconds_waited - waited,
@@ -123,8 +141,7 @@ def train(parts: Parts) -> dict[str, float]:
 
         # first what can't be had again
         if stop or done >= 1 or _due(progress.step, recipe.checkpoint.every):
-            if world.is_main:
-                parts.checkpoints.save(snapshot(parts))
+            parts.checkpoints.save(snapshot(parts))
             if stop:
                 parts.checkpoints.wait()
         if done >= 1 or _due(progress.step, recipe.evaluation.every):
@@ -139,12 +156,19 @@ def train(parts: Parts) -> dict[str, float]:
 
 
 def snapshot(parts: Parts) -> Snapshot:
-    """Everything that must be kept to go on bitwise."""
-    tensors = {
-        "model": dict(parts.model.state_dict()),
-        "optimizer": parts.optimizer.state_dict(),
-        "sync": parts.sync.state_dict(),
-    }
+    """This rank's part of everything that must be kept to go on bitwise."""
+    shards, is_main = parts.sync.shards, parts.sync.wire.world.is_main
+    mine = {name: shard for name, shard in shards.items() if shard.first and shard.value.numel()}
+    optimizer = {}
+    for key, tensor in parts.optimizer.state_dict().items():
+        name = key.rpartition("/")[0]
+        if name not in shards or tensor.shape != shards[name].value.shape:
+            if is_main:
+                optimizer[key] = Part(tensor, tensor.shape)
+        elif name in mine:
+            optimizer[key] = Part(tensor, mine[name].shape, mine[name].boxes)
+    model = {name: Part(shard.value, shard.shape, shard.boxes) for name, shard in mine.items()}
+    sync = {name: Part(tensor, tensor.shape) for name, tensor in parts.sync.state_dict().items() if is_main}
     progress = parts.progress
     state = {
         "tokens": progress.tokens,
@@ -152,14 +176,27 @@ def snapshot(parts: Parts) -> Snapshot:
         "batches": parts.batches.state_dict(),
         "world_size": parts.sync.wire.world.size,
     }
-    return Snapshot(progress.step, tensors, state)
+    return Snapshot(progress.step, {"model": model, "optimizer": optimizer, "sync": sync}, state)
 
 
-def restore(parts: Parts, saved: Snapshot) -> None:
-    """Put a snapshot back; random streams need nothing, they are derived from the step."""
-    parts.model.load_state_dict(saved.tensors["model"])
-    parts.optimizer.load_state_dict(saved.tensors["optimizer"])
-    parts.sync.load_state_dict(saved.tensors.get("sync", {}))
+@torch.no_grad()
+def restore(parts: Parts, saved: Saved) -> None:
+    """Put a checkpoint back, however it was divided; random streams need nothing, they are derived from the step."""
+    shards = parts.sync.shards
+    wholes = saved.wholes["model"]
+    for name, shard in shards.items():
+        if wholes[name].shape != shard.shape:
+            raise RuntimeError(f"{name} is {tuple(wholes[name].shape)} there and {tuple(shard.shape)} here")
+        shard.value.copy_(saved.read("model", name, shard.boxes))
+    optimizer = {}
+    for key, whole in saved.wholes["optimizer"].items():
+        name = key.rpartition("/")[0]
+        if name in shards and whole.shape == shards[name].shape:
+            optimizer[key] = saved.read("optimizer", key, shards[name].boxes)
+        elif name in shards or name not in wholes:  # a parameter that another rank holds needs nothing here
+            optimizer[key] = saved.read("optimizer", key)
+    parts.optimizer.load_state_dict(optimizer)
+    parts.sync.load_state_dict({name: saved.read("sync", name) for name in saved.wholes.get("sync", {})})
     parts.batches.load_state_dict(saved.state["batches"])
     parts.progress.step = saved.step
     parts.progress.tokens = saved.state["tokens"]
