@@ -20,6 +20,7 @@ VERBS = {
     "pretrain": "train a language model from scratch, or go on from a checkpoint",
     "evaluate": "held-out loss and bits per byte of a model",
     "generate": "continue a prompt",
+    "bench": "is every division of the work the same training, on this machine",
     "doctor": "what is installed, what works here, what to do about what does not",
 }
 
