@@ -113,3 +113,15 @@ def find_fault(path: Path) -> str | None:
     except (ShoalError, OSError, KeyError, TypeError, AttributeError) as error:
         return str(error)
     return None
+
+
+def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint's folder and plain numbers, without its tensors; None where there is none whole."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        state = path / "state.json"
+        try:
+            if sha256(state) == read_json(path / "manifest.json")["files"][state.name]["sha256"]:
+                return path, read_json(state)
+        except (ShoalError, OSError, KeyError, TypeError):
+            continue
+    return None

@@ -14,8 +14,10 @@ import torch
 from shoal.core.errors import Interrupted, ShoalError
 from shoal.core.machine import peak_memory_bytes
 from shoal.core.recipe import Recipe
+from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import derive_seed
 from shoal.data.batches import TrainingBatches
+from shoal.data.ledger import write_ledger
 from shoal.models.transformer import Transformer
 from shoal.parallel.sync import Sync
 from shoal.tasks import Task
@@ -123,7 +125,9 @@ def train(parts: Parts) -> dict[str, float]:
 
         # first what can't be had again
         if stop or done >= 1 or _due(progress.step, recipe.checkpoint.every):
+            parts.batches.recorder.close(progress.step, wire.gather_objects)
             if world.is_main:
+                write_ledger(RunDirectory(parts.checkpoints.folder.parent).ledger, parts.batches.recorder.ledger)
                 parts.checkpoints.save(snapshot(parts))
             if stop:
                 parts.checkpoints.wait()
