@@ -17,7 +17,7 @@ from tests.ranks import alone, run_ranks
 from tests.train.runs import build_parts, run_training, tiny_recipe
 
 SHAPE: dict[str, Any] = {"context": 64, "layers": 1}
-"""About 420 samples, so that twenty steps of 31 sequences are one and a half epochs."""
+"""About 420 samples, so that fifteen steps of 31 sequences are more than an epoch."""
 
 
 def recipe_of(corpus: Path, **sections: Any) -> Recipe:
@@ -61,15 +61,17 @@ def test_a_straight_run_is_one_entry_however_often_it_was_saved(corpus: Path, tm
 
 
 def test_two_ranks_then_one_then_four_lose_and_repeat_nothing(corpus: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(corpus, checkpoint={"every": 4})
+    train = {"global_batch": 31, "micro_batch": 5, "steps": 15}
+    recipe = recipe_of(corpus, train=train, checkpoint={"every": 4})
     run_ranks(2, steps_of, recipe, tmp_path, 6, False)
     assert_whole(ledgers(tmp_path), 6 * 31)
     steps_of(alone(), recipe, tmp_path, 11, True)
-    run_ranks(4, steps_of, recipe_of(corpus, data={"partition": "blocks"}), tmp_path, 99, True)
+    run_ranks(4, steps_of, recipe_of(corpus, train=train, data={"partition": "blocks"}), tmp_path, 99, True)
     ledger = ledgers(tmp_path)
-    assert_whole(ledger, 620)
+    assert_whole(ledger, 15 * 31)
+    assert ledger.position > ledger.samples
     told = [(entry.session, len(entry.ranks), entry.strategy, entry.first_step, entry.last_step) for entry in ledger.entries]
-    assert told == [(1, 2, "interleaved", 1, 6), (2, 1, "interleaved", 7, 11), (3, 4, "blocks", 12, 20)]
+    assert told == [(1, 2, "interleaved", 1, 6), (2, 1, "interleaved", 7, 11), (3, 4, "blocks", 12, 15)]
 
 
 def test_steps_that_a_crash_threw_away_are_not_repeats(corpus: Path, tmp_path: Path) -> None:
