@@ -5,14 +5,16 @@ is real (no padding) and every token is a target once an epoch; the price is tha
 Reading 16 windows of 257 tokens from a memory map takes well under a millisecond, so nothing is prefetched.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.core.errors import CorpusError
-from shoal.data.partition import rank_positions, samples_at
+from shoal.data.ledger import Ledger, Recorder, ledger_from, ledger_tree
+from shoal.data.partition import Positions, rank_positions, samples_at
 from shoal.data.shards import TokenStream
 
 Windows = NDArray[np.int64]
@@ -20,7 +22,7 @@ Windows = NDArray[np.int64]
 
 
 class TrainingBatches:
-    """This rank's windows, step by step; its whole state is the run's position."""
+    """This rank's windows, step by step; its whole state is the run's position, and the ledger of how it came there."""
 
     def __init__(
         self,
@@ -42,6 +44,8 @@ class TrainingBatches:
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.rank, self.world, self.strategy = rank, world, strategy
         self.position = 0
+        ledger = Ledger(seed, self.samples, context, stream.fingerprint)
+        self.recorder = Recorder(ledger, global_batch, strategy, rank, world)
 
     def next_step(self) -> list[Windows]:
         """The micro-batches of the next step, each [up to micro_batch, context + 1]; as many on every rank.
@@ -54,19 +58,29 @@ class TrainingBatches:
         most = -(-self.global_batch // self.world)
         size = self.micro_batch or most
         none = np.full((1, self.context + 1), -1, dtype=np.int64)
-        return [
-            self.stream.windows(samples[start : start + size] * self.context, self.context + 1)
-            if start < len(samples)
-            else none
+        micro_batches = [
+            self._read(positions[start : start + size], samples[start : start + size]) if start < len(samples) else none
             for start in range(0, most, size)
         ]
+        self.recorder.end_step()
+        return micro_batches
 
-    def state_dict(self) -> dict[str, int]:
-        """Where to go on, at any number of ranks."""
-        return {"position": self.position, "samples": self.samples, "seed": self.seed}
+    def _read(self, positions: Positions, samples: Positions) -> Windows:
+        self.recorder.enter(positions, samples)
+        return self.stream.windows(samples * self.context, self.context + 1)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there; `CorpusError` when that order of samples is not this one."""
+    def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger:
+        """What all ranks have read by the end of `step`; all call it, and `gather` collects a value of each data rank."""
+        self.recorder.close(step, gather)
+        return self.recorder.ledger
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to go on, at any number of ranks, and what was read on the way."""
+        ledger = ledger_tree(self.recorder.ledger)
+        return {"position": self.position, "samples": self.samples, "seed": self.seed, "ledger": ledger}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; `CorpusError` when that order of samples is not this one, or of another text."""
         mine = self.state_dict()
         for key, meaning in (("samples", "windows in its corpus"), ("seed", "as its seed")):
             if state[key] != mine[key]:
@@ -74,7 +88,16 @@ class TrainingBatches:
                     f"the checkpoint has {state[key]} {meaning}, this run {mine[key]}: samples would be repeated and "
                     "skipped. Go on with the corpus, the context and the seed that the run began with"
                 )
+        fresh = self.recorder.ledger
+        # a run from before there were ledgers goes on too; its ledger will say from where
+        ledger = ledger_from(state["ledger"], "the checkpoint's ledger") if "ledger" in state else fresh
+        if (ledger.corpus, ledger.context) != (fresh.corpus, fresh.context):
+            raise CorpusError(
+                "the checkpoint has read another text than this corpus holds, or in windows of another length: samples "
+                "would be repeated and skipped. Go on with the corpus and the context that the run began with"
+            )
         self.position = state["position"]
+        self.recorder.go_on_from(replace(ledger, position=self.position))
 
 
 def evaluation_windows(

@@ -151,7 +151,7 @@ Gradients = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 def vocabulary_cross_entropy(
-    ranks: TensorRanks, start: int, ignored: int, chunk_bytes: int = 8 << 20
+    ranks: TensorRanks, start: int, ignored: int, chunk_bytes: int = 32 << 20
 ) -> Callable[[Tensor, Tensor, Tensor, bool], Gradients]:
     """A function for the summed cross entropy, and its gradients, of a projection of which this rank has rows from `start`.
 
@@ -171,7 +171,7 @@ def vocabulary_cross_entropy(
                 chunk, targets = hidden[first : first + rows], targets_N[first : first + rows]
                 probability, loss_N = _chunk(ranks, (chunk @ weight.T).float(), targets, start)
                 kept = targets != ignored
-                loss += loss_N[kept].sum()
+                loss += loss_N.where(kept, 0).sum()
                 if dhidden is None or dweight is None:
                     continue
                 gradient = probability.mul_(kept[:, None]).to(kind)

@@ -232,3 +232,15 @@ def _wait_for(done: Callable[[], bool], otherwise: str) -> None:
         if time.monotonic() > end:
             raise CheckpointError(f"{otherwise} within {PATIENCE_SECONDS:.0f} s")
         time.sleep(0.02)
+
+
+def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint's folder and plain numbers, without its tensors; None where there is none whole."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        state = path / "state.json"
+        try:
+            if sha256(state) == read_json(path / "manifest.json")["files"][state.name]["sha256"]:
+                return path, read_json(state)
+        except (ShoalError, OSError, KeyError, TypeError):
+            continue
+    return None

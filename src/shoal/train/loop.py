@@ -8,17 +8,21 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from shoal.core.errors import Interrupted, ShoalError
 from shoal.core.machine import peak_memory_bytes
 from shoal.core.recipe import Recipe
+from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import derive_seed
 from shoal.data.batches import Windows
+from shoal.data.ledger import Ledger, write_ledger
 from shoal.models.transformer import Transformer
 from shoal.parallel.sync import Sync
+from shoal.parallel.world import World
 from shoal.tasks import Task
 from shoal.train.checkpoint import Checkpoints, Part, Saved, Snapshot
 from shoal.train.optimizers import Optimizer
@@ -42,11 +46,15 @@ class Batches(Protocol):
         """The micro-batches of the next step."""
         ...
 
-    def state_dict(self) -> dict[str, int]:
+    def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger | None:
+        """What all ranks have read by the end of `step`; `gather` collects a value of each data rank."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
         """Where to go on."""
         ...
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         ...
 
@@ -91,7 +99,7 @@ def train(parts: Parts) -> dict[str, float]:
         data_seconds = time.perf_counter() - clock
         torch.manual_seed(derive_seed(recipe.seed, "dropout", world.rank, progress.step))
 
-        totals = torch.zeros(4, dtype=torch.float64, device=world.device)
+        totals = empty_totals(world)
         for index, windows in enumerate(micro_batches):
             sync.begin_backward(last=index == len(micro_batches) - 1)
             with parts.precision:
@@ -141,6 +149,9 @@ def train(parts: Parts) -> dict[str, float]:
 
         # first what can't be had again
         if stop or done >= 1 or _due(progress.step, recipe.checkpoint.every):
+            ledger = parts.batches.close(progress.step, lambda share: wire.gather_objects(share)[:: sync.mesh.tensor.size])
+            if world.is_main and ledger is not None:
+                write_ledger(RunDirectory(parts.checkpoints.folder.parent).ledger, ledger)
             parts.checkpoints.save(snapshot(parts))
             if stop:
                 parts.checkpoints.wait()
@@ -153,6 +164,11 @@ def train(parts: Parts) -> dict[str, float]:
             raise Interrupted(f"interrupted; saved at step {progress.step}. Go on with: {again}{ranks}")
     parts.checkpoints.wait()
     return evaluated or parts.evaluate(model)
+
+
+def empty_totals(world: World) -> Tensor:
+    """The one small message of a step: summed loss, targets, "please stop", rank 0's clock."""
+    return torch.zeros(4, dtype=torch.float64, device=world.device)
 
 
 def snapshot(parts: Parts) -> Snapshot:

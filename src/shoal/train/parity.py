@@ -162,6 +162,9 @@ class UnevenBatches:
         none = np.full((1, CONTEXT + 1), -1, dtype=np.int64)
         return [windows[start : start + size] if start < len(windows) else none for start in range(0, most, size)]
 
+    def close(self, step: int, gather: Any) -> None:
+        """No ledger."""
+
     def state_dict(self) -> dict[str, int]:
         """The position."""
         return {"position": self.position}

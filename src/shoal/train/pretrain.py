@@ -97,7 +97,7 @@ def _result(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, f
     }
 
 
-def _epochs(state: dict[str, int]) -> float:
+def _epochs(state: dict[str, Any]) -> float:
     """How many times the training split has been read."""
     return state["position"] / state["samples"]
 

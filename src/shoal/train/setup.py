@@ -152,10 +152,14 @@ def prepare_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
     shards = divide_products(model, wire, mesh)
     recompute_blocks(model, recipe.train.recompute)
     compiled = compile_blocks(model, recipe.train.compile)
-    choice = recipe.parallel.shard if mesh.shard.size > 1 else "replicate"  # alone, there is nothing to divide
-    sync = DIVISIONS[choice](wire, mesh, recipe, model)
+    sync = make_sync(recipe, wire, mesh, model)
     sync.attach(model, shards)
     return sync, compiled
+
+
+def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
+    """The recipe's strategy; alone, there is nothing to divide."""
+    return DIVISIONS[recipe.parallel.shard if mesh.shard.size > 1 else "replicate"](wire, mesh, recipe, model)
 
 
 def make_transformer_config(settings: schema.Model, vocabulary: int) -> TransformerConfig:
