@@ -43,14 +43,14 @@ class TrainingBatches:
         self.rank, self.world, self.strategy = rank, world, strategy
         self.position = 0
 
-    def next_step(self) -> list[Windows]:
-        """The micro-batches of the next step, each [up to micro_batch, context + 1]."""
+    def next_step(self) -> list[tuple[int, Windows]]:
+        """The micro-batches of the next step: the position of the first sequence, and [up to micro_batch, context + 1]."""
         positions = rank_positions(self.position, self.global_batch, self.rank, self.world, self.strategy)
         self.position += self.global_batch
         samples = samples_at(positions, self.samples, self.seed)
         size = self.micro_batch or len(samples)
         return [
-            self.stream.windows(samples[start : start + size] * self.context, self.context + 1)
+            (int(positions[start]), self.stream.windows(samples[start : start + size] * self.context, self.context + 1))
             for start in range(0, len(samples), size)
         ]
 
@@ -80,17 +80,16 @@ def evaluation_windows(
 ) -> Iterator[Windows]:
     """This rank's share of the split, cut without overlap: every token but the first is a target exactly once.
 
-    Batches are always full, padded with -1, so that compiled code sees one shape. `limit` sequences at most (0: all),
-    spread evenly over the split.
+    Ranks take whole batches in turn. These are always full, padded with -1, so that compiled code sees one shape. `limit`
+    sequences at most (0: all), spread evenly over the split.
     """
     starts = np.arange(0, stream.tokens - 1, context, dtype=np.int64)
     if not len(starts):
         raise CorpusError(f"the held-out split has {stream.tokens} tokens, too few to evaluate on")
     if 0 < limit < len(starts):
         starts = starts[np.linspace(0, len(starts) - 1, limit).astype(np.int64)]
-    mine = starts[rank::world]
-    for first in range(0, len(mine), batch):
-        chosen = mine[first : first + batch]
+    for first in range(rank * batch, len(starts), world * batch):
+        chosen = starts[first : first + batch]
         windows = np.full((batch, context + 1), -1, dtype=np.int64)
         whole = chosen[chosen + context + 1 <= stream.tokens]
         windows[: len(whole)] = stream.windows(whole, context + 1)

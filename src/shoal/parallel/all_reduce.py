@@ -69,6 +69,10 @@ class AllReduce:
         self._next = 0
         self._travel = False
 
+    def sum_totals(self, totals: Tensor) -> Tensor:
+        """[micro-batches of this rank, n] to their sums [n] over micro-batches and ranks, in one small message."""
+        return self.wire.sum(totals.sum(0))
+
     def grad_norm(self) -> Tensor:
         """Euclidean norm over the flat buffer; equal on all ranks."""
         return torch.linalg.vector_norm(self._flat)

@@ -51,6 +51,21 @@ class Wire:
         self.finish(self.start_sum(tensor))
         return tensor
 
+    def exchange(self, tensor: Tensor, received: Tensor, partner: int) -> None:
+        """Send `tensor` to another rank, which sends its own into `received`."""
+        self.bytes_sent += tensor.nbytes
+        began = time.perf_counter()
+        try:
+            operations = [
+                distributed.P2POp(distributed.isend, tensor, partner),
+                distributed.P2POp(distributed.irecv, received, partner),
+            ]
+            for work in distributed.batch_isend_irecv(operations):
+                work.wait()
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        self.seconds_waited += time.perf_counter() - began
+
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Give every rank rank 0's values, in place."""
         if self.world.size > 1:

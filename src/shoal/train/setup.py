@@ -29,6 +29,7 @@ from shoal.models import hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import MLP, Attention, Linear, Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
+from shoal.parallel.exact import ExactSum
 from shoal.parallel.launch import ERROR_FOLDER, stop_is_asked_for
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
@@ -36,6 +37,7 @@ from shoal.parallel.world import World
 from shoal.tasks import TASKS
 from shoal.train.checkpoint import Checkpoints
 from shoal.train.evaluation import Evaluator
+from shoal.train.exact import resolve
 from shoal.train.loop import Parts, restore
 from shoal.train.optimizers import build_optimizer
 from shoal.train.schedule import Budget
@@ -43,8 +45,9 @@ from shoal.train.telemetry import Silence, Telemetry
 
 SYNCS: dict[str, Callable[[Wire, schema.Parallel], Sync]] = {
     "all_reduce": lambda wire, settings: AllReduce(wire, int(settings.bucket_megabytes * 2**20)),
+    "exact": lambda wire, settings: ExactSum(wire, settings.virtual_shards, settings.threads or 1),
 }
-"""Name to strategy, for the recipe's `parallel.sync`."""
+"""Name to strategy, for the recipe's `parallel.sync`; `exact` for its `parallel.exact`."""
 
 LEAVING_SECONDS = 8.0
 """How long a rank may take to notice by itself that another has failed."""
@@ -60,6 +63,7 @@ def build(
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Parts:
     """Everything that `train.loop` needs, on this rank. Raises `InputError` for what can't work."""
+    recipe = resolve(recipe, world.size)
     corpus = Corpus.open(Path(recipe.corpus_directory))
     wire = Wire(world)
     _check_equal(wire, recipe, corpus)
@@ -75,7 +79,7 @@ def build(
     together = min(share, train.micro_batch or share)
     use_native_kernels(model, train.precision, together * config.context)
     compiled = compile_blocks(model, train.compile)
-    sync = SYNCS[recipe.parallel.sync](wire, recipe.parallel)
+    sync = SYNCS["exact" if recipe.parallel.exact else recipe.parallel.sync](wire, recipe.parallel)
     sync.attach(model)
     batches = TrainingBatches(
         corpus.split("train"), config.context, train.global_batch, train.micro_batch, recipe.seed,

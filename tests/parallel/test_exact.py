@@ -1,0 +1,120 @@
+"""Sums in one fixed tree over virtual shards: the same bits on any number of ranks."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shoal.core.errors import InputError
+from shoal.parallel.exact import ExactSum
+from shoal.parallel.wire import Wire
+from shoal.parallel.world import World
+from tests.ranks import alone, run_ranks
+
+SHARDS = 8
+
+
+def small_model(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def shard_rows() -> list[Tensor]:
+    """Rows of very different sizes, so that sums in another order have other bits."""
+    random = torch.Generator().manual_seed(3)
+    rows = torch.randn(SHARDS, 3, 5, generator=random) * torch.logspace(-3, 2, SHARDS)[:, None, None]
+    return list(rows)
+
+
+def pairwise(values: list[Tensor]) -> Tensor:
+    """The tree, written out: neighbours first, then neighbours of these sums."""
+    while len(values) > 1:
+        values = [left + right for left, right in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
+
+
+def sums_of(world: World, rows: list[Tensor], steps: int = 2) -> dict[str, object]:
+    # another seed on every rank: attach must give all of them rank 0's weights
+    model = small_model(seed=world.rank)
+    sync = ExactSum(Wire(world), len(rows))
+    sync.attach(model)
+    broadcast, sent = sync.wire.bytes_sent, []
+    share = len(rows) // world.size
+    for _ in range(steps):  # a step must leave nothing behind for the next
+        before = sync.wire.bytes_sent
+        totals = torch.zeros(share, 2, dtype=torch.float64)
+        for index, row in enumerate(rows[world.rank * share : (world.rank + 1) * share]):
+            sync.begin_backward(last=index == share - 1)
+            loss = model(row).square().sum()
+            loss.backward()
+            totals[index] = torch.stack((loss.detach().double() / 3, torch.tensor(1.0)))
+        sync.before_step()
+        sent.append(sync.wire.bytes_sent - before)
+        gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        result = {"gradients": gradients, "norm": sync.grad_norm(), "totals": sync.sum_totals(totals)}
+        sync.after_step()
+        assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+    return result | {"bytes": sent, "broadcast": broadcast}
+
+
+def reference(rows: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    model = small_model(0)
+    gradients, totals = [], []
+    for row in rows:
+        loss = model(row).square().sum()
+        gradients.append(list(torch.autograd.grad(loss, list(model.parameters()))))
+        totals.append(torch.stack((loss.detach().double() / 3, torch.tensor(1.0))))
+    return [pairwise(list(parts)) for parts in zip(*gradients, strict=True)], pairwise(totals)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_the_sum_is_the_pairwise_tree_of_the_shards(shards: int) -> None:
+    rows = shard_rows()[:shards]
+    gradients, totals = reference(rows)
+    got = sums_of(alone(), rows)
+    assert got["bytes"] == [0, 0]
+    assert torch.equal(got["totals"], totals)
+    assert all(torch.equal(own, expected) for own, expected in zip(got["gradients"], gradients, strict=True))
+
+
+def test_a_sum_in_another_order_would_show_in_these_rows() -> None:
+    gradients, totals = reference(shard_rows())
+    others, other_totals = reference(shard_rows()[1:] + shard_rows()[:1])
+    assert not torch.equal(totals, other_totals)
+    assert not all(torch.equal(own, other) for own, other in zip(gradients, others, strict=True))
+
+
+def test_two_and_four_ranks_have_the_bits_of_one_and_send_a_buffer_a_level() -> None:
+    rows = shard_rows()
+    gradients, totals = reference(rows)
+    norm = sums_of(alone(), rows)["norm"]
+    buffer = 4 * sum(parameter.numel() for parameter in small_model(0).parameters())
+    for size, levels in ((2, 1), (4, 2)):
+        for rank, got in enumerate(run_ranks(size, sums_of, rows)):
+            assert got["bytes"] == [buffer * levels] * 2
+            assert got["broadcast"] == (buffer if rank == 0 else 0)
+            assert torch.equal(got["totals"], totals)
+            assert torch.equal(got["norm"], norm)
+            assert all(torch.equal(own, expected) for own, expected in zip(got["gradients"], gradients, strict=True))
+
+
+def test_a_checkpoint_that_would_go_on_with_other_bits_is_refused() -> None:
+    def sync(shards: int, threads: int = 1) -> ExactSum:
+        sync = ExactSum(Wire(alone()), shards, threads)
+        sync.attach(small_model(0))
+        return sync
+
+    saved = sync(8).state_dict()
+    sync(8).load_state_dict(saved)
+    with pytest.raises(InputError, match=r"virtual_shards 8, threads 1; .*virtual_shards 4, threads 1"):
+        sync(4).load_state_dict(saved)
+    with pytest.raises(InputError, match=r"threads 2"):
+        sync(8, threads=2).load_state_dict(saved)
+    with pytest.raises(InputError, match=r"without parallel\.exact"):
+        sync(8).load_state_dict({})
+    torch.set_num_threads(1)
+
+
+def test_a_gpu_is_refused() -> None:
+    world = World(device=torch.device("cuda", 0))
+    with pytest.raises(InputError, match=r"parallel\.exact.*train\.device cpu"):
+        ExactSum(Wire(world), 8)
