@@ -1,5 +1,7 @@
 """Sums in one fixed tree over virtual shards: the same bits on any number of ranks."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,12 @@ def shard_rows() -> list[Tensor]:
     return list(rows)
 
 
+def shard_totals() -> Tensor:
+    """What a loop would sum beside the gradients, [shards, 6], as doubles of very different sizes."""
+    values = torch.randn(SHARDS, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return values * torch.logspace(-3, 2, SHARDS)[:, None]
+
+
 def pairwise(values: list[Tensor]) -> Tensor:
     """The tree, written out: neighbours first, then neighbours of these sums."""
     while len(values) > 1:
@@ -32,7 +40,7 @@ def pairwise(values: list[Tensor]) -> Tensor:
     return values[0]
 
 
-def sums_of(world: World, rows: list[Tensor], steps: int = 2) -> dict[str, object]:
+def sums_of(world: World, rows: list[Tensor], steps: int = 2) -> dict[str, Any]:
     # another seed on every rank: attach must give all of them rank 0's weights
     model = small_model(seed=world.rank)
     sync = ExactSum(Wire(world), len(rows))
@@ -41,60 +49,53 @@ def sums_of(world: World, rows: list[Tensor], steps: int = 2) -> dict[str, objec
     share = len(rows) // world.size
     for _ in range(steps):  # a step must leave nothing behind for the next
         before = sync.wire.bytes_sent
-        totals = torch.zeros(share, 2, dtype=torch.float64)
         for index, row in enumerate(rows[world.rank * share : (world.rank + 1) * share]):
             sync.begin_backward(last=index == share - 1)
-            loss = model(row).square().sum()
-            loss.backward()
-            totals[index] = torch.stack((loss.detach().double() / 3, torch.tensor(1.0)))
+            model(row).square().sum().backward()
         sync.before_step()
         sent.append(sync.wire.bytes_sent - before)
         gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        totals = shard_totals()[world.rank * share : (world.rank + 1) * share]
         result = {"gradients": gradients, "norm": sync.grad_norm(), "totals": sync.sum_totals(totals)}
         sync.after_step()
         assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
     return result | {"bytes": sent, "broadcast": broadcast}
 
 
-def reference(rows: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+def reference(rows: list[Tensor]) -> list[Tensor]:
     model = small_model(0)
-    gradients, totals = [], []
-    for row in rows:
-        loss = model(row).square().sum()
-        gradients.append(list(torch.autograd.grad(loss, list(model.parameters()))))
-        totals.append(torch.stack((loss.detach().double() / 3, torch.tensor(1.0))))
-    return [pairwise(list(parts)) for parts in zip(*gradients, strict=True)], pairwise(totals)
+    gradients = [torch.autograd.grad(model(row).square().sum(), list(model.parameters())) for row in rows]
+    return [pairwise(list(parts)) for parts in zip(*gradients, strict=True)]
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(torch.equal(own, other) for own, other in zip(left, right, strict=True))
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 8])
 def test_the_sum_is_the_pairwise_tree_of_the_shards(shards: int) -> None:
     rows = shard_rows()[:shards]
-    gradients, totals = reference(rows)
     got = sums_of(alone(), rows)
     assert got["bytes"] == [0, 0]
-    assert torch.equal(got["totals"], totals)
-    assert all(torch.equal(own, expected) for own, expected in zip(got["gradients"], gradients, strict=True))
+    assert same(got["gradients"], reference(rows))
+    assert torch.equal(got["totals"], pairwise(list(shard_totals()[:shards])))
 
 
 def test_a_sum_in_another_order_would_show_in_these_rows() -> None:
-    gradients, totals = reference(shard_rows())
-    others, other_totals = reference(shard_rows()[1:] + shard_rows()[:1])
-    assert not torch.equal(totals, other_totals)
-    assert not all(torch.equal(own, other) for own, other in zip(gradients, others, strict=True))
+    rows, totals = shard_rows(), list(shard_totals())
+    assert not same(reference(rows), reference(rows[1:] + rows[:1]))
+    assert not torch.equal(pairwise(totals), pairwise(totals[1:] + totals[:1]))
 
 
 def test_two_and_four_ranks_have_the_bits_of_one_and_send_a_buffer_a_level() -> None:
     rows = shard_rows()
-    gradients, totals = reference(rows)
-    norm = sums_of(alone(), rows)["norm"]
+    one = sums_of(alone(), rows)
     buffer = 4 * sum(parameter.numel() for parameter in small_model(0).parameters())
     for size, levels in ((2, 1), (4, 2)):
         for rank, got in enumerate(run_ranks(size, sums_of, rows)):
             assert got["bytes"] == [buffer * levels] * 2
             assert got["broadcast"] == (buffer if rank == 0 else 0)
-            assert torch.equal(got["totals"], totals)
-            assert torch.equal(got["norm"], norm)
-            assert all(torch.equal(own, expected) for own, expected in zip(got["gradients"], gradients, strict=True))
+            assert same([got["totals"], got["norm"], *got["gradients"]], [one["totals"], one["norm"], *one["gradients"]])
 
 
 def test_a_checkpoint_that_would_go_on_with_other_bits_is_refused() -> None:
