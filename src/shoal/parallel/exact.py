@@ -6,9 +6,10 @@ neighbours of these sums. A rank holds a whole branch of that tree. It merges it
 carries: a sum waits in a stash until its neighbour is there. Between ranks the tree goes on by recursive doubling: at level
 k, partners `rank ^ 2^k` exchange their sums and both add, and a + b is b + a in floating point, so both hold the same bits.
 
-The price: nothing travels while backward runs, log2(ranks) whole buffers are sent where a ring sends less than two, and
-log2(micro-batches of a rank) buffers wait or receive beside the gradients. A pair of micro-batches costs nothing: autograd
-adds the second to the first where it lies. GPUs are refused, as some of their kernels add in whatever order threads arrive.
+The price: nothing travels while backward runs; log2(ranks) whole buffers are sent where a ring sends less than two; and
+log2(micro-batches of a rank) − 1 buffers, or one with several ranks, wait or receive beside the gradients. A pair of
+micro-batches costs nothing: autograd adds the second to the first where it lies. GPUs are refused, as some of their kernels
+add in whatever order threads arrive.
 """
 
 import torch
