@@ -211,6 +211,10 @@ class Parallel:
     """Ranks that divide one copy of it; others hold further copies (0: all ranks, one copy)."""
     tensor: Positive = 1
     """Ranks that divide each matrix product; they read the same sequences."""
+    exact: Annotated[bool, Strict()] = False
+    """Give the same bits on 1, 2, 4, … ranks: one fixed order for all sums, one thread a rank unless `threads` is given."""
+    virtual_shards: Positive = 8
+    """`exact`: into how many micro-batches a step is always cut, a power of two; as many ranks at most."""
     bucket_megabytes: PositiveFloat = 8.0
     """Gradients that travel in one message; smaller overlaps earlier, larger costs less per byte."""
     threads: Count = 0

@@ -47,10 +47,11 @@ class TrainingBatches:
         ledger = Ledger(seed, self.samples, context, stream.fingerprint)
         self.recorder = Recorder(ledger, global_batch, strategy, rank, world)
 
-    def next_step(self) -> list[Windows]:
-        """The micro-batches of the next step, each [up to micro_batch, context + 1]; as many on every rank.
+    def next_step(self) -> list[tuple[int, Windows]]:
+        """The micro-batches of the next step: the position of the first sequence, and [up to micro_batch, context + 1].
 
-        A rank whose share is the smaller one may end with one that has no targets: ranks that gather weights do so together.
+        They are as many on every rank: one whose share is the smaller may end with one that has no targets, as ranks that
+        gather weights do so together.
         """
         positions = rank_positions(self.position, self.global_batch, self.rank, self.world, self.strategy)
         self.position += self.global_batch
@@ -59,7 +60,9 @@ class TrainingBatches:
         size = self.micro_batch or most
         none = np.full((1, self.context + 1), -1, dtype=np.int64)
         micro_batches = [
-            self._read(positions[start : start + size], samples[start : start + size]) if start < len(samples) else none
+            (int(positions[start]), self._read(positions[start : start + size], samples[start : start + size]))
+            if start < len(samples)
+            else (int(positions[0]), none)
             for start in range(0, most, size)
         ]
         self.recorder.end_step()
@@ -105,7 +108,8 @@ def evaluation_windows(
 ) -> Iterator[Windows]:
     """This rank's share of the split, cut without overlap: every token but the first is a target exactly once.
 
-    Batches are always full, padded with -1, so that compiled code sees one shape, and as many on every rank. `limit`
+    Ranks take whole batches in turn, as many each. These are always full, padded with -1, so that compiled code sees one
+    shape. `limit`
     sequences at most (0: all), spread evenly over the split.
     """
     starts = np.arange(0, stream.tokens - 1, context, dtype=np.int64)
@@ -113,9 +117,8 @@ def evaluation_windows(
         raise CorpusError(f"the held-out split has {stream.tokens} tokens, too few to evaluate on")
     if 0 < limit < len(starts):
         starts = starts[np.linspace(0, len(starts) - 1, limit).astype(np.int64)]
-    mine = starts[rank::world]
-    for first in range(0, -(-len(starts) // world), batch):
-        chosen = mine[first : first + batch]
+    for first in range(rank * batch, rank * batch + len(starts), world * batch):
+        chosen = starts[first : first + batch]
         windows = np.full((batch, context + 1), -1, dtype=np.int64)
         whole = chosen[chosen + context + 1 <= stream.tokens]
         windows[: len(whole)] = stream.windows(whole, context + 1)

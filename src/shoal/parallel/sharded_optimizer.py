@@ -68,6 +68,10 @@ class ShardedOptimizer:
         for work in between:
             self.wire.finish(work)
 
+    def sum_totals(self, totals: Tensor) -> Tensor:
+        """[micro-batches of this rank, n] to their sums [n] over micro-batches and ranks, in one small message."""
+        return self.wire.sum(totals.sum(0))
+
     def grad_norm(self) -> Tensor:
         """Euclidean norm of all gradients; equal on all ranks."""
         return global_norm(self.wire, self.mesh, self.shards)

@@ -34,6 +34,10 @@ class Sync(Protocol):
         """Every `.grad` of this rank's shards is the sum over all ranks when this returns."""
         ...
 
+    def sum_totals(self, totals: Tensor) -> Tensor:
+        """[micro-batches of this rank, n] to their sums [n] over micro-batches and ranks."""
+        ...
+
     def grad_norm(self) -> Tensor:
         """Euclidean norm of the whole model's gradients as they are now, a scalar, the same on all ranks."""
         ...

@@ -81,6 +81,16 @@ class Wire:
             self.finish(self._try(lambda: distributed.all_reduce(tensor, maximum, group=axis.group, async_op=True)))
         return tensor
 
+    def exchange(self, tensor: Tensor, received: Tensor, partner: int) -> None:
+        """Send `tensor` to another rank, which sends its own into `received`."""
+        self.sent["exchange"] += tensor.nbytes
+        operations = [
+            distributed.P2POp(distributed.isend, tensor, partner),
+            distributed.P2POp(distributed.irecv, received, partner),
+        ]
+        for work in self._try(lambda: distributed.batch_isend_irecv(operations)):
+            self.finish(work)
+
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Give every rank rank 0's values, in place."""
         if self.world.size > 1:

@@ -22,9 +22,9 @@ from shoal.parallel.mesh import make_mesh
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.train.loop import Optimizer, empty_totals
+from shoal.train.loop import empty_totals
 from shoal.train.model_setup import divide_products, recompute_blocks
-from shoal.train.optimizers import build_optimizer
+from shoal.train.optimizers import Optimizer, build_optimizer
 from shoal.train.setup import make_precision, make_sync, mesh_sizes
 
 
@@ -69,7 +69,7 @@ def find_layout(recipe: Recipe, config: TransformerConfig, world_size: int, rank
             optimizer = build_optimizer(sync.shards, recipe.optimizer)
             wire.sent.clear()
             held = _step(recipe, model, sync, optimizer)
-            wire.sum(empty_totals(world))
+            sync.sum_totals(empty_totals(world, 1))
         return Layout(rank, *sizes, held, dict(wire.sent))
 
 
@@ -97,9 +97,9 @@ def _step(recipe: Recipe, model: Transformer, sync: Sync, optimizer: Optimizer) 
             weight = model.head_weight
             kernel = model.loss_kernel or _silent_loss
             found = kernel(hidden.detach(), weight.detach(), torch.full_like(tokens, IGNORED).flatten(), True)
-        assert found is not None
-        gradients = [gradient.to(of.dtype) for gradient, of in zip(found[1:], (hidden, weight), strict=True) if gradient is not None]
-        torch.autograd.backward([hidden, weight], gradients)
+        _, hidden_gradient, weight_gradient = found or (None, None, None)
+        assert hidden_gradient is not None and weight_gradient is not None
+        torch.autograd.backward([hidden, weight], [hidden_gradient.to(hidden.dtype), weight_gradient.to(weight.dtype)])
     sync.before_step()
     sync.grad_norm()
     sync.scale_grads(0.5)

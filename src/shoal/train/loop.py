@@ -42,8 +42,8 @@ class Progress:
 class Batches(Protocol):
     """This rank's sequences, step by step, as many micro-batches on every rank."""
 
-    def next_step(self) -> list[Windows]:
-        """The micro-batches of the next step."""
+    def next_step(self) -> list[tuple[int, Windows]]:
+        """The micro-batches of the next step, each with the position of its first sequence."""
         ...
 
     def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger | None:
@@ -97,22 +97,23 @@ def train(parts: Parts) -> dict[str, float]:
         waited, sent = wire.seconds_waited, wire.bytes_sent
         micro_batches = parts.batches.next_step()
         data_seconds = time.perf_counter() - clock
-        torch.manual_seed(derive_seed(recipe.seed, "dropout", world.rank, progress.step))
 
-        totals = empty_totals(world)
-        for index, windows in enumerate(micro_batches):
+        totals = empty_totals(world, len(micro_batches))
+        for index, (position, windows) in enumerate(micro_batches):
             sync.begin_backward(last=index == len(micro_batches) - 1)
+            # what is dropped belongs to the sequences, whichever rank computes them
+            torch.manual_seed(derive_seed(recipe.seed, "dropout", position))
             with parts.precision:
                 loss_sum, count = task.loss(model, task.batch(windows, world.device))
             loss_sum.backward()
-            totals[:2] += torch.stack((loss_sum.detach().double(), count.double()))
+            totals[index, :2] = torch.stack((loss_sum.detach().double(), count.double()))
 
         totals /= sync.mesh.tensor.size  # tensor ranks have read the same
         # ranks decide together: all leave at the same step, by rank 0's clock
-        totals[2] = float(parts.stop_requested())
-        totals[3] = time.perf_counter() - began if world.is_main else 0.0
+        totals[0, 2] = float(parts.stop_requested())
+        totals[0, 3] = time.perf_counter() - began if world.is_main else 0.0
         sync.before_step()
-        total_loss, targets, stop, seconds = wire.sum(totals).tolist()
+        total_loss, targets, stop, seconds = sync.sum_totals(totals).tolist()
         loss, norm = total_loss / targets, sync.grad_norm().item() / targets
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise ShoalError(
@@ -166,9 +167,9 @@ def train(parts: Parts) -> dict[str, float]:
     return evaluated or parts.evaluate(model)
 
 
-def empty_totals(world: World) -> Tensor:
-    """The one small message of a step: summed loss, targets, "please stop", rank 0's clock."""
-    return torch.zeros(4, dtype=torch.float64, device=world.device)
+def empty_totals(world: World, micro_batches: int) -> Tensor:
+    """What is summed over a step: loss, targets, "please stop" and rank 0's clock, [micro-batches, 4]."""
+    return torch.zeros(micro_batches, 4, dtype=torch.float64, device=world.device)
 
 
 def snapshot(parts: Parts) -> Snapshot:

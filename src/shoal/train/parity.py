@@ -151,7 +151,7 @@ class UnevenBatches:
         windows[0, :5] = random.integers(0, VOCABULARY, 5)  # so that a step is never empty
         return windows
 
-    def next_step(self) -> list[Windows]:
+    def next_step(self) -> list[tuple[int, Windows]]:
         """This rank's micro-batches, as many as every other rank's."""
         step = self.position // GLOBAL_BATCH
         mine = rank_positions(0, GLOBAL_BATCH, self.data.rank, self.data.size)
@@ -160,7 +160,8 @@ class UnevenBatches:
         most = -(-GLOBAL_BATCH // self.data.size)
         size = self.recipe.train.micro_batch or most
         none = np.full((1, CONTEXT + 1), -1, dtype=np.int64)
-        return [windows[start : start + size] if start < len(windows) else none for start in range(0, most, size)]
+        pieces = (windows[start : start + size] if start < len(windows) else none for start in range(0, most, size))
+        return [(self.position, piece) for piece in pieces]
 
     def close(self, step: int, gather: Any) -> None:
         """No ledger."""

@@ -25,6 +25,7 @@ from shoal.models import hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
+from shoal.parallel.exact import ExactSum
 from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.launch import ERROR_FOLDER, stop_is_asked_for
 from shoal.parallel.mesh import Mesh, divide, make_mesh
@@ -35,6 +36,7 @@ from shoal.parallel.world import World
 from shoal.tasks import TASKS
 from shoal.train.checkpoint import Checkpoints, Saved
 from shoal.train.evaluation import Evaluator
+from shoal.train.exact import resolve
 from shoal.train.loop import Parts, restore
 from shoal.train.model_setup import compile_blocks, divide_products, recompute_blocks, use_native_kernels
 from shoal.train.optimizers import build_optimizer
@@ -69,6 +71,7 @@ def build(
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Parts:
     """Everything that `train.loop` needs, on this rank. Raises `InputError` for what can't work."""
+    recipe = resolve(recipe, world.size)
     corpus = Corpus.open(Path(recipe.corpus_directory))
     wire = Wire(world)
     _check_equal(wire, recipe, corpus)
@@ -159,6 +162,8 @@ def prepare_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
 
 def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
     """The recipe's strategy; alone, there is nothing to divide."""
+    if recipe.parallel.exact:
+        return ExactSum(wire, mesh, recipe.parallel.virtual_shards, recipe.parallel.threads or 1)
     return DIVISIONS[recipe.parallel.shard if mesh.shard.size > 1 else "replicate"](wire, mesh, recipe, model)
 
 

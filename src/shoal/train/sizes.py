@@ -8,6 +8,7 @@ from shoal.core.recipe import Recipe
 from shoal.models import hugging_face
 from shoal.models.loss import CHUNK_BYTES
 from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.train.exact import resolve
 from shoal.train.schedule import Budget
 from shoal.train.setup import make_transformer_config
 
@@ -17,6 +18,7 @@ PROCESS_BYTES = 450_000_000
 
 def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
     """Parameters, tokens, steps (None where only minutes end the run) and memory a rank, in bytes."""
+    recipe = resolve(recipe, world)
     if recipe.model.init_from:
         config = hugging_face.config_from_hugging_face(read_json(Path(recipe.model.init_from) / "config.json"))
     else:
