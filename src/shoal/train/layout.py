@@ -54,6 +54,34 @@ class Layout:
     sent: dict[str, int]
 
 
+def rows(layout: Layout, world: int) -> list[tuple[str, str]]:
+    """The layout in words, for people."""
+    held = layout.held
+    sent = ", ".join(f"{name} {_size(count)}" for name, count in sorted(layout.sent.items()) if count)
+    total = sum(layout.sent.values())
+    times = ", ".join(f"{8 * total / speed:.3g} s at {name}" for name, speed in LINKS.items())
+    return [
+        ("ranks", f"{world}: replicate {layout.replicate} × shard {layout.shard} × tensor {layout.tensor}"),
+        (
+            "model states",
+            f"{_size(held.total)} a rank: parameters {_size(held.parameters)}, gradients {_size(held.gradients)}, "
+            f"optimizer {_size(held.optimizer)}",
+        ),
+        ("sent a step", f"{_size(total)} by rank {layout.rank}{': ' if sent else ''}{sent}"),
+        ("on the wire", f"{times}; what overlaps with computing costs less" if total else "nothing"),
+    ]
+
+
+LINKS = {"100 Mbit/s": 1e8, "1 Gbit/s": 1e9, "10 Gbit/s": 1e10}
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count} B"
+
+
 def find_layout(recipe: Recipe, config: TransformerConfig, world_size: int, rank: int = 0) -> Layout:
     """Of one rank of so many. `InputError` or `RecipeError` for what can't be arranged so."""
     sizes = mesh_sizes(recipe, world_size)

@@ -53,17 +53,22 @@ class Together:
             part.load_state_dict(state)
 
 
+def check_optimizer(settings: recipe.Optimizer, divided: bool) -> None:
+    """`RecipeError` when the optimizer can't work on parts of matrices."""
+    if divided and settings.kind == "muon":
+        raise RecipeError(
+            "'optimizer.kind' is 'muon', which needs whole matrices; with 'parallel.shard' other than 'replicate', or "
+            "with 'parallel.tensor' above 1, accepted: 'adamw'"
+        )
+
+
 def build_optimizer(shards: Shards, settings: recipe.Optimizer) -> Optimizer:
-    """The recipe's optimizer over this rank's parts of all parameters; `RecipeError` when it needs them whole."""
+    """The recipe's optimizer over this rank's parts of all parameters."""
+    check_optimizer(settings, divided=any(shard.boxes for shard in shards.values()))
     named = {name: shard.value for name, shard in shards.items()}
     matrices = {name for name, shard in shards.items() if len(shard.shape) == 2}
     optimizer: Optimizer
     if settings.kind == "muon":
-        if any(shard.boxes for shard in shards.values()):
-            raise RecipeError(
-                "'optimizer.kind' is 'muon', which needs whole matrices; with 'parallel.shard' other than 'replicate', or "
-                "with 'parallel.tensor' above 1, accepted: 'adamw'"
-            )
         whole = {name: value for name, value in named.items() if name in matrices and name.startswith("blocks.")}
         rest = {name: value for name, value in named.items() if name not in whole}
         optimizer = Together([Muon(whole, settings), AdamW(rest, settings, matrices)])
