@@ -34,6 +34,9 @@ def sum_over_ranks(x: Tensor, name: str) -> Tensor:
 
 @sum_over_ranks.register_fake
 def _(x: Tensor, name: str) -> Tensor:
+    wire, axis = TALKING[name]
+    if wire.imagined:  # this is all that is called then; a compiler that only looks must not count
+        wire.count_sum(x, axis)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

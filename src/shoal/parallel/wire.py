@@ -22,10 +22,11 @@ class Wire:
 
     Bytes are those of the ring algorithms (Patarasuk and Yuan 2009), for tensors of n bytes on N ranks: a sum sends
     2 n (N − 1) / N a rank, a gather of N tensors n (N − 1), a scattered sum of N pieces of n bytes n (N − 1).
+    `imagined`: the other ranks don't exist, and tensors have no values.
     """
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, imagined: bool = False) -> None:
+        self.world, self.imagined = world, imagined
         self.everyone = Axis(world.size, world.rank)
         self.sent: Counter[str] = Counter()
         self.seconds_waited = 0.0
@@ -40,7 +41,7 @@ class Wire:
         axis = axis or self.everyone
         if axis.size == 1:
             return None
-        self.sent["all-reduce"] += 2 * tensor.nbytes * (axis.size - 1) // axis.size
+        self.count_sum(tensor, axis)
         return self._try(lambda: distributed.all_reduce(tensor, group=axis.group, async_op=True))
 
     def start_gather(self, whole: Tensor, mine: Tensor, axis: Axis) -> Any:
@@ -76,10 +77,14 @@ class Wire:
     def largest(self, tensor: Tensor, axis: Axis) -> Tensor:
         """The elementwise maximum over an axis, in place."""
         if axis.size > 1:
-            self.sent["all-reduce"] += 2 * tensor.nbytes * (axis.size - 1) // axis.size
+            self.count_sum(tensor, axis)
             maximum = distributed.ReduceOp.MAX
             self.finish(self._try(lambda: distributed.all_reduce(tensor, maximum, group=axis.group, async_op=True)))
         return tensor
+
+    def count_sum(self, tensor: Tensor, axis: Axis) -> None:
+        """What this rank sends for a sum, or a maximum, over an axis."""
+        self.sent["all-reduce"] += 2 * tensor.nbytes * (axis.size - 1) // axis.size
 
     def exchange(self, tensor: Tensor, received: Tensor, partner: int) -> None:
         """Send `tensor` to another rank, which sends its own into `received`."""

@@ -86,7 +86,7 @@ def find_layout(recipe: Recipe, config: TransformerConfig, world_size: int, rank
     """Of one rank of so many. `InputError` or `RecipeError` for what can't be arranged so."""
     sizes = mesh_sizes(recipe, world_size)
     with _imagined(world_size, rank) as world:
-        wire = Wire(world)
+        wire = Wire(world, imagined=True)
         mesh = make_mesh(world, sizes)
         with FakeTensorMode(allow_non_fake_inputs=True):
             model = _without_values(Transformer(config))
@@ -96,7 +96,7 @@ def find_layout(recipe: Recipe, config: TransformerConfig, world_size: int, rank
             sync.attach(model, shards)
             optimizer = build_optimizer(sync.shards, recipe.optimizer)
             wire.sent.clear()
-            held = _step(recipe, model, sync, optimizer)
+            held = one_step(recipe, model, sync, optimizer)
             sync.sum_totals(empty_totals(world, 1))
         return Layout(rank, *sizes, held, dict(wire.sent))
 
@@ -113,7 +113,8 @@ def _without_values(model: Transformer) -> Transformer:
     return model
 
 
-def _step(recipe: Recipe, model: Transformer, sync: Sync, optimizer: Optimizer) -> StateBytes:
+def one_step(recipe: Recipe, model: Transformer, sync: Sync, optimizer: Optimizer) -> StateBytes:
+    """A step on tokens that mean nothing, with or without values; what this rank held when the optimizer stepped."""
     share = -(-recipe.train.global_batch // sync.mesh.data.size)
     size = recipe.train.micro_batch or share
     sequences = [min(size, share - start) for start in range(0, share, size)]
