@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, distributed
 
 from shoal.core.errors import RankError
+from shoal.parallel.heartbeat import StalledError
 from shoal.parallel.world import World
 
 
@@ -29,6 +30,7 @@ class Wire:
         """Begin to sum `tensor` over all ranks in place; pass the result to `finish`. None when alone."""
         if self.world.size == 1:
             return None
+        self._arrive()
         self.bytes_sent += 2 * tensor.nbytes * (self.world.size - 1) // self.world.size
         try:
             return distributed.all_reduce(tensor, async_op=True)
@@ -54,6 +56,7 @@ class Wire:
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Give every rank rank 0's values, in place."""
         if self.world.size > 1:
+            self._arrive()
             self.bytes_sent += tensor.nbytes if self.world.is_main else 0
             try:
                 distributed.broadcast(tensor, 0)
@@ -65,6 +68,7 @@ class Wire:
         """Every rank's small value, in the order of ranks; for set-up and checks, not for training."""
         if self.world.size == 1:
             return [value]
+        self._arrive()
         values: list[Any] = [None] * self.world.size
         try:
             distributed.all_gather_object(values, value)
@@ -72,5 +76,17 @@ class Wire:
             raise self._lost(error) from error
         return values
 
-    def _lost(self, error: RuntimeError) -> PeerLostError:
-        return PeerLostError(f"rank {self.world.rank} lost contact with another rank ({str(error).splitlines()[0][:200]})")
+    def at_step(self, step: int) -> None:
+        """Tell the others which step this rank is at, for when it does not arrive."""
+        if self.world.heartbeat is not None:
+            self.world.heartbeat.step = step
+
+    def _arrive(self) -> None:
+        if self.world.heartbeat is not None:
+            self.world.heartbeat.arrive()
+
+    def _lost(self, error: RuntimeError) -> PeerLostError | StalledError:
+        stalled = self.world.heartbeat.find_stall() if self.world.heartbeat is not None else None
+        return stalled or PeerLostError(
+            f"rank {self.world.rank} lost contact with another rank ({str(error).splitlines()[0][:200]})"
+        )

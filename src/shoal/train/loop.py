@@ -23,6 +23,7 @@ from shoal.train.checkpoint import Checkpoints, Snapshot
 from shoal.train.evaluation import Evaluator
 from shoal.train.optimizers import Optimizer
 from shoal.train.schedule import Budget, learning_rate_share
+from shoal.train.stragglers import Stragglers
 from shoal.train.telemetry import Silence, Telemetry
 
 
@@ -65,10 +66,12 @@ def train(parts: Parts) -> dict[str, float]:
     flops_per_token = model.flops_per_token(parts.batches.context)
     began = time.perf_counter() - progress.seconds
     evaluated: dict[str, float] = {}
+    stragglers = Stragglers(world.rank, world.size)
     model.train()
 
     while (done := parts.budget.progress(progress.step, progress.tokens, progress.seconds)) < 1:
         clock = time.perf_counter()
+        wire.at_step(progress.step + 1)
         waited, sent = wire.seconds_waited, wire.bytes_sent
         micro_batches = parts.batches.next_step()
         data_seconds = time.perf_counter() - clock
@@ -86,7 +89,8 @@ def train(parts: Parts) -> dict[str, float]:
         totals[2] = float(parts.stop_requested())
         totals[3] = time.perf_counter() - began if world.is_main else 0.0
         sync.before_step()
-        total_loss, targets, stop, seconds = wire.sum(totals).tolist()
+        figures = torch.tensor(stragglers.rows(), dtype=torch.float64, device=world.device)
+        total_loss, targets, stop, seconds, *rows = wire.sum(torch.cat((totals, figures))).tolist()
         loss, norm = total_loss / targets, sync.grad_norm().item() / targets
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise ShoalError(
@@ -119,7 +123,12 @@ def train(parts: Parts) -> dict[str, float]:
             "wire_bytes": wire.bytes_sent - sent,
             "memory_bytes": memory_bytes(world.device),
         }
+        if found := stragglers.find(rows, progress.step - 1):
+            record["stragglers"] = found
+        stragglers.keep(step_seconds, data_seconds, wire.seconds_waited - waited)
         parts.telemetry.step(record, done)
+        for straggler in found:
+            parts.telemetry.note(straggler)
 
         # first what can't be had again
         if stop or done >= 1 or _due(progress.step, recipe.checkpoint.every):

@@ -29,7 +29,7 @@ from shoal.models import hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import MLP, Attention, Linear, Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
-from shoal.parallel.launch import ERROR_FOLDER, stop_is_asked_for
+from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
@@ -271,7 +271,7 @@ def watch_signals() -> Iterator[Callable[[], bool]]:
         if requested and number == signal.SIGINT and not launched:
             raise KeyboardInterrupt
         if number == signal.SIGTERM and not stop_is_asked_for():
-            backstop = threading.Timer(LEAVING_SECONDS, lambda: None if stop_is_asked_for() else os._exit(1))
+            backstop = threading.Timer(LEAVING_SECONDS, lambda: None if stop_is_asked_for() else leave_early())
             backstop.daemon = True
             backstop.start()
         requested.append(number)
