@@ -48,7 +48,9 @@ def launch(workers: int, arguments: Sequence[str]) -> None:
 
     Raises `RankError` with the failing rank's message, `RanksLostError` when ranks died, or `Interrupted`.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("torch.distributed.elastic")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         os.environ[ERROR_FOLDER] = folder
         before = {number: signal.signal(number, _pass_on_once()) for number in (signal.SIGINT, signal.SIGTERM)}

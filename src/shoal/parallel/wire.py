@@ -79,7 +79,7 @@ class Wire:
     def at_step(self, step: int) -> None:
         """Tell the others which step this rank is at, for when it does not arrive."""
         if self.world.heartbeat is not None:
-            self.world.heartbeat.step = step
+            self.world.heartbeat.at_step(step)
 
     def _arrive(self) -> None:
         if self.world.heartbeat is not None:

@@ -70,30 +70,46 @@ def launch_elastic(workers: Workers, words: list[str], run: RunDirectory, resume
     size, failures = workers.most, 0
     told: list[str] = []
     saved, furthest = newest_checkpoint(run), last_step(run)
-    before = signal.signal(signal.SIGTERM, _interrupt)  # as SIGINT does, between one forming and the next
+    asked: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    # for between one launch and the next: a launch has handlers of its own
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while True:
-            try:
-                launch(size, [*words, "--resume"] if resume else words)
+        while not asked:
+            lost = _launch(size, [*words, "--resume"] if resume else words)
+            if lost is None:
                 return told
-            except RanksLostError as lost:
-                reached, newest = last_step(run), newest_checkpoint(run)
-                has_moved = reached > furthest or (newest or 0) > (saved or 0)
-                failures = 0 if has_moved else failures + 1
-                if failures == FAILURES_WITHOUT_PROGRESS:
-                    raise RankError(
-                        f"ranks were lost {failures} times in a row without a new step; at last: {lost}"
-                    ) from None
-                saved, furthest = newest, max(furthest, reached)
-                size, resume = max(workers.least, size - len(lost.ranks)), newest is not None
-                where = f"step {newest}" if newest is not None else "the beginning"
-                told.append(f"{lost.reason} at step {reached}; going on with {size} rank{'s' * (size > 1)} from {where}")
-                _tell(told[-1])
-    except Interrupted as stopped:
+            reached, newest = last_step(run), newest_checkpoint(run)
+            has_moved = reached > furthest or (newest or 0) > (saved or 0)
+            failures = 0 if has_moved else failures + 1
+            if failures == FAILURES_WITHOUT_PROGRESS:
+                raise RankError(f"ranks were lost {failures} times in a row without a new step; at last: {lost}")
+            saved, furthest = newest, max(furthest, reached)
+            size, resume = max(workers.least, size - len(lost.ranks)), newest is not None
+            where = f"step {newest}" if newest is not None else "the beginning"
+            told.append(f"{lost.reason} at step {reached}; going on with {size} rank{'s' * (size > 1)} from {where}")
+            _tell(told[-1])
+        raise KeyboardInterrupt
+    except (Interrupted, KeyboardInterrupt) as stopped:
         # a rank that has saved said so; where ranks were lost at the same time, none could
         raise stopped if str(stopped) or not told else Interrupted("interrupted; --resume goes on") from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _launch(size: int, words: list[str]) -> RanksLostError | None:
+    try:
+        launch(size, words)
+    except RanksLostError as lost:
+        # let go of the agent here: a signal that comes while it is destroyed can't be raised from there
+        lost.__context__ = None
+        return lost.with_traceback(None)
+    return None
 
 
 def newest_checkpoint(run: RunDirectory) -> int | None:
@@ -139,10 +155,6 @@ def _job() -> str | None:
     except OSError:
         began = ""
     return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {agent} {began}"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _tell(text: str) -> None:

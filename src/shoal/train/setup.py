@@ -278,7 +278,8 @@ def watch_signals() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(requested)
+        # the launcher's signal can be lost where its agent is just starting ranks; its mark can't
+        yield lambda: bool(requested) or (launched and stop_is_asked_for())
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
