@@ -1,7 +1,7 @@
 """What saving costs training: the steps while a checkpoint is written in the background, beside steps without one.
 
-The demo's model trains on, and every so many steps it is saved. What a save stalls is its call, of which copying to memory is
-told apart, and what the writer takes from the steps that follow: those that are slower than the median of undisturbed ones.
+The demo's model trains on, and every so many steps it is saved. What a save stalls is its call, of which copying to memory
+is told apart, and what the writer takes from the step that follows: how much slower it is than the undisturbed ones' median.
 """
 
 import dataclasses

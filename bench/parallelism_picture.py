@@ -1,4 +1,4 @@
-"""Draw who holds what and who sends what in each division, for docs/parallelism.md: `bench/parallelism_picture.py docs/parallelism.png`."""
+"""Draw who holds what and who sends what in each division: `bench/parallelism_picture.py docs/parallelism.png`."""
 
 import sys
 from dataclasses import dataclass

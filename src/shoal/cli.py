@@ -95,11 +95,14 @@ def _report(error: BaseException, code: int, text: str, words: list[str]) -> int
         traceback.print_exception(error)
     rank = os.environ.get("RANK")
     if rank is not None:
+        from shoal.parallel.heartbeat import StalledError
         from shoal.parallel.launch import leave_message
         from shoal.parallel.wire import PeerLostError
+        from shoal.parallel.world import UnreachableError
 
-        secondary = isinstance(error, PeerLostError)
-        if leave_message(int(rank), text, code, secondary=secondary) and code != Interrupted.exit_code:
+        secondary = isinstance(error, PeerLostError | UnreachableError)
+        missing = error.missing if isinstance(error, StalledError) else []
+        if leave_message(int(rank), text, code, secondary=secondary, missing=missing) and code != Interrupted.exit_code:
             return code
         if (secondary or code == Interrupted.exit_code) and rank != "0":
             return code

@@ -53,7 +53,12 @@ def test_the_printed_recipe_is_a_recipe(shoal: Shoal, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--workers", "0"], "--workers is 0; accepted: a whole number above 0"),
+        (["--workers", "0"], "--workers is 0; accepted: a whole number above 0, or LEAST:MOST, such as 1:4"),
+        (["--workers", "two"], "--workers is two; accepted: a whole number above 0"),
+        (["--workers", "0:2"], "--workers is 0:2; accepted: a whole number above 0"),
+        (["--workers", "3:2"], "--workers is 3:2; accepted: a whole number above 0"),
+        (["--workers", "1:2"], "--workers is 1:2, but checkpoint.every is 0: there would be nothing to go on from"),
+        (["--workers", "1:20", "--checkpoint.every=5"], "--workers is 1:20, but train.global_batch is 16, less than one"),
         (["--workers", "-3", "--dry-run"], "--workers is -3"),
         (["--resume", "--overwrite"], "--resume goes on and --overwrite starts anew: give one of them"),
         (["missing.yaml"], "missing.yaml: no such recipe"),

@@ -2,13 +2,14 @@
 
     shoal prepare recipes/gpt-shakespeare.yaml --data.sources tinyshakespeare.txt
     shoal pretrain recipes/gpt-shakespeare.yaml --workers 2
+    shoal pretrain recipes/gpt-shakespeare.yaml --workers 1:4 --checkpoint.every 100
 
 The run's folder, runs/NAME, holds the model in the Hugging Face layout, metrics, checkpoints and report.html. Ctrl-C saves
 and leaves; --resume goes on. Under torchrun, Slurm or any launcher that sets RANK and WORLD_SIZE, every process joins.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from shoal.core.errors import InputError
-from shoal.core.files import read_json, remove_folder
+from shoal.core.files import read_json, remove_folder, write_json
 from shoal.core.machine import command_started
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import read_recipe, recipe_tree, write_recipe
@@ -28,6 +29,7 @@ from shoal.parallel.launch import ERROR_FOLDER, launch
 from shoal.parallel.world import is_rank
 from shoal.serve.generation import generate, load_language_model
 from shoal.serve.sampling import Sampling
+from shoal.train.elastic import Workers, is_of_this_job, launch_elastic, mark_job, newest_checkpoint
 from shoal.train.pretrain import Session, pretrain
 from shoal.train.report import write_report
 from shoal.train.sizes import estimate
@@ -39,8 +41,8 @@ class Arguments:
 
     recipe: Annotated[Path | None, tyro.conf.Positional] = None
     """A recipe file; keys that it doesn't give keep their defaults."""
-    workers: int = 1
-    """Ranks to start on this machine."""
+    workers: str = "1"
+    """Ranks to start on this machine; LEAST:MOST: a run that loses ranks goes on with fewer, from its last checkpoint."""
     resume: bool = False
     """Go on from the run's newest whole checkpoint."""
     overwrite: bool = False
@@ -60,32 +62,26 @@ class Arguments:
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     """Train; returns the run's result, None on ranks that don't speak."""
     command_started()
-    if arguments.workers < 1:
-        raise InputError(f"--workers is {arguments.workers}; accepted: a whole number above 0")
+    workers = Workers.parse(arguments.workers)
     if arguments.resume and arguments.overwrite:
         raise InputError("--resume goes on and --overwrite starts anew: give one of them")
     recipe = read_recipe(arguments.recipe, overrides)
+    workers.check(recipe)
     if arguments.dry_run:
-        return _dry_run(recipe, arguments)
+        return _dry_run(recipe, arguments, workers.most)
     folder = RunDirectory(arguments.runs / recipe.name)
     main = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     launched = ERROR_FOLDER in os.environ
     if main and not launched:
+        arguments = _as_begun(arguments, folder)
         # what can't work is told before anything starts, or is removed
-        estimate(recipe, Corpus.open(Path(recipe.corpus_directory)).vocabulary, arguments.workers)
+        estimate(recipe, Corpus.open(Path(recipe.corpus_directory)).vocabulary, workers.most)
         folder.claim(arguments.resume, arguments.overwrite)
         if arguments.overwrite:
             _clear(folder)
-    if arguments.workers > 1 and not is_rank():
-        handed_over = folder.root / ".recipe.yaml"
-        write_recipe(handed_over, recipe)
-        words = ["pretrain", str(handed_over), "--runs", str(arguments.runs)]
-        flags = {"--resume": arguments.resume, "--quiet": arguments.quiet, "--debug": arguments.debug}
-        try:
-            launch(arguments.workers, words + [flag for flag, given in flags.items() if given])
-        finally:
-            handed_over.unlink(missing_ok=True)
-        result = read_json(folder.result)
+        mark_job(folder)
+    if (workers.most > 1 or workers.elastic) and not is_rank():
+        result = _launch(recipe, folder, arguments, workers)
     else:
         trained = pretrain(recipe, Session(folder, arguments.resume, arguments.quiet))
         if trained is None or launched:
@@ -96,6 +92,32 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     if not arguments.json:
         _tell(folder, result, samples)
     return {**result, "samples": samples}
+
+
+def _as_begun(arguments: Arguments, folder: RunDirectory) -> Arguments:
+    """Ranks that torchrun has started again go on, or begin anew where nothing was saved, whatever the first were told."""
+    if not is_of_this_job(folder):
+        return arguments
+    saved = newest_checkpoint(folder) is not None
+    return replace(arguments, resume=saved, overwrite=not saved)
+
+
+def _launch(recipe: Recipe, folder: RunDirectory, arguments: Arguments, workers: Workers) -> dict[str, Any]:
+    """Train on ranks of this machine; returns the run's result."""
+    handed_over = folder.root / ".recipe.yaml"
+    write_recipe(handed_over, recipe)
+    words = ["pretrain", str(handed_over), "--runs", str(arguments.runs)]
+    words += [flag for flag, given in (("--quiet", arguments.quiet), ("--debug", arguments.debug)) if given]
+    try:
+        if not workers.elastic:
+            launch(workers.most, [*words, "--resume"] if arguments.resume else words)
+            return read_json(folder.result)
+        reformed = launch_elastic(workers, words, folder, arguments.resume)
+    finally:
+        handed_over.unlink(missing_ok=True)
+    result = read_json(folder.result) | {"reformed": reformed}
+    write_json(folder.result, result)
+    return result
 
 
 def _clear(folder: RunDirectory) -> None:
@@ -128,10 +150,10 @@ def _tell(folder: RunDirectory, result: dict[str, Any], samples: list[dict[str, 
     )
 
 
-def _dry_run(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
+def _dry_run(recipe: Recipe, arguments: Arguments, workers: int) -> dict[str, Any]:
     directory = Path(recipe.corpus_directory)
     corpus = Corpus.open(directory) if (directory / "manifest.json").exists() else None
-    world = max(arguments.workers, int(os.environ.get("WORLD_SIZE", "1")))
+    world = max(workers, int(os.environ.get("WORLD_SIZE", "1")))
     facts = estimate(recipe, corpus.vocabulary if corpus else recipe.tokenizer.vocabulary, world)
     facts["corpus_tokens"] = corpus.split("train").tokens if corpus else None
     if not arguments.json:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from shoal.core.errors import RankError
+from shoal.parallel.heartbeat import StalledError
 from shoal.parallel.mesh import Axis
 from shoal.parallel.world import World
 
@@ -42,12 +43,12 @@ class Wire:
         if axis.size == 1:
             return None
         self.count_sum(tensor, axis)
-        return self._try(lambda: distributed.all_reduce(tensor, group=axis.group, async_op=True))
+        return self._enter(lambda: distributed.all_reduce(tensor, group=axis.group, async_op=True))
 
     def start_gather(self, whole: Tensor, mine: Tensor, axis: Axis) -> Any:
         """Begin to fill `whole` with every rank's `mine`, in the order of ranks."""
         self.sent["all-gather"] += mine.nbytes * (axis.size - 1)
-        return self._try(lambda: distributed.all_gather_single(whole, mine, group=axis.group, async_op=True))
+        return self._enter(lambda: distributed.all_gather_single(whole, mine, group=axis.group, async_op=True))
 
     def start_scatter_sum(self, mine: Tensor, whole: Tensor, axis: Axis) -> Any:
         """Begin to fill `mine` with this rank's piece of the sum of all ranks' `whole`, which has a piece a rank.
@@ -56,9 +57,9 @@ class Wire:
         """
         self.sent["reduce-scatter"] += mine.nbytes * (axis.size - 1)
         if whole.device.type == "cuda":
-            return self._try(lambda: distributed.reduce_scatter_single(mine, whole, group=axis.group, async_op=True))
+            return self._enter(lambda: distributed.reduce_scatter_single(mine, whole, group=axis.group, async_op=True))
         received = torch.empty_like(whole)
-        work = self._try(lambda: distributed.all_to_all_single(received, whole, group=axis.group, async_op=True))
+        work = self._enter(lambda: distributed.all_to_all_single(received, whole, group=axis.group, async_op=True))
         return _Added(work, received.view(axis.size, -1), mine)
 
     def finish(self, work: Any) -> None:
@@ -79,7 +80,7 @@ class Wire:
         if axis.size > 1:
             self.count_sum(tensor, axis)
             maximum = distributed.ReduceOp.MAX
-            self.finish(self._try(lambda: distributed.all_reduce(tensor, maximum, group=axis.group, async_op=True)))
+            self.finish(self._enter(lambda: distributed.all_reduce(tensor, maximum, group=axis.group, async_op=True)))
         return tensor
 
     def count_sum(self, tensor: Tensor, axis: Axis) -> None:
@@ -93,14 +94,14 @@ class Wire:
             distributed.P2POp(distributed.isend, tensor, partner),
             distributed.P2POp(distributed.irecv, received, partner),
         ]
-        for work in self._try(lambda: distributed.batch_isend_irecv(operations)):
+        for work in self._enter(lambda: distributed.batch_isend_irecv(operations)):
             self.finish(work)
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Give every rank rank 0's values, in place."""
         if self.world.size > 1:
             self.sent["broadcast"] += tensor.nbytes if self.world.is_main else 0
-            self._try(lambda: distributed.broadcast(tensor, 0))
+            self._enter(lambda: distributed.broadcast(tensor, 0))
         return tensor
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -108,15 +109,30 @@ class Wire:
         if self.world.size == 1:
             return [value]
         values: list[Any] = [None] * self.world.size
-        self._try(lambda: distributed.all_gather_object(values, value))
+        self._enter(lambda: distributed.all_gather_object(values, value))
         return values
+
+    def at_step(self, step: int) -> None:
+        """Tell the others which step this rank is at, for when it does not arrive."""
+        if self.world.heartbeat is not None:
+            self.world.heartbeat.at_step(step)
+
+    def _enter(self, call: Callable[[], Any]) -> Any:
+        """Call a collective."""
+        if self.world.heartbeat is not None:
+            self.world.heartbeat.arrive()
+        return self._try(call)
 
     def _try(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except RuntimeError as error:
-            text = str(error).splitlines()[0][:200]
-            raise PeerLostError(f"rank {self.world.rank} lost contact with another rank ({text})") from error
+            raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> PeerLostError | StalledError:
+        stalled = self.world.heartbeat.find_stall() if self.world.heartbeat is not None else None
+        text = str(error).splitlines()[0][:200]
+        return stalled or PeerLostError(f"rank {self.world.rank} lost contact with another rank ({text})")
 
 
 class _Added:

@@ -4,15 +4,23 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed
 
 from shoal.core.errors import InputError, RankError
 from shoal.core.machine import cores
+from shoal.parallel.heartbeat import Heartbeat
+from shoal.parallel.launch import ERROR_FOLDER
+from shoal.parallel.reaper import presence
+
+
+class UnreachableError(RankError):
+    """The ranks did not come together: if one has failed, its own message says why."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class World:
     local_rank: int = 0
     local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    heartbeat: Heartbeat | None = None
+    """What this rank tells the others about how far it is; None when alone."""
 
     @property
     def is_main(self) -> bool:
@@ -42,25 +52,28 @@ def join(device: str = "auto", threads: int = 0, timeout: float = 300.0) -> Iter
     """Join the other ranks (`RANK` and `WORLD_SIZE`, or Slurm's variables), and leave at the end.
 
     Cores are divided among the ranks of a machine; `threads` overrides how many compute threads a rank uses. `timeout`
-    is in seconds. Raises `InputError` for an unusable device, `RankError` when the others can't be reached.
+    is in seconds. Raises `InputError` for an unusable device, `UnreachableError` when the others can't be reached.
     """
     world = _read_world(os.environ, device)
     _divide_cores(world, threads)
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
-    if world.size > 1:
-        backend = "nccl" if world.device.type == "cuda" else "gloo"
-        try:
-            distributed.init_process_group(
-                backend, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout)
-            )
-        except (RuntimeError, ValueError) as error:
-            raise RankError(f"rank {world.rank} of {world.size} could not reach the others: {error}") from error
-    try:
-        yield world
-    finally:
+    with ExitStack() as leaving:
+        if ERROR_FOLDER in os.environ:
+            leaving.enter_context(presence(Path(os.environ[ERROR_FOLDER]), world.rank))
         if world.size > 1:
-            distributed.destroy_process_group()
+            backend = "nccl" if world.device.type == "cuda" else "gloo"
+            try:
+                distributed.init_process_group(
+                    backend, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout)
+                )
+                leaving.callback(distributed.destroy_process_group)
+                heartbeat = Heartbeat(world.rank, world.size, timeout)
+            except (RuntimeError, ValueError) as error:
+                raise UnreachableError(f"rank {world.rank} of {world.size} could not reach the others: {error}") from error
+            leaving.callback(heartbeat.stop)
+            world = replace(world, heartbeat=heartbeat)
+        yield world
 
 
 def _read_world(environment: Mapping[str, str], device: str) -> World:

@@ -27,6 +27,7 @@ from shoal.tasks import Task
 from shoal.train.checkpoint import Checkpoints, Part, Saved, Snapshot
 from shoal.train.optimizers import Optimizer
 from shoal.train.schedule import Budget, learning_rate_share
+from shoal.train.stragglers import FIGURES, Stragglers
 from shoal.train.telemetry import Silence, Telemetry
 
 
@@ -90,10 +91,12 @@ def train(parts: Parts) -> dict[str, float]:
     world, wire = sync.wire.world, sync.wire
     began = time.perf_counter() - progress.seconds
     evaluated: dict[str, float] = {}
+    stragglers = Stragglers(world.rank, world.size)
     model.train()
 
     while (done := parts.budget.progress(progress.step, progress.tokens, progress.seconds)) < 1:
         clock = time.perf_counter()
+        wire.at_step(progress.step + 1)
         waited, sent = wire.seconds_waited, wire.bytes_sent
         micro_batches = parts.batches.next_step()
         data_seconds = time.perf_counter() - clock
@@ -112,8 +115,9 @@ def train(parts: Parts) -> dict[str, float]:
         # ranks decide together: all leave at the same step, by rank 0's clock
         totals[0, 2] = float(parts.stop_requested())
         totals[0, 3] = time.perf_counter() - began if world.is_main else 0.0
+        totals[0, 4:] = torch.tensor(stragglers.rows(), dtype=torch.float64)
         sync.before_step()
-        total_loss, targets, stop, seconds = sync.sum_totals(totals).tolist()
+        total_loss, targets, stop, seconds, *figures = sync.sum_totals(totals).tolist()
         loss, norm = total_loss / targets, sync.grad_norm().item() / targets
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise ShoalError(
@@ -146,7 +150,12 @@ def train(parts: Parts) -> dict[str, float]:
             "wire_bytes": wire.bytes_sent - sent,
             "memory_bytes": memory_bytes(world.device),
         }
+        if found := stragglers.find(figures, progress.step - 1):
+            record["stragglers"] = found
+        stragglers.keep(step_seconds, data_seconds, wire.seconds_waited - waited)
         parts.telemetry.step(record, done)
+        for straggler in found:
+            parts.telemetry.note(straggler)
 
         # first what can't be had again
         if stop or done >= 1 or _due(progress.step, recipe.checkpoint.every):
@@ -168,8 +177,11 @@ def train(parts: Parts) -> dict[str, float]:
 
 
 def empty_totals(world: World, micro_batches: int) -> Tensor:
-    """What is summed over a step: loss, targets, "please stop" and rank 0's clock, [micro-batches, 4]."""
-    return torch.zeros(micro_batches, 4, dtype=torch.float64, device=world.device)
+    """What is summed over a step: loss, targets, "please stop", rank 0's clock, and a row of figures a rank.
+
+    [micro-batches, 4 + 3 × ranks]
+    """
+    return torch.zeros(micro_batches, 4 + FIGURES * world.size, dtype=torch.float64, device=world.device)
 
 
 def snapshot(parts: Parts) -> Snapshot:

@@ -20,6 +20,7 @@ from shoal.data.shards import Corpus
 from shoal.data.tokenizer import read_tokenizer
 from shoal.models import hugging_face
 from shoal.models.transformer import Transformer
+from shoal.parallel.wire import Wire
 from shoal.parallel.world import join
 from shoal.train.checkpoint import Saved
 from shoal.train.loop import Parts, memory_bytes, train
@@ -44,7 +45,7 @@ def pretrain(recipe: Recipe, session: Session) -> dict[str, Any] | None:
                 recipe,
                 session.run,
                 world,
-                resume=session.resume,
+                resume=Wire(world).gather_objects(session.resume)[0],  # torchrun starts ranks again; the main one knows
                 quiet=session.quiet,
                 stop_requested=stop_requested,
             )
@@ -87,6 +88,7 @@ def _result(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, f
         "data_share_median": statistics.median(line["data_seconds"] / line["step_seconds"] for line in warm),
         "sync_share_median": statistics.median(line["sync_seconds"] / line["step_seconds"] for line in warm),
         "wire_bytes": sum(line["wire_bytes"] for line in training),
+        "stragglers": [text for line in training for text in line.get("stragglers", [])],
         "peak_memory_bytes": max(memory),
         "matrix_peak_flops": peak,
         "world_size": world.size,

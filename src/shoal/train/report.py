@@ -44,6 +44,8 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
         f'<pre><span class="prompt">{html.escape(sample["prompt"])}</span>{html.escape(sample["text"])}</pre>'
         for sample in samples
     )
+    happened = [*result.get("reformed", []), *result["stragglers"]]
+    events = "".join(f"<li>{html.escape(text)}" for text in happened)
     machine = result["machine"] | {"matrix peak": f"{result['matrix_peak_flops'] / 1e9:,.0f} GFLOP/s",
                                    "peak memory a rank": f"{result['peak_memory_bytes'] / 1e9:.2f} GB"}  # fmt: skip
     rows = "".join(f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}" for key, value in machine.items())
@@ -55,6 +57,7 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
 <h1>{title}</h1><p>{html.escape(result["finished"])}, Shoal {html.escape(result["shoal"])}</p>
 <div class="numbers">{cards}</div>
 <div class="charts">{"".join(draw_charts(training, evaluations))}</div>
+{"<h2>Ranks</h2><ul>" + events + "</ul>" if happened else ""}
 {"<h2>Samples</h2>" + shown if samples else ""}
 <h2>Machine</h2><table>{rows}</table>
 <details><summary>Recipe</summary><pre>{html.escape(run.recipe.read_text(encoding="utf-8"))}</pre></details>

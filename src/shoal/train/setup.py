@@ -27,7 +27,7 @@ from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
 from shoal.parallel.exact import ExactSum
 from shoal.parallel.fully_sharded import FullySharded
-from shoal.parallel.launch import ERROR_FOLDER, stop_is_asked_for
+from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
 from shoal.parallel.mesh import Mesh, divide, make_mesh
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
 from shoal.parallel.sync import Sync
@@ -293,14 +293,15 @@ def watch_signals() -> Iterator[Callable[[], bool]]:
         if requested and number == signal.SIGINT and not launched:
             raise KeyboardInterrupt
         if number == signal.SIGTERM and not stop_is_asked_for():
-            backstop = threading.Timer(LEAVING_SECONDS, lambda: None if stop_is_asked_for() else os._exit(1))
+            backstop = threading.Timer(LEAVING_SECONDS, lambda: None if stop_is_asked_for() else leave_early())
             backstop.daemon = True
             backstop.start()
         requested.append(number)
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(requested)
+        # the launcher's signal can be lost where its agent is just starting ranks; its mark can't
+        yield lambda: bool(requested) or (launched and stop_is_asked_for())
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

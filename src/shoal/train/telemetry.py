@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from shoal.core.files import write_text
 from shoal.core.run_directory import RunDirectory
 
 Record = Mapping[str, Any]
@@ -90,7 +91,8 @@ def keep_until(path: Path, step: int | None) -> None:
         return
     kept = [record for records in read_metrics(path) for record in records if step is not None and record["step"] <= step]
     kept.sort(key=lambda record: (record["step"], "eval_loss" in record))
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    # whole or as before: a rank that is killed just now would take the run's whole history along
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class _Board:

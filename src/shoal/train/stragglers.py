@@ -1,0 +1,70 @@
+"""Which rank holds up the others: all wait for the slowest at every step, and nobody sees it from outside.
+
+Every rank adds its figures of the last step (three numbers) to the message of totals that ranks sum anyway: each has a row
+of its own, so the sum is all rows. A rank's busy time is its step without the waiting for others; it is slow when that is
+over 1.5 times the ranks' median, and named once when it was slow in 5 of the last 10 steps. The median is the lower one:
+of two ranks the faster, or a rank would have to be three times slower than its only peer to be named.
+"""
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+
+FIGURES = 3
+"""Numbers in a rank's row: seconds of a step, seconds of it spent on data, seconds of it spent waiting for others."""
+
+SLOW = 1.5
+WINDOW = 10
+OFTEN = 5
+
+LEAST_EXCESS = 0.01
+"""Seconds a step below which a difference is the machine's noise, and nobody's loss."""
+
+
+class Stragglers:
+    """The last steps of all `size` ranks, as seen by one of them."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.size = size
+        self._start = rank * FIGURES
+        self._last = (0.0, 0.0, 0.0)
+        self._seen: deque[tuple[int, list[float], list[float]]] = deque(maxlen=WINDOW)
+        self._named: set[int] = set()
+
+    def rows(self) -> list[float]:
+        """What this rank adds to the totals: its own row of the last step, and zeros for the others."""
+        rows = [0.0] * (FIGURES * self.size)
+        rows[self._start : self._start + FIGURES] = self._last
+        return rows
+
+    def keep(self, step_seconds: float, data_seconds: float, sync_seconds: float) -> None:
+        """This rank's figures of the step that has just ended."""
+        self._last = (step_seconds, data_seconds, sync_seconds)
+
+    def find(self, rows: Sequence[float], step: int) -> list[str]:
+        """All ranks' rows of `step` have come: what is to be told about ranks that have turned out slow."""
+        seconds, data, waited = (rows[kind::FIGURES] for kind in range(FIGURES))
+        if self.size == 1 or not all(seconds):
+            return []  # the first step tells of none before it
+        busy = [whole - idle for whole, idle in zip(seconds, waited, strict=True)]
+        self._seen.append((step, busy, list(data)))
+        found = [rank for rank in range(self.size) if rank not in self._named and len(self._slow_steps(rank)) >= OFTEN]
+        self._named.update(found)
+        return [self._describe(rank) for rank in found]
+
+    def _slow_steps(self, rank: int) -> list[tuple[int, float, float, float]]:
+        """(step, this rank's busy seconds, the median's, this rank's data seconds) where it was slow."""
+        steps = ((step, busy[rank], statistics.median_low(busy), data[rank]) for step, busy, data in self._seen)
+        return [
+            (step, own, median, data) for step, own, median, data in steps if own > max(SLOW * median, median + LEAST_EXCESS)
+        ]
+
+    def _describe(self, rank: int) -> str:
+        slow = self._slow_steps(rank)
+        own, others, data = (statistics.fmean(row[kind] for row in slow) for kind in (1, 2, 3))
+        # reading is only worth a word where it is why
+        reading = f" ({data:.2g} s of it reading data)" if data > (own - others) / 2 else ""
+        return (
+            f"rank {rank} was {own / others:.1f}x slower than the median over steps {slow[0][0]}-{slow[-1][0]}: "
+            f"busy {own:.2g} s a step{reading}, others {others:.2g} s"
+        )
