@@ -203,8 +203,6 @@ class Checkpoint:
 class Parallel:
     """How ranks divide the work and meet."""
 
-    sync: Literal["all_reduce"] = "all_reduce"
-    """How gradients meet: averaged over all ranks every step."""
     shard: Literal["replicate", "zero1", "zero2", "zero3"] = "replicate"
     """What ranks divide instead of each holding all: nothing, the optimizer's state, gradients too, parameters too."""
     shard_ranks: Count = 0
