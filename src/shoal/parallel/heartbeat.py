@@ -2,7 +2,8 @@
 
 Each rank writes one short line about it into the store at which the ranks met, at every step and from a thread every
 second, without waiting for an answer (10 µs). Nothing is read until a collective fails. A stopped process tells nothing any
-more, whichever line it was stopped at; a rank that is alive but late is behind in the count of collectives. Ages are by the ranks' clocks, which must agree to within half the time limit.
+more, whichever line it was stopped at; a rank that is alive but late is behind in the count of collectives. Ages are by the
+ranks' clocks, which must agree to within half the time limit.
 """
 
 import json
