@@ -38,11 +38,17 @@ Rounds = dict[str, list[Result]]
 progress = Console(stderr=True, highlight=False)
 
 
-def peer_command(script: str, *arguments: object) -> list[str]:
-    """A script of bench/peers, in the peers' own environment; exits if that is missing."""
+def peer_command(script: str, *arguments: object, ranks: int = 1) -> list[str]:
+    """A script of bench/peers, in the peers' own environment, on so many ranks; exits if that is missing."""
     if not PEERS_PYTHON.exists():
         raise SystemExit(f"the peers are not installed (no {PEERS_PYTHON}): run bench/setup_peers.sh")
-    return [str(PEERS_PYTHON), str(ROOT / "bench" / "peers" / script), *map(str, arguments)]
+    launcher = rank_launcher(ranks) if ranks > 1 else []
+    return [str(PEERS_PYTHON), *launcher, str(ROOT / "bench" / "peers" / script), *map(str, arguments)]
+
+
+def rank_launcher(ranks: int) -> list[str]:
+    """Words between the interpreter and a script that make it so many ranks."""
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
 
 
 def shoal_command(*arguments: object) -> list[str]:
@@ -112,9 +118,15 @@ def describe_machine() -> dict[str, Any]:
 
 
 def publish(
-    name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], rounds: Rounds
+    name: str,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    rounds: Rounds,
+    script: str = "",
 ) -> None:
-    """Prints the table and its notes, and writes bench/results/NAME.json and NAME.md."""
+    """Prints the table and its notes, and writes bench/results/NAME.json and NAME.md; made by SCRIPT.py, or NAME.py."""
     table = Table(*columns, title=title)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -129,7 +141,7 @@ def publish(
     machine = describe_machine()
     # Where things lie on this machine is nobody's business.
     arguments = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    command = shlex.join(["python", f"bench/{name}.py", *arguments])
+    command = shlex.join(["python", f"bench/{script or name}.py", *arguments])
     lines = [f"# {title}", "", "| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", *(f"- {note}" for note in notes)]

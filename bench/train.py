@@ -32,7 +32,7 @@ from report import (
 PEERS = {
     "trainer": ("hugging_face_trainer.py",),
     "trainer, compiled": ("hugging_face_trainer.py", "--compile"),
-    "deepspeed zero-0": ("deepspeed_zero0.py",),
+    "deepspeed zero-0": ("deepspeed_zero.py",),
     "plain loop": ("plain_loop.py",),
     "plain loop, compiled": ("plain_loop.py", "--compile"),
 }

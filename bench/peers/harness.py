@@ -43,6 +43,7 @@ class Settings:
     threads: int = 2
     learning_rate: float = 6e-4
     compile: bool = False
+    stage: int = 0  # DeepSpeed's
 
     @classmethod
     def from_command_line(cls, description: str) -> "Settings":

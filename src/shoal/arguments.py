@@ -15,6 +15,10 @@ RECIPE_WORDS = {part for key, *_ in recipe_keys() for part in key.split(".")}
 """Sections and keys by themselves: `--steps` is meant for the recipe too, whose reader names `train.steps`."""
 
 
+SHORT = {"--shard": "--parallel.shard", "--tensor": "--parallel.tensor"}
+"""Recipe keys that are typed so often that they go without their section."""
+
+
 def parse(verb: str, command: ModuleType, words: list[str]) -> tuple[Any, list[str]]:
     """(the verb's `Arguments`, overrides); exits with 2 after a message for words that are not understood."""
     takes_recipe = "recipe" in {field.name for field in dataclasses.fields(command.Arguments)}
@@ -34,11 +38,13 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     overrides: list[str] = []
     pending = iter(words)
     for word in pending:
-        key = word.partition("=")[0]
+        key, equals, value = word.partition("=")
+        key = SHORT.get(key, key)
+        word = key + equals + value
         if key.startswith("--") and ("." in key or key[2:].replace("-", "_") in RECIPE_WORDS):
             overrides.append(word)
             if "=" not in word:
-                overrides += [value] if (value := next(pending, None)) is not None else []
+                overrides += [following] if (following := next(pending, None)) is not None else []
         else:
             rest.append(word)
     return rest, overrides

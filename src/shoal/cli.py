@@ -19,7 +19,9 @@ VERBS = {
     "prepare": "text to a tokenized, sharded corpus",
     "pretrain": "train a language model from scratch, or go on from a checkpoint",
     "evaluate": "held-out loss and bits per byte of a model",
+    "ledger": "prove which samples a run has read: none lost, none repeated",
     "generate": "continue a prompt",
+    "bench": "is every division of the work the same training, on this machine",
     "doctor": "what is installed, what works here, what to do about what does not",
 }
 

@@ -79,6 +79,8 @@ def test_the_printed_recipe_is_a_recipe(shoal: Shoal, tmp_path: Path) -> None:
         (["--name", "日本"], "--name is '日本', a text; accepted: text of the form"),
         (["--data.directory", "words.yaml"], "words.yaml: no finished corpus there"),
         (["--dry-run"], "the run has no end: set train.steps, train.tokens or train.minutes"),
+        (["--dry-run", "--train.minutes", "1", "--parallel.exact", "true"], "train.minutes ends a run by the clock"),
+        (["--dry-run", "--train.steps", "1", "--parallel.exact", "true", "--workers", "3"], "3 ranks can't have equal"),
         (["--dry-run", "--model.preset", "gtp2"], "'model': there is no preset 'gtp2'; there are: gpt2-small"),
         (["--dry-run", "--model.dim", "100"], "'model': dim (100) must be a multiple of heads (12), or set head_dim"),
     ],

@@ -8,6 +8,7 @@ from torch import nn
 
 from shoal.core import recipe
 from shoal.core.recipe import Lookahead
+from shoal.parallel.shards import whole_shards
 from shoal.train.optimizers import build_optimizer
 from shoal.train.optimizers.muon import orthogonalise
 
@@ -58,21 +59,21 @@ def run_steps(model: Small, optimizer: object, steps: int) -> list[float]:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_lowers_the_loss(name: str) -> None:
     model = Small()
-    losses = run_steps(model, build_optimizer(model, SETTINGS[name]), 60)
+    losses = run_steps(model, build_optimizer(whole_shards(model), SETTINGS[name]), 60)
     assert losses[-1] < 0.5 * losses[0]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_going_on_from_its_state_is_bitwise_like_never_stopping(name: str) -> None:
     straight = Small()
-    run_steps(straight, build_optimizer(straight, SETTINGS[name]), 10)
+    run_steps(straight, build_optimizer(whole_shards(straight), SETTINGS[name]), 10)
     first = Small()
-    optimizer = build_optimizer(first, SETTINGS[name])
+    optimizer = build_optimizer(whole_shards(first), SETTINGS[name])
     run_steps(first, optimizer, 4)
     state = {key: value.clone() for key, value in optimizer.state_dict().items()}
     second = Small()
     second.load_state_dict(first.state_dict())
-    resumed = build_optimizer(second, SETTINGS[name])
+    resumed = build_optimizer(whole_shards(second), SETTINGS[name])
     resumed.load_state_dict(state)
     run_steps(second, resumed, 6)
     for parameter, other in zip(second.parameters(), straight.parameters(), strict=True):
@@ -82,7 +83,7 @@ def test_going_on_from_its_state_is_bitwise_like_never_stopping(name: str) -> No
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_share_of_zero_changes_nothing(name: str) -> None:
     model = Small()
-    optimizer = build_optimizer(model, SETTINGS[name])
+    optimizer = build_optimizer(whole_shards(model), SETTINGS[name])
     before = [parameter.detach().clone() for parameter in model.parameters()]
     loss_of(model).backward()
     optimizer.step(0.0)
@@ -94,14 +95,14 @@ def test_a_share_of_zero_changes_nothing(name: str) -> None:
 def test_every_parameter_is_trained(name: str) -> None:
     model = Small()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    run_steps(model, build_optimizer(model, SETTINGS[name]), 3)
+    run_steps(model, build_optimizer(whole_shards(model), SETTINGS[name]), 3)
     assert all(not torch.equal(parameter, old) for parameter, old in zip(model.parameters(), before, strict=True))
 
 
 def test_adamw_follows_the_papers_formula_in_float64() -> None:
     settings = recipe.Optimizer(learning_rate=0.01, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1)
     model = Small()
-    optimizer = build_optimizer(model, settings)
+    optimizer = build_optimizer(whole_shards(model), settings)
     weight = model.blocks[0].weight
     value = weight.detach().double()
     first = second = torch.zeros_like(value)
@@ -120,7 +121,7 @@ def test_adamw_follows_the_papers_formula_in_float64() -> None:
 
 def test_vectors_are_not_decayed_and_matrices_are() -> None:
     model = Small()
-    optimizer = build_optimizer(model, recipe.Optimizer(learning_rate=0.1, weight_decay=0.5))
+    optimizer = build_optimizer(whole_shards(model), recipe.Optimizer(learning_rate=0.1, weight_decay=0.5))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -147,7 +148,7 @@ def test_orthogonalising_keeps_the_singular_directions() -> None:
 
 def test_muon_takes_the_blocks_matrices_and_nothing_else() -> None:
     model = Small()
-    state = build_optimizer(model, SETTINGS["muon"]).state_dict()
+    state = build_optimizer(whole_shards(model), SETTINGS["muon"]).state_dict()
     assert {name for name in state if name.endswith("/momentum")} == {f"blocks.{i}.weight/momentum" for i in range(4)}
 
 
@@ -155,7 +156,7 @@ def test_lookahead_pulls_halfway_every_third_step() -> None:
     settings = SETTINGS["lookahead-adamw"]
     model, plain = Small(), Small()
     start = [parameter.detach().clone() for parameter in model.parameters()]
-    run_steps(model, build_optimizer(model, settings), 3)
-    run_steps(plain, build_optimizer(plain, SETTINGS["adamw"]), 3)
+    run_steps(model, build_optimizer(whole_shards(model), settings), 3)
+    run_steps(plain, build_optimizer(whole_shards(plain), SETTINGS["adamw"]), 3)
     for parameter, fast, slow in zip(model.parameters(), plain.parameters(), start, strict=True):
         torch.testing.assert_close(parameter.detach(), slow + 0.5 * (fast.detach() - slow))

@@ -21,6 +21,7 @@ from shoal.core.model_directory import find_model_directory
 from shoal.core.recipe_file import read_recipe
 from shoal.data.shards import Corpus, TokenStream
 from shoal.data.text import tokenize_sources
+from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.serve.generation import LanguageModel, load_language_model
@@ -69,7 +70,7 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
 
 def _evaluate(language: LanguageModel, stream: TokenStream, batch: int) -> dict[str, float]:
     context = language.model.config.context
-    evaluator = Evaluator(TASKS["causal"](), stream, context, batch, Wire(World()), nullcontext())
+    evaluator = Evaluator(TASKS["causal"](), stream, context, batch, Wire(World()), Axis(), nullcontext())
     return evaluator(language.model)
 
 

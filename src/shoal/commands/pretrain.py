@@ -121,7 +121,7 @@ def _launch(recipe: Recipe, folder: RunDirectory, arguments: Arguments, workers:
 
 
 def _clear(folder: RunDirectory) -> None:
-    for path in (folder.metrics, folder.result, folder.report):
+    for path in (folder.metrics, folder.ledger, folder.result, folder.report):
         path.unlink(missing_ok=True)
     for path in (folder.checkpoints, folder.tensorboard, folder.model):
         remove_folder(path)

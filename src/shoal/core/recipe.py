@@ -115,6 +115,9 @@ class Train:
     """Of the matrix products; weights, gradients and optimizer state stay fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the blocks (`auto`: where a compiler is found)."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What backward computes again instead of having kept it (activation checkpointing): nothing, all but matrix
+    products and attention, or all of a block."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 
@@ -202,6 +205,16 @@ class Parallel:
 
     sync: Literal["all_reduce"] = "all_reduce"
     """How gradients meet: averaged over all ranks every step."""
+    shard: Literal["replicate", "zero1", "zero2", "zero3"] = "replicate"
+    """What ranks divide instead of each holding all: nothing, the optimizer's state, gradients too, parameters too."""
+    shard_ranks: Count = 0
+    """Ranks that divide one copy of it; others hold further copies (0: all ranks, one copy)."""
+    tensor: Positive = 1
+    """Ranks that divide each matrix product; they read the same sequences."""
+    exact: Annotated[bool, Strict()] = False
+    """Give the same bits on 1, 2, 4, … ranks: one fixed order for all sums, one thread a rank unless `threads` is given."""
+    virtual_shards: Positive = 8
+    """`exact`: into how many micro-batches a step is always cut, a power of two; as many ranks at most."""
     bucket_megabytes: PositiveFloat = 8.0
     """Gradients that travel in one message; smaller overlaps earlier, larger costs less per byte."""
     threads: Count = 0

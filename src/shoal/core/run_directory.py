@@ -34,6 +34,11 @@ class RunDirectory:
         return self.root / "checkpoints"
 
     @property
+    def ledger(self) -> Path:
+        """Which rank has read what, up to the last checkpoint."""
+        return self.root / "ledger.json"
+
+    @property
     def model(self) -> Path:
         """The result, in the Hugging Face layout."""
         return self.root / "model"

@@ -5,14 +5,16 @@ is real (no padding) and every token is a target once an epoch; the price is tha
 Reading 16 windows of 257 tokens from a memory map takes well under a millisecond, so nothing is prefetched.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.core.errors import CorpusError
-from shoal.data.partition import rank_positions, samples_at
+from shoal.data.ledger import Ledger, Recorder, ledger_from, ledger_tree
+from shoal.data.partition import Positions, rank_positions, samples_at
 from shoal.data.shards import TokenStream
 
 Windows = NDArray[np.int64]
@@ -20,7 +22,7 @@ Windows = NDArray[np.int64]
 
 
 class TrainingBatches:
-    """This rank's windows, step by step; its whole state is the run's position."""
+    """This rank's windows, step by step; its whole state is the run's position, and the ledger of how it came there."""
 
     def __init__(
         self,
@@ -42,29 +44,46 @@ class TrainingBatches:
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.rank, self.world, self.strategy = rank, world, strategy
         self.position = 0
+        ledger = Ledger(seed, self.samples, context, stream.fingerprint)
+        self.recorder = Recorder(ledger, global_batch, strategy, rank, world)
 
-    def next_step(self) -> list[Windows]:
-        """The micro-batches of the next step, each [up to micro_batch, context + 1]."""
+    def next_step(self) -> list[tuple[int, Windows]]:
+        """The micro-batches of the next step: the position of the first sequence, and [up to micro_batch, context + 1].
+
+        They are as many on every rank: one whose share is the smaller may end with one that has no targets, as ranks that
+        gather weights do so together.
+        """
         positions = rank_positions(self.position, self.global_batch, self.rank, self.world, self.strategy)
         self.position += self.global_batch
         samples = samples_at(positions, self.samples, self.seed)
-        size = self.micro_batch or len(samples)
-        return [
-            self.stream.windows(samples[start : start + size] * self.context, self.context + 1)
-            for start in range(0, len(samples), size)
+        most = -(-self.global_batch // self.world)
+        size = self.micro_batch or most
+        none = np.full((1, self.context + 1), -1, dtype=np.int64)
+        micro_batches = [
+            (int(positions[start]), self._read(positions[start : start + size], samples[start : start + size]))
+            if start < len(samples)
+            else (int(positions[0]), none)
+            for start in range(0, most, size)
         ]
+        self.recorder.end_step()
+        return micro_batches
 
-    @property
-    def epoch(self) -> float:
-        """How many times the split has been read."""
-        return self.position / self.samples
+    def _read(self, positions: Positions, samples: Positions) -> Windows:
+        self.recorder.enter(positions, samples)
+        return self.stream.windows(samples * self.context, self.context + 1)
 
-    def state_dict(self) -> dict[str, int]:
-        """Where to go on, at any number of ranks."""
-        return {"position": self.position, "samples": self.samples, "seed": self.seed}
+    def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger:
+        """What all ranks have read by the end of `step`; all call it, and `gather` collects a value of each data rank."""
+        self.recorder.close(step, gather)
+        return self.recorder.ledger
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there; `CorpusError` when that order of samples is not this one."""
+    def state_dict(self) -> dict[str, Any]:
+        """Where to go on, at any number of ranks, and what was read on the way."""
+        ledger = ledger_tree(self.recorder.ledger)
+        return {"position": self.position, "samples": self.samples, "seed": self.seed, "ledger": ledger}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; `CorpusError` when that order of samples is not this one, or of another text."""
         mine = self.state_dict()
         for key, meaning in (("samples", "windows in its corpus"), ("seed", "as its seed")):
             if state[key] != mine[key]:
@@ -72,7 +91,16 @@ class TrainingBatches:
                     f"the checkpoint has {state[key]} {meaning}, this run {mine[key]}: samples would be repeated and "
                     "skipped. Go on with the corpus, the context and the seed that the run began with"
                 )
+        fresh = self.recorder.ledger
+        # a run from before there were ledgers goes on too; its ledger will say from where
+        ledger = ledger_from(state["ledger"], "the checkpoint's ledger") if "ledger" in state else fresh
+        if (ledger.corpus, ledger.context) != (fresh.corpus, fresh.context):
+            raise CorpusError(
+                "the checkpoint has read another text than this corpus holds, or in windows of another length: samples "
+                "would be repeated and skipped. Go on with the corpus and the context that the run began with"
+            )
         self.position = state["position"]
+        self.recorder.go_on_from(replace(ledger, position=self.position))
 
 
 def evaluation_windows(
@@ -80,17 +108,17 @@ def evaluation_windows(
 ) -> Iterator[Windows]:
     """This rank's share of the split, cut without overlap: every token but the first is a target exactly once.
 
-    Batches are always full, padded with -1, so that compiled code sees one shape. `limit` sequences at most (0: all),
-    spread evenly over the split.
+    Ranks take whole batches in turn, as many each. These are always full, padded with -1, so that compiled code sees one
+    shape. `limit`
+    sequences at most (0: all), spread evenly over the split.
     """
     starts = np.arange(0, stream.tokens - 1, context, dtype=np.int64)
     if not len(starts):
         raise CorpusError(f"the held-out split has {stream.tokens} tokens, too few to evaluate on")
     if 0 < limit < len(starts):
         starts = starts[np.linspace(0, len(starts) - 1, limit).astype(np.int64)]
-    mine = starts[rank::world]
-    for first in range(0, len(mine), batch):
-        chosen = mine[first : first + batch]
+    for first in range(rank * batch, rank * batch + len(starts), world * batch):
+        chosen = starts[first : first + batch]
         windows = np.full((batch, context + 1), -1, dtype=np.int64)
         whole = chosen[chosen + context + 1 <= stream.tokens]
         windows[: len(whole)] = stream.windows(whole, context + 1)

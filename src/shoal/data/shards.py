@@ -71,6 +71,11 @@ class TokenStream:
         """How many tokens the split has."""
         return self.starts[-1]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the stream's tokens, wherever they lie."""
+        return hashlib.sha256(json.dumps([self.dtype, [shard.sha256 for shard in self.shards]]).encode()).hexdigest()
+
     def windows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """Token ids `[starts, length]`, each row read from its start on; `IndexError` beyond the stream's end."""
         if len(starts) and (starts.min() < 0 or starts.max() + length > self.tokens):

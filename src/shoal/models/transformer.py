@@ -291,6 +291,7 @@ def rotary_table(context: int, head_dim: int, theta: float) -> tuple[Tensor, Ten
 
 def rotate(x_BTHE: Tensor, cosine_TE: Tensor, sine_TE: Tensor) -> Tensor:
     """Turn each pair (i, i + E/2) by its position's angle: the half-split convention of Llama's weights."""
-    first, second = x_BTHE.float().chunk(2, dim=-1)
+    precise = x_BTHE if x_BTHE.dtype == torch.float64 else x_BTHE.float()
+    first, second = precise.chunk(2, dim=-1)
     cosine, sine = cosine_TE[:, None, :], sine_TE[:, None, :]
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).type_as(x_BTHE)

@@ -6,8 +6,11 @@ H steps after. The loop calls the points and never asks which strategy it has.
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
+from shoal.parallel.mesh import Mesh
+from shoal.parallel.shards import Shards, squared_norm
 from shoal.parallel.wire import Wire
 
 
@@ -15,9 +18,12 @@ class Sync(Protocol):
     """How gradients (or parameters) of the ranks meet."""
 
     wire: Wire
+    mesh: Mesh
+    shards: Shards
+    """What this rank updates, once attached."""
 
-    def attach(self, model: nn.Module) -> None:
-        """Make all ranks' parameters equal rank 0's, and watch the model's gradients."""
+    def attach(self, model: nn.Module, shards: Shards) -> None:
+        """Divide what is to be divided of `shards`, which are equal on all ranks, and watch the model's gradients."""
         ...
 
     def begin_backward(self, last: bool) -> None:
@@ -25,11 +31,15 @@ class Sync(Protocol):
         ...
 
     def before_step(self) -> None:
-        """Every `.grad` is the sum over all ranks when this returns."""
+        """Every `.grad` of this rank's shards is the sum over all ranks when this returns."""
+        ...
+
+    def sum_totals(self, totals: Tensor) -> Tensor:
+        """[micro-batches of this rank, n] to their sums [n] over micro-batches and ranks."""
         ...
 
     def grad_norm(self) -> Tensor:
-        """Euclidean norm of all gradients as they are now, a scalar."""
+        """Euclidean norm of the whole model's gradients as they are now, a scalar, the same on all ranks."""
         ...
 
     def scale_grads(self, factor: float) -> None:
@@ -47,3 +57,11 @@ class Sync(Protocol):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
         ...
+
+
+def global_norm(wire: Wire, mesh: Mesh, shards: Shards) -> Tensor:
+    """The norm of all gradients, of which each rank along the shard and tensor axes holds some."""
+    total = squared_norm(shards)
+    for axis in (mesh.shard, mesh.tensor):
+        wire.sum(total, axis)
+    return torch.sqrt(total)

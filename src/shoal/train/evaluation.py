@@ -11,6 +11,7 @@ from shoal.core.errors import CorpusError
 from shoal.data.batches import evaluation_windows
 from shoal.data.shards import TokenStream
 from shoal.models.transformer import Transformer
+from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.tasks import Task
 
@@ -24,6 +25,7 @@ class Evaluator:
     context: int
     batch: int
     wire: Wire
+    data: Axis
     precision: AbstractContextManager[None]
     sequences: int = 0
     final_sequences: int = 0
@@ -36,7 +38,7 @@ class Evaluator:
         training = model.training
         model.eval()
         limit = self.final_sequences if final else self.sequences
-        windows = evaluation_windows(self.stream, self.context, self.batch, world.rank, world.size, limit)
+        windows = evaluation_windows(self.stream, self.context, self.batch, self.data.rank, self.data.size, limit)
         # eager: compiling forward without gradients would take longer than most evaluations
         with torch.compiler.set_stance("force_eager"):
             for window in windows:
@@ -44,7 +46,7 @@ class Evaluator:
                     loss_sum, count = self.task.loss(model, self.task.batch(window, world.device))
                 total += torch.stack((loss_sum.double(), count.double()))
         model.train(training)
-        loss_sum, count = self.wire.sum(total).tolist()
+        loss_sum, count = self.wire.sum(total, self.data).tolist()
         if not count:
             raise CorpusError("the held-out split has no targets to evaluate on")
         loss = loss_sum / count

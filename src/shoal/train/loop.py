@@ -8,22 +8,26 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from shoal.core.errors import Interrupted, ShoalError
 from shoal.core.machine import peak_memory_bytes
 from shoal.core.recipe import Recipe
+from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import derive_seed
-from shoal.data.batches import TrainingBatches
+from shoal.data.batches import Windows
+from shoal.data.ledger import Ledger, write_ledger
 from shoal.models.transformer import Transformer
 from shoal.parallel.sync import Sync
+from shoal.parallel.world import World
 from shoal.tasks import Task
-from shoal.train.checkpoint import Checkpoints, Snapshot
-from shoal.train.evaluation import Evaluator
+from shoal.train.checkpoint import Checkpoints, Part, Saved, Snapshot
 from shoal.train.optimizers import Optimizer
 from shoal.train.schedule import Budget, learning_rate_share
-from shoal.train.stragglers import Stragglers
+from shoal.train.stragglers import FIGURES, Stragglers
 from shoal.train.telemetry import Silence, Telemetry
 
 
@@ -36,6 +40,26 @@ class Progress:
     seconds: float = 0.0
 
 
+class Batches(Protocol):
+    """This rank's sequences, step by step, as many micro-batches on every rank."""
+
+    def next_step(self) -> list[tuple[int, Windows]]:
+        """The micro-batches of the next step, each with the position of its first sequence."""
+        ...
+
+    def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger | None:
+        """What all ranks have read by the end of `step`; `gather` collects a value of each data rank."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to go on."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
 @dataclass(frozen=True)
 class Parts:
     """Everything that the loop works with."""
@@ -43,14 +67,16 @@ class Parts:
     recipe: Recipe
     model: Transformer
     task: Task
-    batches: TrainingBatches
+    batches: Batches
     optimizer: Optimizer
     sync: Sync
     budget: Budget
-    evaluate: Evaluator
+    evaluate: Callable[..., dict[str, float]]
     checkpoints: Checkpoints
     telemetry: Telemetry | Silence
     precision: AbstractContextManager[None]
+    parameters: int
+    flops_per_token: float
     peak_flops: float
     stop_requested: Callable[[], bool]
     progress: Progress = field(default_factory=Progress)
@@ -63,7 +89,6 @@ def train(parts: Parts) -> dict[str, float]:
     """
     recipe, model, task, sync, progress = parts.recipe, parts.model, parts.task, parts.sync, parts.progress
     world, wire = sync.wire.world, sync.wire
-    flops_per_token = model.flops_per_token(parts.batches.context)
     began = time.perf_counter() - progress.seconds
     evaluated: dict[str, float] = {}
     stragglers = Stragglers(world.rank, world.size)
@@ -75,22 +100,24 @@ def train(parts: Parts) -> dict[str, float]:
         waited, sent = wire.seconds_waited, wire.bytes_sent
         micro_batches = parts.batches.next_step()
         data_seconds = time.perf_counter() - clock
-        torch.manual_seed(derive_seed(recipe.seed, "dropout", world.rank, progress.step))
 
-        totals = torch.zeros(4, dtype=torch.float64, device=world.device)
-        for index, windows in enumerate(micro_batches):
+        totals = empty_totals(world, len(micro_batches))
+        for index, (position, windows) in enumerate(micro_batches):
             sync.begin_backward(last=index == len(micro_batches) - 1)
+            # what is dropped belongs to the sequences, whichever rank computes them
+            torch.manual_seed(derive_seed(recipe.seed, "dropout", position))
             with parts.precision:
                 loss_sum, count = task.loss(model, task.batch(windows, world.device))
             loss_sum.backward()
-            totals[:2] += torch.stack((loss_sum.detach().double(), count.double()))
+            totals[index, :2] = torch.stack((loss_sum.detach().double(), count.double()))
 
+        totals /= sync.mesh.tensor.size  # tensor ranks have read the same
         # ranks decide together: all leave at the same step, by rank 0's clock
-        totals[2] = float(parts.stop_requested())
-        totals[3] = time.perf_counter() - began if world.is_main else 0.0
+        totals[0, 2] = float(parts.stop_requested())
+        totals[0, 3] = time.perf_counter() - began if world.is_main else 0.0
+        totals[0, 4:] = torch.tensor(stragglers.rows(), dtype=torch.float64)
         sync.before_step()
-        figures = torch.tensor(stragglers.rows(), dtype=torch.float64, device=world.device)
-        total_loss, targets, stop, seconds, *rows = wire.sum(torch.cat((totals, figures))).tolist()
+        total_loss, targets, stop, seconds, *figures = sync.sum_totals(totals).tolist()
         loss, norm = total_loss / targets, sync.grad_norm().item() / targets
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise ShoalError(
@@ -116,14 +143,14 @@ def train(parts: Parts) -> dict[str, float]:
             "lr": share * recipe.optimizer.learning_rate,
             "grad_norm": norm,
             "tokens_per_second": speed,
-            "mfu": speed * flops_per_token / parts.peak_flops,
+            "mfu": speed * parts.flops_per_token / parts.peak_flops,
             "step_seconds": step_seconds,
             "data_seconds": data_seconds,
             "sync_seconds": wire.seconds_waited - waited,
             "wire_bytes": wire.bytes_sent - sent,
             "memory_bytes": memory_bytes(world.device),
         }
-        if found := stragglers.find(rows, progress.step - 1):
+        if found := stragglers.find(figures, progress.step - 1):
             record["stragglers"] = found
         stragglers.keep(step_seconds, data_seconds, wire.seconds_waited - waited)
         parts.telemetry.step(record, done)
@@ -132,8 +159,10 @@ def train(parts: Parts) -> dict[str, float]:
 
         # first what can't be had again
         if stop or done >= 1 or _due(progress.step, recipe.checkpoint.every):
-            if world.is_main:
-                parts.checkpoints.save(snapshot(parts))
+            ledger = parts.batches.close(progress.step, lambda share: wire.gather_objects(share)[:: sync.mesh.tensor.size])
+            if world.is_main and ledger is not None:
+                write_ledger(RunDirectory(parts.checkpoints.folder.parent).ledger, ledger)
+            parts.checkpoints.save(snapshot(parts))
             if stop:
                 parts.checkpoints.wait()
         if done >= 1 or _due(progress.step, recipe.evaluation.every):
@@ -147,13 +176,28 @@ def train(parts: Parts) -> dict[str, float]:
     return evaluated or parts.evaluate(model)
 
 
+def empty_totals(world: World, micro_batches: int) -> Tensor:
+    """What is summed over a step: loss, targets, "please stop", rank 0's clock, and a row of figures a rank.
+
+    [micro-batches, 4 + 3 × ranks]
+    """
+    return torch.zeros(micro_batches, 4 + FIGURES * world.size, dtype=torch.float64, device=world.device)
+
+
 def snapshot(parts: Parts) -> Snapshot:
-    """Everything that must be kept to go on bitwise."""
-    tensors = {
-        "model": dict(parts.model.state_dict()),
-        "optimizer": parts.optimizer.state_dict(),
-        "sync": parts.sync.state_dict(),
-    }
+    """This rank's part of everything that must be kept to go on bitwise."""
+    shards, is_main = parts.sync.shards, parts.sync.wire.world.is_main
+    mine = {name: shard for name, shard in shards.items() if shard.first and shard.value.numel()}
+    optimizer = {}
+    for key, tensor in parts.optimizer.state_dict().items():
+        name = key.rpartition("/")[0]
+        if name not in shards or tensor.shape != shards[name].value.shape:
+            if is_main:
+                optimizer[key] = Part(tensor, tensor.shape)
+        elif name in mine:
+            optimizer[key] = Part(tensor, mine[name].shape, mine[name].boxes)
+    model = {name: Part(shard.value, shard.shape, shard.boxes) for name, shard in mine.items()}
+    sync = {name: Part(tensor, tensor.shape) for name, tensor in parts.sync.state_dict().items() if is_main}
     progress = parts.progress
     state = {
         "tokens": progress.tokens,
@@ -161,14 +205,27 @@ def snapshot(parts: Parts) -> Snapshot:
         "batches": parts.batches.state_dict(),
         "world_size": parts.sync.wire.world.size,
     }
-    return Snapshot(progress.step, tensors, state)
+    return Snapshot(progress.step, {"model": model, "optimizer": optimizer, "sync": sync}, state)
 
 
-def restore(parts: Parts, saved: Snapshot) -> None:
-    """Put a snapshot back; random streams need nothing, they are derived from the step."""
-    parts.model.load_state_dict(saved.tensors["model"])
-    parts.optimizer.load_state_dict(saved.tensors["optimizer"])
-    parts.sync.load_state_dict(saved.tensors.get("sync", {}))
+@torch.no_grad()
+def restore(parts: Parts, saved: Saved) -> None:
+    """Put a checkpoint back, however it was divided; random streams need nothing, they are derived from the step."""
+    shards = parts.sync.shards
+    wholes = saved.wholes["model"]
+    for name, shard in shards.items():
+        if wholes[name].shape != shard.shape:
+            raise RuntimeError(f"{name} is {tuple(wholes[name].shape)} there and {tuple(shard.shape)} here")
+        shard.value.copy_(saved.read("model", name, shard.boxes))
+    optimizer = {}
+    for key, whole in saved.wholes["optimizer"].items():
+        name = key.rpartition("/")[0]
+        if name in shards and whole.shape == shards[name].shape:
+            optimizer[key] = saved.read("optimizer", key, shards[name].boxes)
+        elif name in shards or name not in wholes:  # a parameter that another rank holds needs nothing here
+            optimizer[key] = saved.read("optimizer", key)
+    parts.optimizer.load_state_dict(optimizer)
+    parts.sync.load_state_dict({name: saved.read("sync", name) for name in saved.wholes.get("sync", {})})
     parts.batches.load_state_dict(saved.state["batches"])
     parts.progress.step = saved.step
     parts.progress.tokens = saved.state["tokens"]

@@ -19,8 +19,10 @@ from shoal.core.run_directory import RunDirectory
 from shoal.data.shards import Corpus
 from shoal.data.tokenizer import read_tokenizer
 from shoal.models import hugging_face
+from shoal.models.transformer import Transformer
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import join
+from shoal.train.checkpoint import Saved
 from shoal.train.loop import Parts, memory_bytes, train
 from shoal.train.setup import build, peak_of_all, watch_signals
 from shoal.train.telemetry import read_metrics
@@ -72,8 +74,8 @@ def _result(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, f
         "run": str(run.root),
         "steps": parts.progress.step,
         "tokens": parts.progress.tokens,
-        "epochs": parts.batches.epoch,
-        "parameters": sum(p.numel() for p in parts.model.parameters()),
+        "epochs": _epochs(parts.batches.state_dict()),
+        "parameters": parts.parameters,
         "loss": training[-1]["loss"],
         **evaluated,
         "evaluations": [[line["step"], line["eval_loss"]] for line in evaluations],
@@ -97,6 +99,11 @@ def _result(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, f
     }
 
 
+def _epochs(state: dict[str, Any]) -> float:
+    """How many times the training split has been read."""
+    return state["position"] / state["samples"]
+
+
 def _since_start(moment: float) -> float | None:
     return moment - command_started() if moment else None
 
@@ -107,9 +114,21 @@ def _write_model(parts: Parts, run: RunDirectory, result: dict[str, Any]) -> Non
         config = hugging_face.config_to_hugging_face(parts.model.config, corpus.end_of_text)
     except ValueError as error:
         raise InputError(f"the model can't be written in the Hugging Face layout: {error}") from None
-    weights = {name: value.cpu() for name, value in hugging_face.weights_to_hugging_face(parts.model).items()}
+    weights = hugging_face.weights_to_hugging_face(_whole_model(parts))
     tokenizer = read_tokenizer(corpus.tokenizer_path)
     write_model_directory(run.model, config, weights, tokenizer.write, model_card(parts.recipe, config, result))
+
+
+@torch.no_grad()
+def _whole_model(parts: Parts) -> Transformer:
+    """The model put together from the last checkpoint, to which each rank has written what it holds."""
+    found = parts.checkpoints.newest()
+    assert found is not None
+    saved = Saved.open(found[0])
+    model = Transformer(parts.model.config).materialise()
+    for name, parameter in model.named_parameters():
+        parameter.copy_(saved.read("model", name))
+    return model
 
 
 def model_card(recipe: Recipe, config: dict[str, Any], result: dict[str, Any]) -> str:

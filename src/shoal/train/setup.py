@@ -13,13 +13,9 @@ from types import FrameType
 
 import torch
 
-from shoal.core import native
 from shoal.core import recipe as schema
 from shoal.core.errors import CheckpointError, InputError, RecipeError
-from shoal.core.machine import cache_folder, cpp_compiler, python_headers
 from shoal.core.model_directory import read_model_directory
-from shoal.core.native import matrices
-from shoal.core.native.attention import causal_attention
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import generator
@@ -27,24 +23,39 @@ from shoal.data.batches import TrainingBatches
 from shoal.data.shards import Corpus
 from shoal.models import hugging_face
 from shoal.models.presets import make_config
-from shoal.models.transformer import MLP, Attention, Linear, Transformer, TransformerConfig
+from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
+from shoal.parallel.exact import ExactSum
+from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
+from shoal.parallel.mesh import Mesh, divide, make_mesh
+from shoal.parallel.sharded_optimizer import ShardedOptimizer
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import TASKS
-from shoal.train.checkpoint import Checkpoints
+from shoal.train.checkpoint import Checkpoints, Saved
 from shoal.train.evaluation import Evaluator
+from shoal.train.exact import resolve
 from shoal.train.loop import Parts, restore
+from shoal.train.model_setup import compile_blocks, divide_products, recompute_blocks, use_native_kernels
 from shoal.train.optimizers import build_optimizer
 from shoal.train.schedule import Budget
 from shoal.train.telemetry import Silence, Telemetry
 
-SYNCS: dict[str, Callable[[Wire, schema.Parallel], Sync]] = {
-    "all_reduce": lambda wire, settings: AllReduce(wire, int(settings.bucket_megabytes * 2**20)),
+Division = Callable[[Wire, Mesh, Recipe, Transformer], Sync]
+
+DIVISIONS: dict[str, Division] = {
+    "replicate": lambda wire, mesh, recipe, model: AllReduce(wire, mesh, bucket_bytes(recipe)),
+    "zero1": lambda wire, mesh, recipe, model: ShardedOptimizer(wire, mesh, bucket_bytes(recipe)),
+    "zero2": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=True, in_flight=in_flight(recipe)
+    ),
+    "zero3": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=False, in_flight=in_flight(recipe)
+    ),
 }
-"""Name to strategy, for the recipe's `parallel.sync`."""
+"""Name to strategy, for the recipe's `parallel.shard`."""
 
 LEAVING_SECONDS = 8.0
 """How long a rank may take to notice by itself that another has failed."""
@@ -60,9 +71,12 @@ def build(
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Parts:
     """Everything that `train.loop` needs, on this rank. Raises `InputError` for what can't work."""
+    recipe = resolve(recipe, world.size)
     corpus = Corpus.open(Path(recipe.corpus_directory))
     wire = Wire(world)
     _check_equal(wire, recipe, corpus)
+    train = recipe.train
+    mesh = make_mesh(world, mesh_sizes(recipe, world.size))
     model = build_model(recipe, corpus.vocabulary, world.device)
     config = model.config
     if config.vocabulary < corpus.vocabulary:
@@ -70,29 +84,26 @@ def build(
             f"{recipe.corpus_directory} has a vocabulary of {corpus.vocabulary}, the model only {config.vocabulary}; "
             "prepare the corpus with the model's tokenizer (--tokenizer.path)"
         )
-    train = recipe.train
-    share = -(-train.global_batch // world.size)
+    size, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token(config.context)
+    share = -(-train.global_batch // mesh.data.size)
     together = min(share, train.micro_batch or share)
-    use_native_kernels(model, train.precision, together * config.context)
-    compiled = compile_blocks(model, train.compile)
-    sync = SYNCS[recipe.parallel.sync](wire, recipe.parallel)
-    sync.attach(model)
+    sync, compiled = prepare_model(model, recipe, wire, mesh, together * config.context)
     batches = TrainingBatches(
         corpus.split("train"), config.context, train.global_batch, train.micro_batch, recipe.seed,
-        world.rank, world.size, recipe.data.partition,
+        mesh.data.rank, mesh.data.size, recipe.data.partition,
     )  # fmt: skip
     task, precision = TASKS[recipe.task](), make_precision(train.precision, world.device)
     budget = Budget.of(train)
-    checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep)
+    checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
     evaluate = Evaluator(
-        task, corpus.split("held_out"), config.context, together, wire, precision,
+        task, corpus.split("held_out"), config.context, together, wire, mesh.data, precision,
         recipe.evaluation.sequences,
         recipe.evaluation.final_sequences,
     )  # fmt: skip
     peak_flops = peak_of_all(wire, train.precision)
     parts = Parts(
-        recipe, model, task, batches, build_optimizer(model, recipe.optimizer), sync, budget, evaluate, checkpoints,
-        Silence(), precision, peak_flops, stop_requested,
+        recipe, model, task, batches, build_optimizer(sync.shards, recipe.optimizer), sync, budget, evaluate, checkpoints,
+        Silence(), precision, size, flops, peak_flops, stop_requested,
     )  # fmt: skip
     notes = _resume(parts, run) if resume else []
     if world.is_main:
@@ -100,13 +111,60 @@ def build(
         parts = replace(parts, telemetry=Telemetry(run, parts.progress.step if resume else None, expected, quiet))
     threads = torch.get_num_threads()
     notes.append(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {world.size} rank"
-        f"{'s' if world.size > 1 else ''} × {threads} thread{'s' if threads > 1 else ''}, {compiled}; "
+        f"{size / 1e6:.1f}M parameters on {world.size} rank{'s' if world.size > 1 else ''} × "
+        f"{threads} thread{'s' if threads > 1 else ''}{describe(recipe, mesh)}, {compiled}; "
         f"matrix peak {peak_flops / 1e9:,.0f} GFLOP/s"
     )
     for note in notes:
         parts.telemetry.note(note)
     return parts
+
+
+def mesh_sizes(recipe: Recipe, world: int) -> tuple[int, int, int]:
+    """(replicate, shard, tensor) for so many ranks; `InputError` when they can't be arranged so."""
+    parallel = recipe.parallel
+    if parallel.shard_ranks and parallel.shard == "replicate":
+        raise RecipeError("'parallel.shard_ranks' is for 'parallel.shard' other than 'replicate': nothing is divided here")
+    return divide(world, 1 if parallel.shard == "replicate" else parallel.shard_ranks, parallel.tensor)
+
+
+def describe(recipe: Recipe, mesh: Mesh) -> str:
+    """How the ranks are arranged, where that is more than copies."""
+    sharded = f", {recipe.parallel.shard} over {mesh.shard.size}" if mesh.shard.size > 1 else ""
+    divided = f", tensor over {mesh.tensor.size}" if mesh.tensor.size > 1 else ""
+    return (
+        sharded + divided + (f", {mesh.replicate.size} copies" if mesh.replicate.size > 1 and (sharded or divided) else "")
+    )
+
+
+def bucket_bytes(recipe: Recipe) -> int:
+    """Gradients in a message."""
+    return int(recipe.parallel.bucket_megabytes * 2**20)
+
+
+def in_flight(recipe: Recipe) -> torch.dtype | None:
+    """The type of gathered weights, where it is not the weights' own."""
+    return torch.bfloat16 if recipe.train.precision == "bf16" else None
+
+
+def prepare_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, tokens: int) -> tuple[Sync, str]:
+    """Divide, compile and watch the model, which forwards `tokens` at a time; (its sync, how it was compiled)."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        wire.broadcast(tensor.data)
+    use_native_kernels(model, recipe.train.precision, tokens)
+    shards = divide_products(model, wire, mesh)
+    recompute_blocks(model, recipe.train.recompute)
+    compiled = compile_blocks(model, recipe.train.compile)
+    sync = make_sync(recipe, wire, mesh, model)
+    sync.attach(model, shards)
+    return sync, compiled
+
+
+def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
+    """The recipe's strategy; alone, there is nothing to divide."""
+    if recipe.parallel.exact:
+        return ExactSum(wire, mesh, recipe.parallel.virtual_shards, recipe.parallel.threads or 1)
+    return DIVISIONS[recipe.parallel.shard if mesh.shard.size > 1 else "replicate"](wire, mesh, recipe, model)
 
 
 def make_transformer_config(settings: schema.Model, vocabulary: int) -> TransformerConfig:
@@ -147,54 +205,6 @@ def _model_from(settings: schema.Model) -> Transformer:
         raise InputError(f"{settings.init_from}: {error}") from None
 
 
-def use_native_kernels(model: Transformer, precision: str, tokens: int) -> None:
-    """Give the model our own kernels where they serve: in fp32 on a CPU, with a compiler to build them.
-
-    `tokens` of a forward pass tell whether it is work enough: below, a call's own cost is more than what it saves.
-    """
-    config = model.config
-    if model.head_weight.device.type != "cpu" or precision != "fp32":
-        return
-    if tokens * config.dim * config.hidden < matrices.LEAST_WORK or not native.available():
-        return
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.causal = causal_attention
-    if not matrices.serves():
-        return
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.kernel = matrices.linear
-        elif isinstance(module, MLP):
-            module.kernel = matrices.mlp
-    model.loss_kernel = matrices.cross_entropy
-
-
-def compile_blocks(model: Transformer, choice: str) -> str:
-    """Compile every block with one graph, where wanted and possible; says in a word what was done.
-
-    Blocks, not the whole model: one block's code serves all, so compiling takes a sixth of the time at six layers.
-    """
-    device = model.head_weight.device
-    if choice == "off":
-        return "eager"
-    missing = None
-    if device.type == "cpu":
-        missing = "C++ compiler" if cpp_compiler() is None else None if python_headers() else "Python.h (python3-dev)"
-    if missing:
-        if choice == "on":
-            raise InputError(f"train.compile is 'on', but there is no {missing} on this machine")
-        return f"eager (no {missing} found)"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-    if device.type == "cpu":
-        os.environ.setdefault("CXX", str(cpp_compiler()))
-    # what can't be compiled after all runs eager, with torch's own warning
-    torch._dynamo.config.suppress_errors = choice == "auto"
-    for block in model.blocks:
-        block.compile()
-    return "compiled by block"
-
-
 def make_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Autocast for bf16, nothing for fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -229,23 +239,35 @@ def matrix_peak(device: torch.device, precision: str = "fp32", seconds: float = 
 
 def _resume(parts: Parts, run: RunDirectory) -> list[str]:
     """Put the newest whole checkpoint back, the same on every rank; returns what is to be told."""
-    found = parts.checkpoints.load()
-    if found is None:
+    wire = parts.sync.wire
+    path, notes, problem = wire.gather_objects(_newest(parts.checkpoints) if wire.world.is_main else None)[0]
+    if problem is not None:
+        raise problem
+    if path is None:
         raise InputError(f"{run.checkpoints}: no checkpoint to go on from; leave --resume out to begin")
-    saved, notes = found
+    try:
+        saved = Saved.open(run.checkpoints / path)
+    except InputError as error:
+        raise CheckpointError(
+            f"rank {wire.world.rank} doesn't see what rank 0 does: {error}; {run.checkpoints} must be one folder that all "
+            "ranks see"
+        ) from None
     try:
         restore(parts, saved)
     except (RuntimeError, KeyError) as error:
         raise InputError(
             f"{run.checkpoints}: the checkpoint doesn't fit this recipe's model and optimizer: {error}"
         ) from None
-    everyone = parts.sync.wire.gather_objects((saved.step, saved.state["tokens"]))
-    if len(set(everyone)) > 1:
-        raise CheckpointError(
-            f"ranks would go on from different steps ({', '.join(str(step) for step, _ in everyone)}); "
-            f"{run.checkpoints} must be one folder that all ranks see"
-        )
     return [*notes, f"going on from step {saved.step}"]
+
+
+def _newest(checkpoints: Checkpoints) -> tuple[str | None, list[str], CheckpointError | None]:
+    """(name of the newest whole checkpoint, what is to be told, what is wrong)."""
+    try:
+        found = checkpoints.newest()
+    except CheckpointError as error:
+        return None, [], error
+    return (None, [], None) if found is None else (found[0].name, found[1], None)
 
 
 def _check_equal(wire: Wire, recipe: Recipe, corpus: Corpus) -> None:

@@ -27,14 +27,14 @@ class Stragglers:
     def __init__(self, rank: int, size: int) -> None:
         self.size = size
         self._start = rank * FIGURES
-        self._last: tuple[float, float, float] | None = None
+        self._last = (0.0, 0.0, 0.0)
         self._seen: deque[tuple[int, list[float], list[float]]] = deque(maxlen=WINDOW)
         self._named: set[int] = set()
 
     def rows(self) -> list[float]:
         """What this rank adds to the totals: its own row of the last step, and zeros for the others."""
         rows = [0.0] * (FIGURES * self.size)
-        rows[self._start : self._start + FIGURES] = self._last or (0.0, 0.0, 0.0)
+        rows[self._start : self._start + FIGURES] = self._last
         return rows
 
     def keep(self, step_seconds: float, data_seconds: float, sync_seconds: float) -> None:

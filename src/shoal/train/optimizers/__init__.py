@@ -6,9 +6,11 @@ flat dictionary of tensors by parameter name: it goes to disk without pickle and
 
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoal.core import recipe
+from shoal.core.errors import RecipeError
+from shoal.parallel.shards import Shards
 from shoal.train.optimizers.adamw import AdamW
 from shoal.train.optimizers.lookahead import Lookahead
 from shoal.train.optimizers.muon import Muon
@@ -51,14 +53,25 @@ class Together:
             part.load_state_dict(state)
 
 
-def build_optimizer(model: nn.Module, settings: recipe.Optimizer) -> Optimizer:
-    """The recipe's optimizer over all trainable parameters."""
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def check_optimizer(settings: recipe.Optimizer, divided: bool) -> None:
+    """`RecipeError` when the optimizer can't work on parts of matrices."""
+    if divided and settings.kind == "muon":
+        raise RecipeError(
+            "'optimizer.kind' is 'muon', which needs whole matrices; with 'parallel.shard' other than 'replicate', or "
+            "with 'parallel.tensor' above 1, accepted: 'adamw'"
+        )
+
+
+def build_optimizer(shards: Shards, settings: recipe.Optimizer) -> Optimizer:
+    """The recipe's optimizer over this rank's parts of all parameters."""
+    check_optimizer(settings, divided=any(shard.boxes for shard in shards.values()))
+    named = {name: shard.value for name, shard in shards.items()}
+    matrices = {name for name, shard in shards.items() if len(shard.shape) == 2}
     optimizer: Optimizer
     if settings.kind == "muon":
-        matrices = {name: value for name, value in named.items() if value.dim() == 2 and name.startswith("blocks.")}
-        rest = {name: value for name, value in named.items() if name not in matrices}
-        optimizer = Together([Muon(matrices, settings), AdamW(rest, settings)])
+        whole = {name: value for name, value in named.items() if name in matrices and name.startswith("blocks.")}
+        rest = {name: value for name, value in named.items() if name not in whole}
+        optimizer = Together([Muon(whole, settings), AdamW(rest, settings, matrices)])
     else:
-        optimizer = AdamW(named, settings)
+        optimizer = AdamW(named, settings, matrices)
     return Lookahead(optimizer, named, settings.lookahead) if settings.lookahead.every else optimizer

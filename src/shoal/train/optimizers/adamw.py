@@ -6,15 +6,15 @@ from shoal.core import recipe
 
 
 class AdamW:
-    """Decays matrices only; embeddings and the output projection may have a learning rate of their own."""
+    """Decays `matrices` only; embeddings and the output projection may have a learning rate of their own."""
 
-    def __init__(self, named: dict[str, nn.Parameter], settings: recipe.Optimizer) -> None:
+    def __init__(self, named: dict[str, nn.Parameter], settings: recipe.Optimizer, matrices: set[str]) -> None:
         self.named = named
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in named.items():
             vocabulary = name in ("embedding.weight", "position.weight", "head.weight")
             rate = settings.learning_rate * (settings.embedding_rate if vocabulary else 1.0)
-            decay = settings.weight_decay if parameter.dim() >= 2 else 0.0
+            decay = settings.weight_decay if name in matrices else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
         self.peaks = [rate for rate, _ in groups]
         self.inner = optim.AdamW(

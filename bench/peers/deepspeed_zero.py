@@ -1,4 +1,4 @@
-"""DeepSpeed: the plain model under `deepspeed.initialize` at ZeRO stage 0, which is plain data parallelism.
+"""DeepSpeed: the plain model under `deepspeed.initialize` at a ZeRO stage; 0 is plain data parallelism.
 
 One rank as it stands; several under `torchrun --nproc-per-node N`, over gloo where oneCCL's bindings are missing.
 Losses are those of rank 0's share of the batch.
@@ -31,7 +31,8 @@ def main() -> None:
         config={
             "train_batch_size": settings.batch,
             "train_micro_batch_size_per_gpu": settings.batch // world_size,
-            "zero_optimization": {"stage": 0},
+            "zero_optimization": {"stage": settings.stage},
+            "zero_allow_untested_optimizer": True,  # torch's AdamW
             "gradient_clipping": GRADIENT_CLIP,
             "steps_per_print": settings.steps + 1,
         },
@@ -47,8 +48,8 @@ def main() -> None:
         losses.append(loss.item())
         clock.tick()
     if rank == 0:
-        name = "deepspeed zero-0 compiled" if settings.compile else "deepspeed zero-0"
-        print_result(name, settings, clock, losses, count_parameters(model))
+        name = f"deepspeed zero-{settings.stage}"
+        print_result(f"{name} compiled" if settings.compile else name, settings, clock, losses, count_parameters(model))
     distributed.destroy_process_group()
 
 

@@ -1,0 +1,48 @@
+"""What a rank really holds and sends: one step on real ranks, as bench/sharding.py sets it beside formula and forecast.
+
+Run by torchrun; rank 0 prints one JSON object.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import tyro
+
+from shoal.core.recipe_file import read_recipe
+from shoal.core.run_directory import RunDirectory
+from shoal.parallel.world import join
+from shoal.train.layout import one_step
+from shoal.train.loop import empty_totals, memory_bytes
+from shoal.train.setup import build
+
+
+def main(recipe: Path, corpus: Path, shard: str = "replicate", tensor: int = 1, steps: int = 2) -> None:
+    """Measure one rank of those that torchrun has started.
+
+    Args:
+        recipe: What to train.
+        corpus: Its corpus.
+        shard: `parallel.shard`.
+        tensor: `parallel.tensor`.
+        steps: Steps; the last one counts.
+    """
+    keys = ["--data.directory", str(corpus), "--parallel.shard", shard, "--parallel.tensor", str(tensor)]
+    chosen = read_recipe(recipe, [*keys, "--train.compile", "off"])
+    with join("cpu", threads=1) as world, TemporaryDirectory() as folder:
+        parts = build(chosen, RunDirectory(Path(folder)), world, quiet=True)
+        wire = parts.sync.wire
+        for _ in range(steps):
+            wire.sent.clear()
+            held = one_step(chosen, parts.model, parts.sync, parts.optimizer)
+            parts.sync.sum_totals(empty_totals(world, 1))
+        sent = dict(wire.sent)
+        peaks = wire.gather_objects(memory_bytes(world.device))
+        parts.telemetry.close()
+        if world.is_main:
+            print(json.dumps({"held": asdict(held), "sent": sent, "peak_memory_bytes": max(peaks)}))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,167 @@
+"""ZeRO-2 and ZeRO-3 on torch's `fully_shard`, with collectives of our own so that gloo overlaps and every byte is counted.
+
+Each unit (a block) gathers its weights before it computes and gives them back afterwards: after its forward pass (ZeRO-3)
+or only after its backward pass (ZeRO-2, one gather a step instead of two). Its gradients leave as soon as its backward pass
+is done: `ScatterSum` starts them on their way and returns at once, and `before_step` waits. torch's own would block a CPU
+there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+
+from shoal.parallel.mesh import Mesh
+from shoal.parallel.shards import Box, Shards
+from shoal.parallel.sync import global_norm
+from shoal.parallel.wire import Wire
+
+
+class FullySharded:
+    """Parameters, gradients and optimizer state divided over the shard axis; sums of gradients added between replicas.
+
+    `units`: modules that gather their weights one at a time, in the order of their use. `keep`: from forward to backward
+    (ZeRO-2). `in_flight`: the type of gathered weights; gradients are summed in the weights' own.
+    """
+
+    def __init__(
+        self, wire: Wire, mesh: Mesh, units: Sequence[nn.Module], *, keep: bool, in_flight: torch.dtype | None = None
+    ) -> None:
+        self.wire, self.mesh, self.units, self.keep, self.in_flight = wire, mesh, units, keep, in_flight
+        self.scatter_sum = ScatterSum(wire, mesh)
+
+    def attach(self, model: nn.Module, shards: Shards) -> None:
+        """Divide the model; `shards` are then this rank's rows of each parameter, none where there are fewer than ranks."""
+        assert self.mesh.devices is not None
+        policy = MixedPrecisionPolicy(self.in_flight, torch.float32) if self.in_flight else MixedPrecisionPolicy()
+        shapes = {name: shard.value.shape for name, shard in shards.items()}
+        for unit in (*self.units, model):
+            fully_shard(
+                unit,
+                mesh=self.mesh.devices["shard"],
+                mp_policy=policy,
+                reshard_after_forward=unit is not model and not self.keep,
+            )
+        gather = Gather(self.wire, self.mesh)
+        for unit in (*self.units, model):
+            assert isinstance(unit, FSDPModule)
+            unit.set_custom_all_gather(gather)
+            unit.set_custom_reduce_scatter(self.scatter_sum)
+            unit.set_gradient_divide_factor(1.0)  # sums, not means
+            unit.set_force_sum_reduction_for_comms(True)
+        for unit, following in zip(self.units, self.units[1:], strict=False):
+            assert isinstance(unit, FSDPModule) and isinstance(following, FSDPModule)
+            unit.set_modules_to_forward_prefetch([following])
+            following.set_modules_to_backward_prefetch([unit])
+        assert isinstance(model, FSDPModule)
+        self.model = model
+        self.parameters: dict[str, Any] = dict(model.named_parameters())
+        self.shards: Shards = {}
+        for name, parameter in self.parameters.items():
+            rows = shapes[name][0]
+            each = -(-rows // self.mesh.shard.size)
+            start, end = (min(edge * each, rows) for edge in (self.mesh.shard.rank, self.mesh.shard.rank + 1))
+            box = Box.along(shapes[name], 0, start, end)
+            value = nn.Parameter(parameter.to_local().detach())
+            first = shards[name].first and self.mesh.replicate.rank == 0
+            self.shards[name] = replace(shards[name], value=value, boxes=(*shards[name].boxes, box), first=first)
+
+    def begin_backward(self, last: bool) -> None:
+        """A forward and backward pass follow; gradients travel in the `last` of a step."""
+        self.model.set_requires_gradient_sync(last)
+        self.model.set_is_last_backward(last)
+        self.model.set_reshard_after_backward(last or not self.keep)
+
+    def before_step(self) -> None:
+        """This rank's gradients are sums over all ranks when this returns."""
+        self.scatter_sum.finish()
+        for name, parameter in self.parameters.items():
+            self.shards[name].value.grad = None if parameter.grad is None else parameter.grad.to_local()
+
+    def sum_totals(self, totals: Tensor) -> Tensor:
+        """[micro-batches of this rank, n] to their sums [n] over micro-batches and ranks, in one small message."""
+        return self.wire.sum(totals.sum(0))
+
+    def grad_norm(self) -> Tensor:
+        """Euclidean norm of all gradients; equal on all ranks."""
+        return global_norm(self.wire, self.mesh, self.shards)
+
+    @torch.no_grad()
+    def scale_grads(self, factor: float) -> None:
+        """Multiply this rank's gradients."""
+        if factor != 1.0:
+            for gradients in self.scatter_sum.results:
+                gradients.mul_(factor)
+
+    def after_step(self) -> None:
+        """Drop the gradients."""
+        self.scatter_sum.results.clear()
+        for name, parameter in self.parameters.items():
+            parameter.grad = self.shards[name].value.grad = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing outlives a step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to take up."""
+
+
+class _Buffers:
+    """Where torch's interface asks how communication buffers are made."""
+
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A fresh one."""
+        return torch.empty(size, dtype=dtype, device=device)
+
+
+class Gather(_Buffers, AllGather):
+    """Weights on their way; torch waits for the work that this returns when it needs them."""
+
+    def __init__(self, wire: Wire, mesh: Mesh) -> None:
+        self.wire, self.mesh = wire, mesh
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, async_op: bool = False) -> Any:
+        """Start to gather."""
+        return _Timed(self.wire.finish, self.wire.start_gather(output_tensor, input_tensor, self.mesh.shard))
+
+
+class ScatterSum(_Buffers, ReduceScatter):
+    """Gradients on their way, until `finish`; `results` then holds what this rank got."""
+
+    def __init__(self, wire: Wire, mesh: Mesh) -> None:
+        self.wire, self.mesh = wire, mesh
+        self.started: list[tuple[Any, Tensor]] = []
+        self.results: list[Tensor] = []
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False) -> None:
+        """Start to sum; torch only takes views of the output, which is filled later."""
+        self.started.append((self.wire.start_scatter_sum(output_tensor, input_tensor, self.mesh.shard), output_tensor))
+
+    def finish(self) -> None:
+        """Wait for all, and add up between replicas."""
+        between = []
+        for work, result in self.started:
+            self.wire.finish(work)
+            between.append(self.wire.start_sum(result, self.mesh.replicate))
+            self.results.append(result)
+        self.started.clear()
+        for work in between:
+            self.wire.finish(work)
+
+
+class _Timed(distributed.Work):
+    """Work for which a wait is a wait of the wire's."""
+
+    def __init__(self, finish: Callable[[Any], None], work: Any) -> None:
+        super().__init__()
+        self._finish, self._work = finish, work
+
+    def wait(self, timeout: Any = None) -> bool:
+        """Wait, and count the seconds."""
+        self._finish(self._work)
+        return True

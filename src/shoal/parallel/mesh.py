@@ -1,0 +1,69 @@
+"""How the ranks are arranged: replicate × shard × tensor, on one `DeviceMesh`.
+
+Tensor ranks are neighbours, as they talk the most; then those that shard; replicas are furthest apart. With eight ranks on
+two hosts, sharding over 4 stays inside a host, and only sums of gradients travel between the two.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from shoal.core.errors import InputError
+from shoal.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Ranks that do one thing together: how many, which of them this one is, and how they talk (None: alone)."""
+
+    size: int = 1
+    rank: int = 0
+    group: distributed.ProcessGroup | None = None
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This rank's place along each axis. `data`: the ranks that read different sequences, which is replicate × shard."""
+
+    replicate: Axis = field(default_factory=Axis)
+    shard: Axis = field(default_factory=Axis)
+    tensor: Axis = field(default_factory=Axis)
+    data: Axis = field(default_factory=Axis)
+    devices: DeviceMesh | None = None
+
+
+def divide(world: int, shard: int, tensor: int) -> tuple[int, int, int]:
+    """(replicate, shard, tensor) sizes for `world` ranks; `shard` 0 takes all that are left. `InputError` if impossible."""
+    if world % tensor:
+        raise InputError(
+            f"parallel.tensor is {tensor}, which does not divide {world} rank{'s' * (world != 1)}; "
+            f"accepted: {_divisors(world)}, or another number of ranks"
+        )
+    left = world // tensor
+    sharding = shard or left
+    if left % sharding:
+        raise InputError(
+            f"parallel.shard_ranks is {sharding}, which does not divide the {left} rank{'s' * (left != 1)} that are left "
+            f"by {world} ranks over parallel.tensor {tensor}; accepted: {_divisors(left)}"
+        )
+    return left // sharding, sharding, tensor
+
+
+def make_mesh(world: World, sizes: tuple[int, int, int]) -> Mesh:
+    """Arrange the ranks by (replicate, shard, tensor) sizes; every rank must call it."""
+    if world.size == 1:
+        return Mesh()
+    kind, (replicate, shard, tensor) = world.device.type, sizes
+    devices = init_device_mesh(kind, sizes, mesh_dim_names=("replicate", "shard", "tensor"))
+    data = init_device_mesh(kind, (replicate * shard, tensor), mesh_dim_names=("data", "tensor"))["data"]
+    axes = {name: _axis(devices[name]) for name in ("replicate", "shard", "tensor")}
+    return Mesh(**axes, data=_axis(data), devices=devices)
+
+
+def _axis(mesh: DeviceMesh) -> Axis:
+    return Axis(mesh.size(), mesh.get_local_rank(), mesh.get_group())
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(candidate) for candidate in range(1, number + 1) if number % candidate == 0)

@@ -1,0 +1,117 @@
+"""ZeRO-1 (Rajbhandari et al. 2020, arXiv:1910.02054): each rank keeps optimizer state for, and updates, its share alone.
+
+A bucket of gradients is cut into as many equal pieces as ranks shard; each rank gets the sum of its piece, and after the
+step the ranks gather the changed weights. That moves as many bytes as an all-reduce, in the same buckets, without a copy:
+the weights lie in a flat buffer as the gradients do. Pieces don't follow the borders of parameters: all are equally large.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.parallel.buckets import Bucket, Buckets
+from shoal.parallel.mesh import Mesh
+from shoal.parallel.shards import Box, Shards
+from shoal.parallel.sync import global_norm
+from shoal.parallel.wire import Wire
+
+ALIGNED = 16
+"""Elements: pieces begin at whole cache lines."""
+
+
+class ShardedOptimizer:
+    """Gradients summed by pieces within the shard axis, then between replicas; weights gathered after the step."""
+
+    def __init__(self, wire: Wire, mesh: Mesh, bucket_bytes: int = 8 << 20) -> None:
+        self.wire, self.mesh = wire, mesh
+        self.bucket_bytes = bucket_bytes
+
+    def attach(self, model: nn.Module, shards: Shards) -> None:
+        """Lay weights and gradients out; `shards` are then this rank's pieces, empty ones too.
+
+        Raises `ValueError` for parameters of mixed types.
+        """
+        axis = self.mesh.shard
+        self.gradients = Buckets(
+            [shard.value for shard in shards.values()], self.bucket_bytes, self._send, axis.size * ALIGNED
+        )
+        self.weights = torch.zeros_like(self.gradients.flat)
+        places = dict(zip(self.gradients.parameters, self.gradients.starts, strict=True))
+        self.shards: Shards = {}
+        for name, shard in shards.items():
+            start = places[shard.value]
+            end = start + shard.value.numel()
+            self.weights[start:end].copy_(shard.value.data.flatten())
+            shard.value.data = self.weights[start:end].view_as(shard.value)
+            low, high = self._mine(next(bucket for bucket in self.gradients.buckets if bucket.end >= end))
+            low, high = (min(max(edge, start), end) for edge in (low, high))
+            value = nn.Parameter(self.weights[low:high])
+            value.grad = self.gradients.flat[low:high]
+            box = Box.piece(shard.value.shape, low - start, high - start)
+            self.shards[name] = replace(
+                shard, value=value, boxes=(*shard.boxes, box), first=shard.first and self.mesh.replicate.rank == 0
+            )
+
+    def begin_backward(self, last: bool) -> None:
+        """A backward pass follows; buckets travel during the `last` of a step."""
+        self.gradients.begin_backward(last)
+
+    def before_step(self) -> None:
+        """This rank's pieces are sums over all ranks when this returns."""
+        self.gradients.send_rest()
+        between = []
+        for bucket in self.gradients.buckets:
+            self.wire.finish(bucket.work)
+            between.append(self.wire.start_sum(self._piece(self.gradients.flat, bucket), self.mesh.replicate))
+        for work in between:
+            self.wire.finish(work)
+
+    def sum_totals(self, totals: Tensor) -> Tensor:
+        """[micro-batches of this rank, n] to their sums [n] over micro-batches and ranks, in one small message."""
+        return self.wire.sum(totals.sum(0))
+
+    def grad_norm(self) -> Tensor:
+        """Euclidean norm of all gradients; equal on all ranks."""
+        return global_norm(self.wire, self.mesh, self.shards)
+
+    def scale_grads(self, factor: float) -> None:
+        """Multiply this rank's pieces."""
+        if factor != 1.0:
+            for bucket in self.gradients.buckets:
+                self._piece(self.gradients.flat, bucket).mul_(factor)
+
+    def after_step(self) -> None:
+        """Gather the changed weights, and clear the gradients meanwhile."""
+        with torch.no_grad():
+            works = [
+                self.wire.start_gather(
+                    self.weights[bucket.start : bucket.end], self._piece(self.weights, bucket).clone(), self.mesh.shard
+                )
+                for bucket in self.gradients.buckets
+            ]
+        self.gradients.flat.zero_()
+        for work in works:
+            self.wire.finish(work)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing outlives a step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to take up: but the weights of the others are to be had again."""
+        self.after_step()
+
+    def _mine(self, bucket: Bucket) -> tuple[int, int]:
+        length = (bucket.end - bucket.start) // self.mesh.shard.size
+        start = bucket.start + self.mesh.shard.rank * length
+        return start, start + length
+
+    def _piece(self, flat: Tensor, bucket: Bucket) -> Tensor:
+        start, end = self._mine(bucket)
+        return flat[start:end]
+
+    def _send(self, bucket: Bucket) -> Any:
+        flat = self.gradients.flat
+        return self.wire.start_scatter_sum(self._piece(flat, bucket), flat[bucket.start : bucket.end], self.mesh.shard)

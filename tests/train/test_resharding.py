@@ -1,0 +1,61 @@
+"""A run goes on from its checkpoint on any other number of ranks, in any other division, as if nothing had happened."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shoal.core.errors import Interrupted
+from shoal.core.run_directory import RunDirectory
+from shoal.data.audit import audit
+from shoal.data.ledger import read_ledger
+from shoal.parallel.world import World
+from shoal.train.checkpoint import Checkpoints, Saved
+from shoal.train.loop import train
+from shoal.train.telemetry import read_metrics
+from tests.ranks import alone, run_ranks
+from tests.train.runs import build_parts, run_training, tiny_recipe
+
+JOURNEYS = {
+    "zero3 on 2, alone, zero1 and tensor on 4": [(2, 7, "zero3", 1), (1, 13, "replicate", 1), (4, 20, "zero1", 2)],
+    "tensor on 2, zero2 on 4, replicate on 2": [(2, 6, "replicate", 2), (4, 12, "zero2", 1), (2, 20, "replicate", 1)],
+}
+
+
+def session(world: World, corpus: Path, folder: Path, last: int, shard: str, tensor: int, resume: bool) -> None:
+    torch.set_num_threads(1)
+    recipe = tiny_recipe(corpus, parallel={"shard": shard, "tensor": tensor}, optimizer={"lookahead": {"every": 5}})
+    parts = build_parts(recipe, folder, world, resume=resume)
+    progress = parts.progress
+    parts = dataclasses.replace(parts, stop_requested=lambda: last < 20 and progress.step + 1 >= last)
+    try:
+        train(parts)
+    except Interrupted:
+        pass
+    finally:
+        parts.telemetry.close()
+
+
+@pytest.mark.parametrize("journey", JOURNEYS)
+def test_a_run_goes_on_in_any_other_division(corpus: Path, tmp_path: Path, journey: str) -> None:
+    reference, weights = run_training(
+        alone(), tiny_recipe(corpus, optimizer={"lookahead": {"every": 5}}), tmp_path / "straight"
+    )
+    folder = tmp_path / "divided"
+    for number, (ranks, *how) in enumerate(JOURNEYS[journey]):
+        arguments: tuple[Any, ...] = (corpus, folder, *how, number > 0)
+        if ranks == 1:
+            session(alone(), *arguments)
+        else:
+            run_ranks(ranks, session, *arguments)
+    run = RunDirectory(folder)
+    records = read_metrics(run.metrics)[0]
+    assert [record["loss"] for record in records] == pytest.approx([record["loss"] for record in reference], rel=1e-5)
+    found = Checkpoints(run.checkpoints).newest()
+    assert found is not None
+    saved = Saved.open(found[0])
+    for name, value in weights.items():
+        torch.testing.assert_close(saved.read("model", name), value, rtol=1e-3, atol=2e-5)
+    assert not audit(read_ledger(run.ledger)).faults
