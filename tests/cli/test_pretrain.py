@@ -109,3 +109,21 @@ def test_a_file_where_the_runs_should_lie_is_told(shoal: Shoal, corpus: Path) ->
 def test_a_key_given_twice_has_its_last_value(shoal: Shoal) -> None:
     facts = json.loads(shoal("pretrain", "--dry-run", "--json", *TINY, "--train.steps=7", "--train.steps", "9").out)
     assert facts["steps"] == 9
+
+
+def test_a_dry_run_of_many_ranks_tells_what_each_holds_and_sends(shoal: Shoal) -> None:
+    words = ("pretrain", "--dry-run", *TINY, "--world", "8", "--shard", "zero3", "--tensor", "2")
+    facts = json.loads(shoal(*words, "--json").out)
+    assert facts["recipe"]["parallel"]["shard"] == "zero3"
+    layout = facts["layout"]
+    assert (layout["replicate"], layout["shard"], layout["tensor"]) == (1, 4, 2)
+    assert sum(layout["held"].values()) == pytest.approx(16 * facts["parameters"] / 8, rel=0.1)
+    shown = " ".join(shoal(*words).out.split())
+    for text in ("8: replicate 1 × shard 4 × tensor 2", "model states", "reduce-scatter", "at 100 Mbit/s"):
+        assert text in shown
+
+
+def test_a_world_is_only_imagined_in_a_dry_run(shoal: Shoal) -> None:
+    refused = shoal("pretrain", *TINY, "--world", "8")
+    assert refused.code == 2
+    assert "only beside --dry-run" in refused.err

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -167,6 +168,20 @@ def test_a_checkpoint_of_another_model_is_refused(corpus: Path, tmp_path: Path) 
         build_parts(tiny_recipe(corpus, model={"dim": 64}), tmp_path, alone(), resume=True)
 
 
+def other_code(world: Any, corpus: Path, folder: Path) -> str:
+    with mock.patch("shoal.train.setup.code_fingerprint", lambda: f"edited on {world.rank}"):
+        try:
+            build_parts(tiny_recipe(corpus), folder, world)
+        except InputError as error:
+            return str(error)
+    return "no error"
+
+
+def test_ranks_with_other_code_are_refused_by_all_with_one_message(corpus: Path, tmp_path: Path) -> None:
+    expected = "ranks 1, 2 started with another Shoal than rank 0: give all ranks the same"
+    assert run_ranks(3, other_code, corpus, tmp_path) == [expected] * 3
+
+
 def two_recipes(world: Any, corpus: Path, folder: Path) -> str:
     try:
         build_parts(tiny_recipe(corpus, seed=world.rank), folder, world)
@@ -176,7 +191,10 @@ def two_recipes(world: Any, corpus: Path, folder: Path) -> str:
 
 
 def test_ranks_with_different_recipes_are_all_refused(corpus: Path, tmp_path: Path) -> None:
-    assert run_ranks(2, two_recipes, corpus, tmp_path) == ["ranks [1] have another recipe or corpus than rank 0"] * 2
+    assert (
+        run_ranks(2, two_recipes, corpus, tmp_path)
+        == ["rank 1 started with another recipe than rank 0: give all ranks the same"] * 2
+    )
 
 
 def test_weights_to_start_from_may_come_from_a_folder(corpus: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     shoal prepare recipes/gpt-shakespeare.yaml --data.sources tinyshakespeare.txt
     shoal pretrain recipes/gpt-shakespeare.yaml --workers 2
+    shoal pretrain gpt2-small --dry-run --world 64 --shard zero3 --tensor 2
     shoal pretrain recipes/gpt-shakespeare.yaml --workers 1:4 --checkpoint.every 100
 
 The run's folder, runs/NAME, holds the model in the Hugging Face layout, metrics, checkpoints and report.html. Ctrl-C saves
@@ -9,7 +10,7 @@ and leaves; --resume goes on. Under torchrun, Slurm or any launcher that sets RA
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,9 +31,10 @@ from shoal.parallel.world import is_rank
 from shoal.serve.generation import generate, load_language_model
 from shoal.serve.sampling import Sampling
 from shoal.train.elastic import Workers, is_of_this_job, launch_elastic, mark_job, newest_checkpoint
+from shoal.train.layout import find_layout, rows
 from shoal.train.pretrain import Session, pretrain
 from shoal.train.report import write_report
-from shoal.train.sizes import estimate
+from shoal.train.sizes import estimate, transformer_config
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Arguments:
     """Start anew in a folder that holds a run."""
     dry_run: bool = False
     """Print the resolved recipe and what it takes, and start nothing."""
+    world: int = 0
+    """With --dry-run: as if on so many ranks, on any machines."""
     runs: Path = Path("runs")
     """Folder of all runs."""
     quiet: bool = False
@@ -67,6 +71,8 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
         raise InputError("--resume goes on and --overwrite starts anew: give one of them")
     recipe = read_recipe(arguments.recipe, overrides)
     workers.check(recipe)
+    if arguments.world < 0 or (arguments.world and not arguments.dry_run):
+        raise InputError(f"--world is {arguments.world}; accepted: a whole number above 0, and only beside --dry-run")
     if arguments.dry_run:
         return _dry_run(recipe, arguments, workers.most)
     folder = RunDirectory(arguments.runs / recipe.name)
@@ -153,8 +159,11 @@ def _tell(folder: RunDirectory, result: dict[str, Any], samples: list[dict[str, 
 def _dry_run(recipe: Recipe, arguments: Arguments, workers: int) -> dict[str, Any]:
     directory = Path(recipe.corpus_directory)
     corpus = Corpus.open(directory) if (directory / "manifest.json").exists() else None
-    world = max(workers, int(os.environ.get("WORLD_SIZE", "1")))
-    facts = estimate(recipe, corpus.vocabulary if corpus else recipe.tokenizer.vocabulary, world)
+    vocabulary = corpus.vocabulary if corpus else recipe.tokenizer.vocabulary
+    world = arguments.world or max(workers, int(os.environ.get("WORLD_SIZE", "1")))
+    facts = estimate(recipe, vocabulary, world)
+    layout = find_layout(recipe, transformer_config(recipe, vocabulary), world)
+    facts["layout"] = asdict(layout)
     facts["corpus_tokens"] = corpus.split("train").tokens if corpus else None
     if not arguments.json:
         console = Console(highlight=False)
@@ -163,6 +172,8 @@ def _dry_run(recipe: Recipe, arguments: Arguments, workers: int) -> dict[str, An
         console.print(f"tokens           {_number(facts['tokens'])} ({facts['tokens_per_step']:,} a step)")
         console.print(f"steps            {_number(facts['steps'])}")
         console.print(f"memory           about {facts['memory_bytes'] / 1e9:.2f} GB a rank, on {world} rank(s)")
+        for name, text in rows(layout, world):
+            console.print(f"{name:<16} {text}")
         assumed = f"not prepared yet (a vocabulary of {recipe.tokenizer.vocabulary:,} assumed)"
         have = f"{facts['corpus_tokens']:,} training tokens" if corpus else assumed
         console.print(f"corpus           {directory}: {have}")

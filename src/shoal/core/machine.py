@@ -1,11 +1,13 @@
 """What machine this is, and since when this process runs on it."""
 
+import hashlib
 import os
 import platform
 import resource
 import shutil
 import sysconfig
 import time
+from functools import cache
 from pathlib import Path
 
 STARTED = "SHOAL_STARTED"
@@ -70,3 +72,14 @@ def cpp_compiler() -> str | None:
     """The machine's C++ compiler: `$CXX`, g++ or clang++."""
     named = os.environ.get("CXX")
     return shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++")
+
+
+@cache
+def code_fingerprint() -> str:
+    """Hash of this package's own source: equal versions may still differ where people change code."""
+    package = Path(__file__).parents[1]
+    sources = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp", ".h"))
+    digest = hashlib.sha256()
+    for path in sources:
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

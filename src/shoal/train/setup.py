@@ -1,6 +1,5 @@
 """From a recipe to the objects that the loop works with. All choosing happens here, once."""
 
-import json
 import os
 import signal
 import threading
@@ -15,6 +14,7 @@ import torch
 
 from shoal.core import recipe as schema
 from shoal.core.errors import CheckpointError, InputError, RecipeError
+from shoal.core.machine import code_fingerprint
 from shoal.core.model_directory import read_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
@@ -271,12 +271,14 @@ def _newest(checkpoints: Checkpoints) -> tuple[str | None, list[str], Checkpoint
 
 
 def _check_equal(wire: Wire, recipe: Recipe, corpus: Corpus) -> None:
-    """Ranks with different recipes or corpora would train apart silently."""
-    mine = json.dumps([str(recipe), corpus.fingerprint])
+    """Ranks with different recipes, corpora or programs would train apart silently: all refuse, with one message."""
+    mine = {"recipe": str(recipe), "corpus": corpus.fingerprint, "Shoal": code_fingerprint(), "torch": torch.__version__}
     everyone = wire.gather_objects(mine)
-    different = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
-    if different:
-        raise InputError(f"ranks {different} have another recipe or corpus than rank 0")
+    for what, value in everyone[0].items():
+        different = [str(rank) for rank, other in enumerate(everyone) if other[what] != value]
+        if different:
+            ranks = f"rank{'s' * (len(different) > 1)} {', '.join(different)}"
+            raise InputError(f"{ranks} started with another {what} than rank 0: give all ranks the same")
 
 
 @contextmanager
