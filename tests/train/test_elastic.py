@@ -15,7 +15,7 @@ import pytest
 
 from shoal.core.errors import InputError, Interrupted, RankError
 from shoal.core.files import read_json
-from shoal.core.recipe_file import write_recipe
+from shoal.core.recipe_file import build_recipe, write_recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.parallel.launch import RanksLostError
 from shoal.train import elastic
@@ -135,19 +135,20 @@ class Losses:
 
 
 @pytest.mark.parametrize(
-    ("workers", "ends", "calls"),
+    ("workers", "recipe", "ends", "calls"),
     [
-        ("1:4", [(5, [1]), (7, [0, 2]), (9, [0]), (9, None)], [4, 3, 1, 1]),
-        ("2:3", [(5, [1]), (7, [0]), (9, None)], [3, 2, 2]),
-        ("3:3", [(5, [0, 1, 2]), (9, None)], [3, 3]),
+        ("1:4", {}, [(5, [1]), (7, [0, 2]), (9, [0]), (9, None)], [4, 3, 1, 1]),
+        ("2:3", {}, [(5, [1]), (7, [0]), (9, None)], [3, 2, 2]),
+        ("3:3", {}, [(5, [0, 1, 2]), (9, None)], [3, 3]),
+        ("1:4", {"parallel": {"tensor": 2}}, [(5, [1]), (7, [0]), (9, None)], [4, 2, 2]),
     ],
 )
 def test_there_are_as_many_ranks_as_are_left_and_never_fewer_than_the_least(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str, ends: list[Any], calls: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str, recipe: dict[str, Any], ends: list[Any], calls: list[int]
 ) -> None:
     launch = Losses(RunDirectory(tmp_path), *ends)
     monkeypatch.setattr(elastic, "launch", launch)
-    told = launch_elastic(Workers.parse(workers), [], launch.run, resume=False)
+    told = launch_elastic(Workers.parse(workers).sizes(build_recipe(recipe)), [], launch.run, resume=False)
     assert launch.calls == [(size, False) for size in calls]
     assert len(told) == len(calls) - 1
     assert told[0].startswith("rank 1 was killed by SIGKILL at step 5; going on with")
@@ -159,7 +160,7 @@ def test_what_would_come_again_is_not_tried_again(tmp_path: Path, monkeypatch: p
     launch = Losses(RunDirectory(tmp_path), (3, error))
     monkeypatch.setattr(elastic, "launch", launch)
     with pytest.raises(type(error), match=str(error)):
-        launch_elastic(Workers.parse("1:2"), [], launch.run, resume=False)
+        launch_elastic([2, 1], [], launch.run, resume=False)
     assert len(launch.calls) == 1
 
 
@@ -167,5 +168,5 @@ def test_losses_without_progress_end_the_run(tmp_path: Path, monkeypatch: pytest
     launch = Losses(RunDirectory(tmp_path), (5, [1]), (5, [1]), (4, [1]), (5, [1]))
     monkeypatch.setattr(elastic, "launch", launch)
     with pytest.raises(RankError, match=r"lost 3 times in a row without a new step; at last: rank 1 was killed"):
-        launch_elastic(Workers.parse("1:9"), [], launch.run, resume=False)
+        launch_elastic(range(9, 0, -1), [], launch.run, resume=False)
     assert [size for size, _ in launch.calls] == [9, 8, 7, 6]
