@@ -69,7 +69,6 @@ def test_an_unknown_verb_is_told_with_the_nearest(shoal: Shoal, word: str, hint:
         (["generate"], "PATH"),
         (["generate", "m", "--tokens", "many"], "--tokens"),
         (["evaluate", "m", "--batch", "1.5"], "--batch"),
-        (["pretrain", "--workers", "x"], "--workers"),
     ],
 )
 def test_an_option_that_is_not_understood_is_told_with_the_nearest(shoal: Shoal, words: list[str], near: str) -> None:

@@ -245,13 +245,7 @@ def _resume(parts: Parts, run: RunDirectory) -> list[str]:
         raise problem
     if path is None:
         raise InputError(f"{run.checkpoints}: no checkpoint to go on from; leave --resume out to begin")
-    try:
-        saved = Saved.open(run.checkpoints / path)
-    except InputError as error:
-        raise CheckpointError(
-            f"rank {wire.world.rank} doesn't see what rank 0 does: {error}; {run.checkpoints} must be one folder that all "
-            "ranks see"
-        ) from None
+    saved = _opened(wire, run.checkpoints, path)
     try:
         restore(parts, saved)
     except (RuntimeError, KeyError) as error:
@@ -259,6 +253,23 @@ def _resume(parts: Parts, run: RunDirectory) -> list[str]:
             f"{run.checkpoints}: the checkpoint doesn't fit this recipe's model and optimizer: {error}"
         ) from None
     return [*notes, f"going on from step {saved.step}"]
+
+
+def _opened(wire: Wire, folder: Path, name: str) -> Saved:
+    """The checkpoint, on every rank or on none: `CheckpointError` when one does not see what rank 0 does."""
+    saved, problem = None, None
+    try:
+        saved = Saved.open(folder / name)
+    except InputError as error:
+        problem = str(error)
+    for rank, other in enumerate(wire.gather_objects(problem)):
+        if other is not None:
+            raise CheckpointError(
+                f"rank {rank} doesn't see the checkpoint that rank 0 goes on from: {other}; {folder} must be one folder "
+                "that all ranks see"
+            )
+    assert saved is not None
+    return saved
 
 
 def _newest(checkpoints: Checkpoints) -> tuple[str | None, list[str], CheckpointError | None]:
