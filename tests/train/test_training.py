@@ -249,8 +249,7 @@ def test_ranks_that_do_not_see_one_folder_are_all_refused(corpus: Path, tmp_path
         run_training(alone(), recipe, tmp_path / str(rank))
     (tmp_path / "1" / "checkpoints" / "step-00000004" / "state.json").unlink()
     told = run_ranks(2, resumed_apart, recipe, tmp_path)
-    assert told[0] == told[1]
-    assert "rank 1 doesn't see the checkpoint that rank 0 goes on from" in told[0]
+    assert all("rank 1 doesn't see the checkpoint that rank 0 goes on from" in text for text in told), told
 
 
 def test_compiled_blocks_resume_bitwise(corpus: Path, tmp_path: Path) -> None:
