@@ -39,7 +39,7 @@ def test_missing_is_who_is_silent_or_behind(signs: dict[int, Sign], missing: lis
 
 def test_a_stopped_rank_ends_the_run_and_is_named(corpus: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(corpus, name="stopped", train={"steps": 10**6}, parallel={"timeout": 5, "threads": 1})
-    process = start(tmp_path, recipe, "--workers", "3")
+    process = start(tmp_path, recipe, "--workers", "2")
     wait_for_first_step(process)
     ranks = ranks_of(process)
     os.kill(ranks[1], signal.SIGSTOP)

@@ -87,22 +87,6 @@ def test_a_run_whose_ranks_are_killed_ends_as_one_that_was_never_disturbed(corpu
     assert state["batches"]["position"] == STEPS * recipe.train.global_batch
 
 
-def test_a_stop_while_ranks_are_being_lost_ends_the_run_at_once(corpus: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(corpus, name="both", train={"steps": 10**6}, checkpoint={"every": 5}, parallel={"threads": 1})
-    run = RunDirectory(tmp_path / "runs" / "both")
-    process = start(tmp_path, recipe, "--workers", "1:2")
-    kill_at(process, run, 6, 1)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("shoal: rank 1 was killed"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "Traceback" not in told
-    assert "error" not in told
-
-
 def test_under_torchrun_restarted_ranks_go_on_by_themselves(corpus: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(corpus, name="again", train={"steps": 60}, checkpoint={"every": 10}, parallel={"threads": 1})
     run, file = RunDirectory(tmp_path / "runs" / "again"), tmp_path / "again.yaml"
@@ -170,3 +154,17 @@ def test_losses_without_progress_end_the_run(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(RankError, match=r"lost 3 times in a row without a new step; at last: rank 1 was killed"):
         launch_elastic(range(9, 0, -1), [], launch.run, resume=False)
     assert [size for size, _ in launch.calls] == [9, 8, 7, 6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_between_one_forming_and_the_next_is_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    launch = Losses(RunDirectory(tmp_path), (5, [1]), (9, None))
+    monkeypatch.setattr(elastic, "launch", launch)
+    monkeypatch.setattr(elastic, "_tell", lambda text: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="--resume goes on"):
+        launch_elastic([2, 1], [], launch.run, resume=False)
+    assert len(launch.calls) == 1
+    assert signal.getsignal(number) is before
