@@ -40,6 +40,8 @@ Start with: shoal demo"""
 
 def main(words: Sequence[str] | None = None) -> None:
     """Entry point of the `shoal` command."""
+    # before torch is imported: its C++ side tells of every broken connection with a stack, beside our message
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     sys.exit(run(list(sys.argv[1:] if words is None else words)))
 
 

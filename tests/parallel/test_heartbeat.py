@@ -4,14 +4,15 @@ import os
 import re
 import signal
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
-from shoal.core.run_directory import RunDirectory
-from shoal.parallel.heartbeat import Sign, find_missing
+from shoal.parallel.heartbeat import Heartbeat, Sign, find_missing
 from tests.parallel.test_launch import ranks_of, start, wait_for_first_step
-from tests.ranks import free_port
+from tests.ranks import CONTEXT, free_port
 from tests.train.runs import tiny_recipe
 
 NOW = 1000.0
@@ -38,7 +39,7 @@ def test_missing_is_who_is_silent_or_behind(signs: dict[int, Sign], missing: lis
 
 def test_a_stopped_rank_ends_the_run_and_is_named(corpus: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(corpus, name="stopped", train={"steps": 10**6}, parallel={"timeout": 5, "threads": 1})
-    process = start(tmp_path, recipe, "--workers", "3")
+    process = start(tmp_path, recipe, "--workers", "2")
     wait_for_first_step(process)
     ranks = ranks_of(process)
     os.kill(ranks[1], signal.SIGSTOP)
@@ -57,21 +58,41 @@ def test_a_stopped_rank_ends_the_run_and_is_named(corpus: Path, tmp_path: Path) 
     assert not Path(f"/proc/{ranks[1]}").exists()
 
 
-def test_without_a_launcher_every_waiting_rank_tells_it_even_when_the_main_one_is_stopped(
-    corpus: Path, tmp_path: Path
-) -> None:
-    recipe = tiny_recipe(corpus, name="main", train={"steps": 10**6}, parallel={"timeout": 5, "threads": 1})
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    places = [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
-    processes = [start(tmp_path, recipe, environment=place) for place in places]
-    wait_for_first_step(processes[0])
-    processes[0].send_signal(signal.SIGSTOP)
-    _, told = processes[1].communicate(timeout=60)
-    processes[0].kill()
-    processes[0].communicate()
-    assert processes[1].returncode == 1
-    assert re.search(
-        r"^shoal: error: waited \d s at step \d+ in vain, and rank 0, which knows .* does not answer", told, re.M
-    ), told
-    assert "Traceback" not in told
-    assert RunDirectory(tmp_path / "runs" / "main").metrics.exists()
+def keep_store(port: int, ready: Event) -> None:
+    store = TCPStore("127.0.0.1", port, None, True, wait_for_workers=False)
+    ready.set()
+    store.get("what nobody tells")
+
+
+def test_a_store_whose_process_is_stopped_holds_nobody_up_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, ready = free_port(), CONTEXT.Event()
+    keeper = CONTEXT.Process(target=keep_store, args=(port, ready))
+    keeper.start()
+    try:
+        assert ready.wait(60)
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        heartbeat = Heartbeat(1, 2, timeout=0.2)
+        heartbeat.at_step(18)
+        heartbeat.arrive()
+        os.kill(keeper.pid, signal.SIGSTOP)
+        heartbeat.entered -= 0.2
+        stalled = heartbeat.find_stall()
+        heartbeat.stop()
+        assert stalled is not None
+        assert stalled.missing == [0]
+        assert re.search(r"waited 0 s at step 18 in vain, and rank 0, which knows .* does not answer", str(stalled))
+    finally:
+        keeper.kill()
+
+
+def test_a_collective_that_fails_before_its_time_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    store = TCPStore("127.0.0.1", port, None, True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    heartbeat = Heartbeat(0, 1, timeout=60)
+    heartbeat.arrive()
+    assert heartbeat.find_stall() is None
+    heartbeat.stop()
+    assert store.check(["shoal/alive/0"])

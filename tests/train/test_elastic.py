@@ -15,7 +15,7 @@ import pytest
 
 from shoal.core.errors import InputError, Interrupted, RankError
 from shoal.core.files import read_json
-from shoal.core.recipe_file import write_recipe
+from shoal.core.recipe_file import build_recipe, write_recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.parallel.launch import RanksLostError
 from shoal.train import elastic
@@ -87,22 +87,6 @@ def test_a_run_whose_ranks_are_killed_ends_as_one_that_was_never_disturbed(corpu
     assert state["batches"]["position"] == STEPS * recipe.train.global_batch
 
 
-def test_a_stop_while_ranks_are_being_lost_ends_the_run_at_once(corpus: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(corpus, name="both", train={"steps": 10**6}, checkpoint={"every": 5}, parallel={"threads": 1})
-    run = RunDirectory(tmp_path / "runs" / "both")
-    process = start(tmp_path, recipe, "--workers", "1:2")
-    kill_at(process, run, 6, 1)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("shoal: rank 1 was killed"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "Traceback" not in told
-    assert "error" not in told
-
-
 def test_under_torchrun_restarted_ranks_go_on_by_themselves(corpus: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(corpus, name="again", train={"steps": 60}, checkpoint={"every": 10}, parallel={"threads": 1})
     run, file = RunDirectory(tmp_path / "runs" / "again"), tmp_path / "again.yaml"
@@ -135,19 +119,20 @@ class Losses:
 
 
 @pytest.mark.parametrize(
-    ("workers", "ends", "calls"),
+    ("workers", "recipe", "ends", "calls"),
     [
-        ("1:4", [(5, [1]), (7, [0, 2]), (9, [0]), (9, None)], [4, 3, 1, 1]),
-        ("2:3", [(5, [1]), (7, [0]), (9, None)], [3, 2, 2]),
-        ("3:3", [(5, [0, 1, 2]), (9, None)], [3, 3]),
+        ("1:4", {}, [(5, [1]), (7, [0, 2]), (9, [0]), (9, None)], [4, 3, 1, 1]),
+        ("2:3", {}, [(5, [1]), (7, [0]), (9, None)], [3, 2, 2]),
+        ("3:3", {}, [(5, [0, 1, 2]), (9, None)], [3, 3]),
+        ("1:4", {"parallel": {"tensor": 2}}, [(5, [1]), (7, [0]), (9, None)], [4, 2, 2]),
     ],
 )
 def test_there_are_as_many_ranks_as_are_left_and_never_fewer_than_the_least(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str, ends: list[Any], calls: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str, recipe: dict[str, Any], ends: list[Any], calls: list[int]
 ) -> None:
     launch = Losses(RunDirectory(tmp_path), *ends)
     monkeypatch.setattr(elastic, "launch", launch)
-    told = launch_elastic(Workers.parse(workers), [], launch.run, resume=False)
+    told = launch_elastic(Workers.parse(workers).sizes(build_recipe(recipe)), [], launch.run, resume=False)
     assert launch.calls == [(size, False) for size in calls]
     assert len(told) == len(calls) - 1
     assert told[0].startswith("rank 1 was killed by SIGKILL at step 5; going on with")
@@ -159,7 +144,7 @@ def test_what_would_come_again_is_not_tried_again(tmp_path: Path, monkeypatch: p
     launch = Losses(RunDirectory(tmp_path), (3, error))
     monkeypatch.setattr(elastic, "launch", launch)
     with pytest.raises(type(error), match=str(error)):
-        launch_elastic(Workers.parse("1:2"), [], launch.run, resume=False)
+        launch_elastic([2, 1], [], launch.run, resume=False)
     assert len(launch.calls) == 1
 
 
@@ -167,5 +152,19 @@ def test_losses_without_progress_end_the_run(tmp_path: Path, monkeypatch: pytest
     launch = Losses(RunDirectory(tmp_path), (5, [1]), (5, [1]), (4, [1]), (5, [1]))
     monkeypatch.setattr(elastic, "launch", launch)
     with pytest.raises(RankError, match=r"lost 3 times in a row without a new step; at last: rank 1 was killed"):
-        launch_elastic(Workers.parse("1:9"), [], launch.run, resume=False)
+        launch_elastic(range(9, 0, -1), [], launch.run, resume=False)
     assert [size for size, _ in launch.calls] == [9, 8, 7, 6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_between_one_forming_and_the_next_is_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    launch = Losses(RunDirectory(tmp_path), (5, [1]), (9, None))
+    monkeypatch.setattr(elastic, "launch", launch)
+    monkeypatch.setattr(elastic, "_tell", lambda text: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="--resume goes on"):
+        launch_elastic([2, 1], [], launch.run, resume=False)
+    assert len(launch.calls) == 1
+    assert signal.getsignal(number) is before

@@ -118,7 +118,7 @@ def _launch(recipe: Recipe, folder: RunDirectory, arguments: Arguments, workers:
         if not workers.elastic:
             launch(workers.most, [*words, "--resume"] if arguments.resume else words)
             return read_json(folder.result)
-        reformed = launch_elastic(workers, words, folder, arguments.resume)
+        reformed = launch_elastic(workers.sizes(recipe), words, folder, arguments.resume)
     finally:
         handed_over.unlink(missing_ok=True)
     result = read_json(folder.result) | {"reformed": reformed}

@@ -10,7 +10,6 @@ import json
 import os
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
@@ -18,7 +17,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from shoal.core.errors import RankError
 
-READING_SECONDS = 5.0
+READING_SECONDS = 3.0
 """How long to wait for the store's answer, whose process may be the one that is stopped."""
 
 
@@ -100,10 +99,13 @@ class Heartbeat:
             self._tell()
 
     def _tell(self) -> None:
+        if self._ended.is_set():
+            return
         sign = Sign(self.step, self.collectives, self.entered, time.time(), self._leaving)
-        # where the store's process has left, this one will notice at its next collective
-        with suppress(RuntimeError):
+        try:
             self._store.set(f"{PREFIX}{self.rank}", json.dumps(asdict(sign)))
+        except RuntimeError:  # the store's process has left, which the next collective will notice
+            self._ended.set()
 
     def _read(self) -> dict[int, Sign] | None:
         """All signs by rank; None when the store does not answer."""

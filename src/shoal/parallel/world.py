@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from shoal.core.errors import InputError, RankError
 from shoal.core.machine import cores
@@ -65,7 +66,11 @@ def join(device: str = "auto", threads: int = 0, timeout: float = 300.0) -> Iter
             backend = "nccl" if world.device.type == "cuda" else "gloo"
             try:
                 distributed.init_process_group(
-                    backend, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout)
+                    backend,
+                    store=_fresh_store(timeout),
+                    rank=world.rank,
+                    world_size=world.size,
+                    timeout=timedelta(seconds=timeout),
                 )
                 leaving.callback(distributed.destroy_process_group)
                 heartbeat = Heartbeat(world.rank, world.size, timeout)
@@ -74,6 +79,20 @@ def join(device: str = "auto", threads: int = 0, timeout: float = 300.0) -> Iter
             leaving.callback(heartbeat.stop)
             world = replace(world, heartbeat=heartbeat)
         yield world
+
+
+def _fresh_store(timeout: float) -> Store | None:
+    """A place of its own for ranks that torchrun has started again; None where torch's is fresh anyway.
+
+    The agent's store outlives them, with the addresses of their predecessors, which who comes first would wait for. Agents
+    of several machines count restarts apart, so there the count names no place that all would meet at.
+    """
+    started = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if started == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, None, False, timeout=timedelta(seconds=timeout), wait_for_workers=False)
+    return PrefixStore(f"started-again-{started}", store)
 
 
 def _read_world(environment: Mapping[str, str], device: str) -> World:

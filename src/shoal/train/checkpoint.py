@@ -9,7 +9,6 @@ training: the main rank's writer sees the others' files appear.
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,7 @@ class Checkpoints:
         self.folder, self.keep, self.rank, self.ranks = folder, keep, rank, ranks
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._abandoned = threading.Event()
         if rank == 0:  # what a crash left behind; the others write only when all have met
             for rest in folder.glob(".step-*.tmp"):
                 remove_folder(rest)
@@ -77,6 +77,10 @@ class Checkpoints:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise CheckpointError(f"{self.folder}: the checkpoint could not be written: {failure}") from failure
+
+    def abandon(self) -> None:
+        """Wait no longer for the files of other ranks: one is gone."""
+        self._abandoned.set()
 
     def newest(self) -> tuple[Path, list[str]] | None:
         """The newest whole checkpoint and notes on what was passed over; None when there has never been one."""
@@ -128,7 +132,10 @@ class Checkpoints:
     def _complete(self, temporary: Path, snapshot: Snapshot) -> None:
         """Wait for the other ranks' files, and make the whole."""
         expected = [temporary / f"rank-{rank:05}.json" for rank in range(self.ranks)]
-        _wait_for(lambda: all(path.exists() for path in expected), f"ranks have not written their parts to {temporary}")
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not all(path.exists() for path in expected):
+            if time.monotonic() > end or self._abandoned.wait(0.02):
+                raise CheckpointError(f"ranks have not written their parts to {temporary} within {PATIENCE_SECONDS:.0f} s")
         write_json(temporary / "state.json", snapshot.state | {"step": snapshot.step})
         files = {path.name: _facts(path) for path in (*expected, temporary / "state.json")}
         for path in expected:
@@ -224,14 +231,6 @@ def find_fault(path: Path) -> str | None:
 
 def _facts(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": sha256(file)}
-
-
-def _wait_for(done: Callable[[], bool], otherwise: str) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not done():
-        if time.monotonic() > end:
-            raise CheckpointError(f"{otherwise} within {PATIENCE_SECONDS:.0f} s")
-        time.sleep(0.02)
 
 
 def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:

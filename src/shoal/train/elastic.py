@@ -12,6 +12,8 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,6 +25,7 @@ from shoal.core.files import write_text
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.parallel.launch import RanksLostError, launch
+from shoal.train.setup import mesh_sizes
 
 FAILURES_WITHOUT_PROGRESS = 3
 """How often in a row ranks may be lost before a new step or checkpoint, until the cause is taken for one that stays."""
@@ -52,6 +55,7 @@ class Workers:
         """Raise `InputError` where a run could not be formed again as this promises."""
         if not self.elastic:
             return
+        self.sizes(recipe)
         given = f"--workers is {self.least}:{self.most}"
         if not recipe.checkpoint.every:
             raise InputError(f"{given}, but checkpoint.every is 0: there would be nothing to go on from; set it")
@@ -61,13 +65,24 @@ class Workers:
                 f"{self.most} ranks"
             )
 
+    def sizes(self, recipe: Recipe) -> list[int]:
+        """The numbers of ranks that the recipe's division allows, most first; `InputError` when the most are not allowed."""
+        mesh_sizes(recipe, self.most)
+        allowed = []
+        for size in range(self.most, self.least - 1, -1):
+            with suppress(InputError):
+                mesh_sizes(recipe, size)
+                allowed.append(size)
+        return allowed
 
-def launch_elastic(workers: Workers, words: list[str], run: RunDirectory, resume: bool) -> list[str]:
+
+def launch_elastic(sizes: Sequence[int], words: list[str], run: RunDirectory, resume: bool) -> list[str]:
     """Run `shoal WORDS` to its end over as many ranks as there are; returns what was told about those that were lost.
 
-    Raises what ends the run: `RankError` with a rank's own message or after too many losses, `Interrupted`.
+    `sizes` are the numbers of ranks that may train together, most first; the last is held however many are lost. Raises
+    what ends the run: `RankError` with a rank's own message or after too many losses, `Interrupted`.
     """
-    size, failures = workers.most, 0
+    size, failures = sizes[0], 0
     told: list[str] = []
     saved, furthest = newest_checkpoint(run), last_step(run)
     asked: list[int] = []
@@ -89,7 +104,8 @@ def launch_elastic(workers: Workers, words: list[str], run: RunDirectory, resume
             if failures == FAILURES_WITHOUT_PROGRESS:
                 raise RankError(f"ranks were lost {failures} times in a row without a new step; at last: {lost}")
             saved, furthest = newest, max(furthest, reached)
-            size, resume = max(workers.least, size - len(lost.ranks)), newest is not None
+            left = size - len(lost.ranks)
+            size, resume = next((other for other in sizes if other <= left), sizes[-1]), newest is not None
             where = f"step {newest}" if newest is not None else "the beginning"
             told.append(f"{lost.reason} at step {reached}; going on with {size} rank{'s' * (size > 1)} from {where}")
             _tell(told[-1])

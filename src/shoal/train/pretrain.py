@@ -20,7 +20,8 @@ from shoal.data.shards import Corpus
 from shoal.data.tokenizer import read_tokenizer
 from shoal.models import hugging_face
 from shoal.models.transformer import Transformer
-from shoal.parallel.wire import Wire
+from shoal.parallel.heartbeat import StalledError
+from shoal.parallel.wire import PeerLostError, Wire
 from shoal.parallel.world import join
 from shoal.train.checkpoint import Saved
 from shoal.train.loop import Parts, memory_bytes, train
@@ -53,6 +54,9 @@ def pretrain(recipe: Recipe, session: Session) -> dict[str, Any] | None:
                 if world.is_main:  # only now is it known to fit what is there
                     write_recipe(session.run.recipe, recipe)
                 evaluated = train(parts)
+            except (PeerLostError, StalledError):
+                parts.checkpoints.abandon()
+                raise
             finally:
                 parts.telemetry.close()
         memory = parts.sync.wire.gather_objects(memory_bytes(world.device))
