@@ -18,7 +18,9 @@ from shoal.train.loop import empty_totals, memory_bytes
 from shoal.train.setup import build
 
 
-def main(recipe: Path, corpus: Path, shard: str = "replicate", tensor: int = 1, steps: int = 2) -> None:
+def main(
+    recipe: Path, corpus: Path, shard: str = "replicate", tensor: int = 1, steps: int = 2, keys: tuple[str, ...] = ()
+) -> None:
     """Measure one rank of those that torchrun has started.
 
     Args:
@@ -27,9 +29,10 @@ def main(recipe: Path, corpus: Path, shard: str = "replicate", tensor: int = 1, 
         shard: `parallel.shard`.
         tensor: `parallel.tensor`.
         steps: Steps; the last one counts.
+        keys: Other keys of the recipe, as `model.context=256`.
     """
-    keys = ["--data.directory", str(corpus), "--parallel.shard", shard, "--parallel.tensor", str(tensor)]
-    chosen = read_recipe(recipe, [*keys, "--train.compile", "off"])
+    given = ["--data.directory", str(corpus), "--parallel.shard", shard, "--parallel.tensor", str(tensor)]
+    chosen = read_recipe(recipe, [*given, "--train.compile", "off", *(f"--{key}" for key in keys)])
     with join("cpu", threads=1) as world, TemporaryDirectory() as folder:
         parts = build(chosen, RunDirectory(Path(folder)), world, quiet=True)
         wire = parts.sync.wire
