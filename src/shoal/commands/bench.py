@@ -31,8 +31,8 @@ class Arguments:
     """`parity`: every division of the work against plain training in fp64."""
     ranks: tuple[int, ...] = (1, 2, 4)
     """Numbers of ranks to try."""
-    scratch: Annotated[Path | None, tyro.conf.Suppress] = None
-    """Where ranks leave what they found."""
+    scratch: Path | None = None
+    """For the ranks that this starts: where they leave what they found."""
     json: bool = False
     """Print one JSON object, and nothing else, on stdout."""
     debug: bool = False

@@ -1,0 +1,17 @@
+"""`shoal bench`, as a person types it."""
+
+import json
+
+from tests.cli.conftest import Shoal
+
+
+def test_parity_is_shown_over_real_ranks(shoal: Shoal) -> None:
+    found = json.loads(shoal("bench", "parity", "--ranks", "1", "--json").out)
+    assert [row["case"] for row in found["cases"]] == ["one rank", "one rank, accumulating"]
+    assert all(row["same"] and row["weights"] < found["tolerance"] for row in found["cases"])
+
+
+def test_a_number_of_ranks_that_has_no_cases_is_refused(shoal: Shoal) -> None:
+    refused = shoal("bench", "parity", "--ranks", "3")
+    assert refused.code == 2
+    assert "--ranks is 3; accepted: 1, 2, 4" in refused.err
