@@ -3,16 +3,16 @@
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from shoal.parallel.buckets import Bucket, Buckets
 from shoal.parallel.mesh import Mesh
 from shoal.parallel.shards import Shards
-from shoal.parallel.sync import global_norm
+from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 
 
-class AllReduce:
+class AllReduce(Sync):
     """Sums gradients over the data ranks in buckets of `bucket_bytes`; every one of them holds all of the model's state."""
 
     def __init__(self, wire: Wire, mesh: Mesh, bucket_bytes: int = 8 << 20) -> None:
@@ -35,14 +35,6 @@ class AllReduce:
         for bucket in self.gradients.buckets:
             self.wire.finish(bucket.work)
 
-    def sum_totals(self, totals: Tensor) -> Tensor:
-        """[micro-batches of this rank, n] to their sums [n] over micro-batches and ranks, in one small message."""
-        return self.wire.sum(totals.sum(0))
-
-    def grad_norm(self) -> Tensor:
-        """Euclidean norm of all gradients; equal on all ranks."""
-        return global_norm(self.wire, self.mesh, self.shards)
-
     def scale_grads(self, factor: float) -> None:
         """Multiply the flat buffer."""
         if factor != 1.0:
@@ -51,13 +43,6 @@ class AllReduce:
     def after_step(self) -> None:
         """Clear the gradients for the next step."""
         self.gradients.flat.zero_()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing outlives a step."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to take up."""
 
     def _send(self, bucket: Bucket) -> Any:
         return self.wire.start_sum(self.gradients.flat[bucket.start : bucket.end], self.mesh.data)

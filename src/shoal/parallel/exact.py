@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from shoal.core.errors import InputError
 from shoal.parallel.mesh import Mesh
 from shoal.parallel.shards import Shards
+from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 
 
-class ExactSum:
+class ExactSum(Sync):
     """Sums gradients of `virtual_shards` equal micro-batches over all ranks, in the same order on any number of them.
 
     Ranks, and micro-batches of a rank, must be powers of two, and rank r have the r-th contiguous block of them. Products

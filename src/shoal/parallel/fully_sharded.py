@@ -17,11 +17,11 @@ from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatt
 
 from shoal.parallel.mesh import Mesh
 from shoal.parallel.shards import Box, Shards
-from shoal.parallel.sync import global_norm
+from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 
 
-class FullySharded:
+class FullySharded(Sync):
     """Parameters, gradients and optimizer state divided over the shard axis; sums of gradients added between replicas.
 
     `units`: modules that gather their weights one at a time, in the order of their use. `keep`: from forward to backward
@@ -82,14 +82,6 @@ class FullySharded:
         for name, parameter in self.parameters.items():
             self.shards[name].value.grad = None if parameter.grad is None else parameter.grad.to_local()
 
-    def sum_totals(self, totals: Tensor) -> Tensor:
-        """[micro-batches of this rank, n] to their sums [n] over micro-batches and ranks, in one small message."""
-        return self.wire.sum(totals.sum(0))
-
-    def grad_norm(self) -> Tensor:
-        """Euclidean norm of all gradients; equal on all ranks."""
-        return global_norm(self.wire, self.mesh, self.shards)
-
     @torch.no_grad()
     def scale_grads(self, factor: float) -> None:
         """Multiply this rank's gradients."""
@@ -102,13 +94,6 @@ class FullySharded:
         self.scatter_sum.results.clear()
         for name, parameter in self.parameters.items():
             parameter.grad = self.shards[name].value.grad = None
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing outlives a step."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to take up."""
 
 
 class _Buffers:

@@ -4,7 +4,8 @@ Tensor ranks are neighbours, as they talk the most; then those that shard; repli
 two hosts, sharding over 4 stays inside a host, and only sums of gradients travel between the two.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -24,12 +25,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """This rank's place along each axis. `data`: the ranks that read different sequences, which is replicate × shard."""
+    """This rank's place along each axis.
+
+    `data`: the ranks whose gradients are summed, which is replicate × shard; `together`: all that meet in every step.
+    """
 
     replicate: Axis = field(default_factory=Axis)
     shard: Axis = field(default_factory=Axis)
     tensor: Axis = field(default_factory=Axis)
     data: Axis = field(default_factory=Axis)
+    together: Axis = field(default_factory=Axis)
     devices: DeviceMesh | None = None
 
 
@@ -58,7 +63,26 @@ def make_mesh(world: World, sizes: tuple[int, int, int]) -> Mesh:
     devices = init_device_mesh(kind, sizes, mesh_dim_names=("replicate", "shard", "tensor"))
     data = init_device_mesh(kind, (replicate * shard, tensor), mesh_dim_names=("data", "tensor"))["data"]
     axes = {name: _axis(devices[name]) for name in ("replicate", "shard", "tensor")}
-    return Mesh(**axes, data=_axis(data), devices=devices)
+    return Mesh(**axes, data=_axis(data), together=Axis(world.size, world.rank), devices=devices)
+
+
+def within_copy(world: World, mesh: Mesh) -> Mesh:
+    """The mesh of the ranks that hold one copy of the model among them; every rank must call it."""
+    size = mesh.shard.size * mesh.tensor.size
+    together = Axis()
+    if size > 1:
+        names = ("replicate", "together")
+        together = _axis(init_device_mesh(world.device.type, (mesh.replicate.size, size), mesh_dim_names=names)["together"])
+    return replace(mesh, replicate=Axis(), data=mesh.shard, together=together)
+
+
+def own_channel(axis: Axis, timeout: float) -> Axis:
+    """The same ranks, talking apart from what else they say; all of them must call it. `timeout` is in seconds."""
+    if axis.size == 1:
+        return axis
+    ranks = distributed.get_process_group_ranks(axis.group or distributed.group.WORLD)
+    group = distributed.new_group(ranks, timeout=timedelta(seconds=timeout), use_local_synchronization=True)
+    return replace(axis, group=group)
 
 
 def _axis(mesh: DeviceMesh) -> Axis:

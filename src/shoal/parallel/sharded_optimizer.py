@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from shoal.parallel.buckets import Bucket, Buckets
 from shoal.parallel.mesh import Mesh
 from shoal.parallel.shards import Box, Shards
-from shoal.parallel.sync import global_norm
+from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 
 ALIGNED = 16
 """Elements: pieces begin at whole cache lines."""
 
 
-class ShardedOptimizer:
+class ShardedOptimizer(Sync):
     """Gradients summed by pieces within the shard axis, then between replicas; weights gathered after the step."""
 
     def __init__(self, wire: Wire, mesh: Mesh, bucket_bytes: int = 8 << 20) -> None:
@@ -68,14 +68,6 @@ class ShardedOptimizer:
         for work in between:
             self.wire.finish(work)
 
-    def sum_totals(self, totals: Tensor) -> Tensor:
-        """[micro-batches of this rank, n] to their sums [n] over micro-batches and ranks, in one small message."""
-        return self.wire.sum(totals.sum(0))
-
-    def grad_norm(self) -> Tensor:
-        """Euclidean norm of all gradients; equal on all ranks."""
-        return global_norm(self.wire, self.mesh, self.shards)
-
     def scale_grads(self, factor: float) -> None:
         """Multiply this rank's pieces."""
         if factor != 1.0:
@@ -94,10 +86,6 @@ class ShardedOptimizer:
         self.gradients.flat.zero_()
         for work in works:
             self.wire.finish(work)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing outlives a step."""
-        return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Nothing to take up: but the weights of the others are to be had again."""

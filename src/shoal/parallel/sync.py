@@ -4,18 +4,20 @@ An all-reduce averages in `before_step`; sharding gathers in `after_step`; local
 H steps after. The loop calls the points and never asks which strategy it has.
 """
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from shoal.parallel.mesh import Mesh
+from shoal.parallel.mesh import Axis, Mesh
 from shoal.parallel.shards import Shards, squared_norm
 from shoal.parallel.wire import Wire
 
 
 class Sync(Protocol):
-    """How gradients (or parameters) of the ranks meet."""
+    """How gradients (or parameters) of the ranks meet. Strategies take what has a body here unless they know better."""
 
     wire: Wire
     mesh: Mesh
@@ -35,12 +37,16 @@ class Sync(Protocol):
         ...
 
     def sum_totals(self, totals: Tensor) -> Tensor:
-        """[micro-batches of this rank, n] to their sums [n] over micro-batches and ranks."""
-        ...
+        """[micro-batches of this rank, n] to their sums [n] over micro-batches and ranks, in one small message.
+
+        A strategy whose ranks don't meet in this step estimates the first two, loss and targets, as its own times as many
+        as there are, and leaves the others zero.
+        """
+        return self.wire.sum(totals.sum(0), self.mesh.together)
 
     def grad_norm(self) -> Tensor:
-        """Euclidean norm of the whole model's gradients as they are now, a scalar, the same on all ranks."""
-        ...
+        """Euclidean norm of the whole model's gradients as they are now, a scalar, the same on all ranks that meet."""
+        return global_norm(self.wire, self.mesh, self.shards)
 
     def scale_grads(self, factor: float) -> None:
         """Multiply all gradients."""
@@ -50,13 +56,34 @@ class Sync(Protocol):
         """The optimizer has stepped; clear the gradients, and let parameters meet where that is due."""
         ...
 
+    def settle(self) -> None:
+        """Training is over: let what is under way arrive; all ranks then have the same weights."""
+        return
+
+    def common_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that all ranks share, where theirs differ."""
+        return nullcontext()
+
+    @property
+    def apart(self) -> Axis:
+        """The ranks whose weights and optimizer states differ; each saves its own."""
+        return Axis()
+
     def state_dict(self) -> dict[str, Tensor]:
-        """What must be kept to go on bitwise."""
-        ...
+        """What all ranks share and must be kept to go on bitwise, by `parameter name/kind`, divided as the weights are."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
-        ...
+        return
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What this rank alone knows and must be kept."""
+        return {}
+
+    def load_own_state(self, states: list[Mapping[str, Tensor]]) -> None:
+        """Take up `own_state` of one rank; of several where fewer ranks go on, and of none where more do."""
+        return
 
 
 def global_norm(wire: Wire, mesh: Mesh, shards: Shards) -> Tensor:

@@ -21,6 +21,7 @@ from shoal.core.seeds import derive_seed
 from shoal.data.batches import Windows
 from shoal.data.ledger import Ledger, write_ledger
 from shoal.models.transformer import Transformer
+from shoal.parallel.shards import Shards
 from shoal.parallel.sync import Sync
 from shoal.parallel.world import World
 from shoal.tasks import Task
@@ -38,6 +39,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    skipped: int = 0
 
 
 class Batches(Protocol):
@@ -115,25 +117,25 @@ def train(parts: Parts) -> dict[str, float]:
         # ranks decide together: all leave at the same step, by rank 0's clock
         totals[0, 2] = float(parts.stop_requested())
         totals[0, 3] = time.perf_counter() - began if world.is_main else 0.0
-        totals[0, 4:] = torch.tensor(stragglers.rows(), dtype=torch.float64)
+        totals[0, 4:] = torch.tensor(stragglers.rows(bool(totals[:, 0].isfinite().all())), dtype=torch.float64)
         sync.before_step()
         total_loss, targets, stop, seconds, *figures = sync.sum_totals(totals).tolist()
         loss, norm = total_loss / targets, sync.grad_norm().item() / targets
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise ShoalError(
-                f"step {progress.step + 1}: loss {loss}, gradient norm {norm}: training has diverged; "
-                "lower optimizer.learning_rate and start anew"
-            )
-        # one pass: from the sum over targets to their mean, and clipped
-        sync.scale_grads(min(1.0, recipe.train.clip / (norm + 1e-12) if recipe.train.clip else 1.0) / targets)
         share = learning_rate_share(recipe.schedule, done, progress.step)
-        parts.optimizer.step(share)
+        if math.isfinite(loss) and math.isfinite(norm):
+            # one pass: from the sum over targets to their mean, and clipped
+            sync.scale_grads(min(1.0, recipe.train.clip / (norm + 1e-12) if recipe.train.clip else 1.0) / targets)
+            parts.optimizer.step(share)
+        else:
+            _skip(parts, loss, norm, stragglers.not_finite(figures))
         sync.after_step()
 
         progress.step += 1
         progress.tokens += int(targets)
-        progress.seconds = seconds
+        progress.seconds = seconds or progress.seconds
         done = parts.budget.progress(progress.step, progress.tokens, progress.seconds)
+        if done >= 1:
+            sync.settle()
         step_seconds = time.perf_counter() - clock
         speed = targets / step_seconds
         record = {
@@ -150,6 +152,8 @@ def train(parts: Parts) -> dict[str, float]:
             "wire_bytes": wire.bytes_sent - sent,
             "memory_bytes": memory_bytes(world.device),
         }
+        if progress.skipped:
+            record["skipped"] = progress.skipped
         if found := stragglers.find(figures, progress.step - 1):
             record["stragglers"] = found
         stragglers.keep(step_seconds, data_seconds, wire.seconds_waited - waited)
@@ -166,7 +170,8 @@ def train(parts: Parts) -> dict[str, float]:
             if stop:
                 parts.checkpoints.wait()
         if done >= 1 or _due(progress.step, recipe.evaluation.every):
-            evaluated = parts.evaluate(model, final=done >= 1)
+            with sync.common_weights():
+                evaluated = parts.evaluate(model, final=done >= 1)
             parts.telemetry.evaluation({"step": progress.step, "tokens": progress.tokens, **evaluated})
         if stop and done < 1:
             again = f"shoal pretrain {parts.checkpoints.folder.parent / 'recipe.yaml'} --resume"
@@ -174,6 +179,20 @@ def train(parts: Parts) -> dict[str, float]:
             raise Interrupted(f"interrupted; saved at step {progress.step}. Go on with: {again}{ranks}")
     parts.checkpoints.wait()
     return evaluated or parts.evaluate(model)
+
+
+def _skip(parts: Parts, loss: float, norm: float, culprits: list[int]) -> None:
+    """A step whose sums are not finite changes nothing; `ShoalError` when there have been too many."""
+    progress, most = parts.progress, parts.recipe.train.max_skipped
+    progress.skipped += 1
+    who = f" on rank{'s' * (len(culprits) > 1)} {', '.join(map(str, culprits))}" if culprits else ""
+    what = f"step {progress.step + 1}: loss {loss}, gradient norm {norm}: not finite{who}"
+    if progress.skipped > most:
+        raise ShoalError(
+            f"{what}; skipped {progress.skipped - 1} before (train.max_skipped): training has diverged; "
+            "lower optimizer.learning_rate and start anew"
+        )
+    parts.telemetry.note(f"{what}; skipped ({progress.skipped} of at most {most})")
 
 
 def empty_totals(world: World, micro_batches: int) -> Tensor:
@@ -185,51 +204,91 @@ def empty_totals(world: World, micro_batches: int) -> Tensor:
 
 
 def snapshot(parts: Parts) -> Snapshot:
-    """This rank's part of everything that must be kept to go on bitwise."""
-    shards, is_main = parts.sync.shards, parts.sync.wire.world.is_main
-    mine = {name: shard for name, shard in shards.items() if shard.first and shard.value.numel()}
-    optimizer = {}
-    for key, tensor in parts.optimizer.state_dict().items():
-        name = key.rpartition("/")[0]
-        if name not in shards or tensor.shape != shards[name].value.shape:
-            if is_main:
-                optimizer[key] = Part(tensor, tensor.shape)
-        elif name in mine:
-            optimizer[key] = Part(tensor, mine[name].shape, mine[name].boxes)
-    model = {name: Part(shard.value, shard.shape, shard.boxes) for name, shard in mine.items()}
-    sync = {name: Part(tensor, tensor.shape) for name, tensor in parts.sync.state_dict().items() if is_main}
-    progress = parts.progress
+    """This rank's part of everything that must be kept to go on bitwise.
+
+    Copies of the model that differ (`sync.apart`) are saved apart: `model`, `model-1`, …
+    """
+    sync, progress = parts.sync, parts.progress
+    apart, world = sync.apart, sync.wire.world
+    first_of_copy = world.rank % (world.size // apart.size) == 0
+    saved = {
+        _of_copy("model", apart.rank): {
+            name: Part(shard.value, shard.shape, shard.boxes)
+            for name, shard in sync.shards.items()
+            if shard.first and shard.value.numel()
+        },
+        _of_copy("optimizer", apart.rank): _divided(sync.shards, parts.optimizer.state_dict(), first_of_copy),
+        "sync": _divided(sync.shards, sync.state_dict(), world.is_main) if apart.rank == 0 else {},
+        "own": {f"{world.rank}/{key}": Part(tensor, tensor.shape) for key, tensor in sync.own_state().items()},
+    }
     state = {
         "tokens": progress.tokens,
         "seconds": progress.seconds,
+        "skipped": progress.skipped,
         "batches": parts.batches.state_dict(),
-        "world_size": parts.sync.wire.world.size,
+        "world_size": world.size,
+        "copies": apart.size,
     }
-    return Snapshot(progress.step, {"model": model, "optimizer": optimizer, "sync": sync}, state)
+    return Snapshot(progress.step, saved, state)
+
+
+def _of_copy(group: str, copy: int) -> str:
+    return f"{group}-{copy}" if copy else group
+
+
+def _divided(shards: Shards, tensors: dict[str, Tensor], whole: bool) -> dict[str, Part]:
+    """What this rank saves of tensors by `parameter name/kind`: its boxes of those divided as weights, others if `whole`."""
+    parts = {}
+    for key, tensor in tensors.items():
+        shard = shards.get(key.rpartition("/")[0])
+        if shard is None or tensor.shape != shard.value.shape:
+            if whole:
+                parts[key] = Part(tensor, tensor.shape)
+        elif shard.first and shard.value.numel():
+            parts[key] = Part(tensor, shard.shape, shard.boxes)
+    return parts
 
 
 @torch.no_grad()
 def restore(parts: Parts, saved: Saved) -> None:
-    """Put a checkpoint back, however it was divided; random streams need nothing, they are derived from the step."""
-    shards = parts.sync.shards
-    wholes = saved.wholes["model"]
+    """Put a checkpoint back, however it was divided; random streams need nothing, they are derived from the step.
+
+    Where as many copies differed as do now, each takes up its own; else all begin at the mean of their weights.
+    """
+    sync, copies = parts.sync, saved.state.get("copies", 1)
+    shards, world = sync.shards, sync.wire.world
     for name, shard in shards.items():
-        if wholes[name].shape != shard.shape:
-            raise RuntimeError(f"{name} is {tuple(wholes[name].shape)} there and {tuple(shard.shape)} here")
-        shard.value.copy_(saved.read("model", name, shard.boxes))
-    optimizer = {}
-    for key, whole in saved.wholes["optimizer"].items():
-        name = key.rpartition("/")[0]
-        if name in shards and whole.shape == shards[name].shape:
-            optimizer[key] = saved.read("optimizer", key, shards[name].boxes)
-        elif name in shards or name not in wholes:  # a parameter that another rank holds needs nothing here
-            optimizer[key] = saved.read("optimizer", key)
-    parts.optimizer.load_state_dict(optimizer)
-    parts.sync.load_state_dict({name: saved.read("sync", name) for name in saved.wholes.get("sync", {})})
+        whole = saved.wholes["model"][name]
+        if whole.shape != shard.shape:
+            raise RuntimeError(f"{name} is {tuple(whole.shape)} there and {tuple(shard.shape)} here")
+        taken = [sync.apart.rank] if copies == sync.apart.size else range(copies)
+        read = [saved.read(_of_copy("model", copy), name, shard.boxes) for copy in taken]
+        shard.value.copy_(read[0] if len(read) == 1 else torch.stack(read).mean(0))
+    mine = _of_copy("optimizer", sync.apart.rank % copies)
+    parts.optimizer.load_state_dict(_read_divided(saved, mine, shards))
+    sync.load_state_dict(_read_divided(saved, "sync", shards))
+    before: dict[int, dict[str, Tensor]] = {}
+    for key in saved.wholes.get("own", {}):
+        rank, _, rest = key.partition("/")
+        if int(rank) % world.size == world.rank:
+            before.setdefault(int(rank), {})[rest] = saved.read("own", key)
+    sync.load_own_state([before[rank] for rank in sorted(before)])
     parts.batches.load_state_dict(saved.state["batches"])
     parts.progress.step = saved.step
     parts.progress.tokens = saved.state["tokens"]
     parts.progress.seconds = saved.state["seconds"]
+    parts.progress.skipped = saved.state.get("skipped", 0)
+
+
+def _read_divided(saved: Saved, group: str, shards: Shards) -> dict[str, Tensor]:
+    tensors = {}
+    for key, whole in saved.wholes.get(group, {}).items():
+        name = key.rpartition("/")[0]
+        if name in shards and whole.shape == shards[name].shape:
+            tensors[key] = saved.read(group, key, shards[name].boxes)
+        elif name in shards or name not in saved.wholes["model"]:  # what only another rank holds needs nothing here
+            tensors[key] = saved.read(group, key)
+    return tensors
 
 
 def memory_bytes(device: torch.device) -> int:

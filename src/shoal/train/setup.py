@@ -161,7 +161,7 @@ def prepare_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
 
 
 def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
-    """The recipe's strategy; alone, there is nothing to divide."""
+    """The recipe's strategy; alone, there is nothing to divide, and nobody to meet."""
     if recipe.parallel.exact:
         return ExactSum(wire, mesh, recipe.parallel.virtual_shards, recipe.parallel.threads or 1)
     return DIVISIONS[recipe.parallel.shard if mesh.shard.size > 1 else "replicate"](wire, mesh, recipe, model)

@@ -1,6 +1,6 @@
 """Which rank holds up the others: all wait for the slowest at every step, and nobody sees it from outside.
 
-Every rank adds its figures of the last step (three numbers) to the message of totals that ranks sum anyway: each has a row
+Every rank adds its figures of the last step to the message of totals that ranks sum anyway: each has a row
 of its own, so the sum is all rows. A rank's busy time is its step without the waiting for others; it is slow when that is
 over 1.5 times the ranks' median, and named once when it was slow in 5 of the last 10 steps. The median is the lower one:
 of two ranks the faster, or a rank would have to be three times slower than its only peer to be named.
@@ -10,8 +10,8 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
-FIGURES = 3
-"""Numbers in a rank's row: seconds of a step, seconds of it spent on data, seconds of it spent waiting for others."""
+FIGURES = 4
+"""Numbers in a rank's row: seconds of its last step, of reading data, of waiting; and 1 if its loss is not finite."""
 
 SLOW = 1.5
 WINDOW = 10
@@ -31,11 +31,15 @@ class Stragglers:
         self._seen: deque[tuple[int, list[float], list[float]]] = deque(maxlen=WINDOW)
         self._named: set[int] = set()
 
-    def rows(self) -> list[float]:
-        """What this rank adds to the totals: its own row of the last step, and zeros for the others."""
+    def rows(self, finite: bool) -> list[float]:
+        """What this rank adds to the totals: its own row, of the last step and its loss now, and zeros for the others."""
         rows = [0.0] * (FIGURES * self.size)
-        rows[self._start : self._start + FIGURES] = self._last
+        rows[self._start : self._start + FIGURES] = (*self._last, float(not finite))
         return rows
+
+    def not_finite(self, rows: Sequence[float]) -> list[int]:
+        """The ranks whose loss was not finite."""
+        return [rank for rank, wrong in enumerate(rows[FIGURES - 1 :: FIGURES]) if wrong]
 
     def keep(self, step_seconds: float, data_seconds: float, sync_seconds: float) -> None:
         """This rank's figures of the step that has just ended."""
@@ -43,7 +47,7 @@ class Stragglers:
 
     def find(self, rows: Sequence[float], step: int) -> list[str]:
         """All ranks' rows of `step` have come: what is to be told about ranks that have turned out slow."""
-        seconds, data, waited = (rows[kind::FIGURES] for kind in range(FIGURES))
+        seconds, data, waited = (rows[kind::FIGURES] for kind in range(3))
         if self.size == 1 or not all(seconds):
             return []  # the first step tells of none before it
         busy = [whole - idle for whole, idle in zip(seconds, waited, strict=True)]

@@ -1,0 +1,78 @@
+"""Sums over ranks of numbers that travel encoded.
+
+Encoded numbers can't be added on the way, and gloo's own reduce-scatter sends all to all. So each rank sends every other
+one the piece that the other is to sum (encoded), decodes and adds what it got in fp32 and in the order of ranks, and sends
+the sum (encoded) to all. A rank's own numbers enter its piece exact. What was dropped of a rank's numbers, and of the sum of
+its piece, it keeps as one error feedback (Tang et al. 2019, arXiv:1905.05957): it all belongs to the one sum. Every rank
+decodes the same bytes, so all have the same result to the bit.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.parallel.codecs.codec import Codec, encode_with_feedback
+from shoal.parallel.mesh import Axis
+from shoal.parallel.wire import Wire
+
+
+class CodedSum:
+    """Sums of fp32 tensors [n] over an axis, in the background; `n` must be a multiple of `multiple`.
+
+    The axis needs a channel of its own (`own_channel`). `feedback`: whether to keep what the codec drops.
+    """
+
+    def __init__(self, wire: Wire, axis: Axis, codec: Codec, feedback: bool = True, decay: float = 1.0) -> None:
+        self.wire, self.axis, self.codec, self.feedback, self.decay = wire, axis, codec, feedback, decay
+        self.multiple = axis.size * codec.block
+
+    def wire_bytes(self, length: int) -> int:
+        """What a rank sends for `length` numbers."""
+        return 2 * (self.axis.size - 1) * self.codec.nbytes(length // self.axis.size)
+
+    def start(self, values: Tensor, dropped: Tensor) -> Any:
+        """Begin to replace `values` by their sum over the ranks; pass the result to `wire.finish`.
+
+        `dropped` [n] is this rank's feedback, brought up to date; zeros at the beginning. Ranks must start sums in the same
+        order.
+        """
+        if self.axis.size == 1:
+            return None
+        return self.wire.in_background(lambda: self._sum(values, dropped))
+
+    def scatter_sum(self, values: Tensor, dropped: Tensor) -> Tensor:
+        """This rank's piece of the sum, exact but for what the others dropped; blocks, so call it in the background."""
+        size, rank = self.axis.size, self.axis.rank
+        pieces, kept = values.view(size, -1), dropped.view(size, -1)
+        sent = torch.empty(size, self.codec.nbytes(pieces.shape[1]), dtype=torch.uint8, device=values.device)
+        for other in range(size):
+            if other != rank:
+                self._encode(pieces[other], kept[other], sent[other])
+        received = torch.empty_like(sent)
+        self.wire.wait(self.wire.start_all_to_all(received, sent, self.axis))
+        total = torch.zeros_like(pieces[rank])
+        decoded = torch.empty_like(total)
+        for other in range(size):
+            if other != rank:
+                self.codec.decode(received[other], decoded)
+            total.add_(pieces[rank] if other == rank else decoded)
+        return total
+
+    def _sum(self, values: Tensor, dropped: Tensor) -> None:
+        size, rank = self.axis.size, self.axis.rank
+        total = self.scatter_sum(values, dropped)
+        pieces = values.view(size, -1)
+        mine = torch.empty(self.codec.nbytes(len(total)), dtype=torch.uint8, device=values.device)
+        self._encode(total, dropped.view(size, -1)[rank], mine)
+        whole = torch.empty(size * len(mine), dtype=torch.uint8, device=values.device)
+        self.wire.wait(self.wire.start_gather(whole, mine, self.axis))
+        for other, payload in enumerate(whole.view(size, -1)):
+            self.codec.decode(payload, pieces[other])
+
+    def _encode(self, values: Tensor, dropped: Tensor, payload: Tensor) -> None:
+        """Encode; `values` are overwritten."""
+        if self.feedback:
+            encode_with_feedback(self.codec, values, dropped, payload, self.decay)
+        else:
+            self.codec.encode(values, payload)
