@@ -1,0 +1,125 @@
+"""Where ranks run, and running one on each: on hosts of their own, or all on this one."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Protocol
+
+from shoal.bench.hosts import hosts
+from shoal.core.errors import ShoalError
+
+HOST_PORT = 29_500
+"""Where ranks on hosts of their own meet: nobody else is there."""
+
+
+class Place(Protocol):
+    """Where a rank runs, and how others find it."""
+
+    @property
+    def address(self) -> str:
+        """Where the others reach it."""
+        ...
+
+    def command(self, words: list[str]) -> list[str]:
+        """Words that run `words` there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """This host."""
+
+    address: str = "127.0.0.1"
+
+    def command(self, words: list[str]) -> list[str]:
+        """As they are."""
+        return words
+
+
+@contextmanager
+def places(number: int, megabits: float, namespaces: bool) -> Iterator[Sequence[Place]]:
+    """So many hosts with such a link, or this one as often, where ranks must throttle themselves."""
+    if not namespaces:
+        yield [Here()] * number
+        return
+    with hosts(number, megabits) as found:
+        yield found
+
+
+def run_ranks(
+    where: Sequence[Place], words: list[str], environment: Mapping[str, str], seconds: float = 3600.0
+) -> list[str]:
+    """Run `python WORDS` as one rank at each place, one core each; what they printed, by rank.
+
+    `ShoalError` with what the first that failed had to say, or when they take longer than `seconds`.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    port = HOST_PORT if where[0].address != Here().address else _free_port()
+    interface = {"GLOO_SOCKET_IFNAME": "eth0"} if where[0].address != Here().address else {}
+    running: list[tuple[subprocess.Popen[str], IO[str], IO[str]]] = []
+    try:
+        for rank, place in enumerate(where):
+            told: dict[str, object] = {
+                "RANK": rank,
+                "WORLD_SIZE": len(where),
+                "LOCAL_RANK": 0,
+                "LOCAL_WORLD_SIZE": 1,
+                "MASTER_ADDR": where[0].address,
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": 1,
+            }
+            bound = ["taskset", "-c", str(cores[rank % len(cores)])] if cores else []
+            out, err = _scratch(), _scratch()
+            process = subprocess.Popen(
+                place.command([*bound, sys.executable, *words]),
+                env={**os.environ, **interface, **environment, **{key: str(value) for key, value in told.items()}},
+                stdout=out,
+                stderr=err,
+                text=True,
+            )
+            running.append((process, out, err))
+        _wait(running, seconds)
+        return [_all_of(out) for _, out, _ in running]
+    finally:
+        for process, out, err in running:
+            process.kill()
+            process.wait()
+            out.close()
+            err.close()
+
+
+def _wait(running: list[tuple["subprocess.Popen[str]", IO[str], IO[str]]], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    left = dict(enumerate(running))
+    while left:
+        for rank, (process, _, err) in list(left.items()):
+            if process.poll() is None:
+                continue
+            del left[rank]
+            if process.returncode:
+                said = "\n".join(_all_of(err).splitlines()[-20:])
+                raise ShoalError(f"rank {rank} ended with exit code {process.returncode}:\n{said}")
+        if time.monotonic() > end:
+            raise ShoalError(f"ranks {', '.join(map(str, left))} were not done after {seconds:.0f} s")
+        time.sleep(0.02)
+
+
+def _scratch() -> IO[str]:
+    return tempfile.TemporaryFile("w+")  # noqa: SIM115: as long as the process runs
+
+
+def _all_of(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((Here().address, 0))
+        return int(probe.getsockname()[1])
