@@ -20,31 +20,36 @@ from shoal.parallel.wire import Wire
 class CodedSum:
     """Sums of fp32 tensors [n] over an axis, in the background; `n` must be a multiple of `multiple`.
 
-    The axis needs a channel of its own (`own_channel`). `feedback`: whether to keep what the codec drops.
+    The axis needs a channel of its own (`own_channel`). `decay`: the share of what was dropped that is added.
     """
 
-    def __init__(self, wire: Wire, axis: Axis, codec: Codec, feedback: bool = True, decay: float = 1.0) -> None:
-        self.wire, self.axis, self.codec, self.feedback, self.decay = wire, axis, codec, feedback, decay
+    def __init__(self, wire: Wire, axis: Axis, codec: Codec, decay: float = 1.0) -> None:
+        self.wire, self.axis, self.codec, self.decay = wire, axis, codec, decay
         self.multiple = axis.size * codec.block
 
     def wire_bytes(self, length: int) -> int:
         """What a rank sends for `length` numbers."""
         return 2 * (self.axis.size - 1) * self.codec.nbytes(length // self.axis.size)
 
-    def start(self, values: Tensor, dropped: Tensor) -> Any:
+    def start(self, values: Tensor, dropped: Tensor | None) -> Any:
         """Begin to replace `values` by their sum over the ranks; pass the result to `wire.finish`.
 
-        `dropped` [n] is this rank's feedback, brought up to date; zeros at the beginning. Ranks must start sums in the same
-        order.
+        `dropped` [n] is this rank's feedback, brought up to date; zeros at the beginning, None to forget what the codec
+        drops. Ranks must start sums in the same order.
         """
         if self.axis.size == 1:
             return None
+        if self.wire.imagined:
+            self.wire.count("all-to-all", self.wire_bytes(len(values)) // 2)
+            self.wire.count("all-gather", self.wire_bytes(len(values)) // 2)
+            return None
         return self.wire.in_background(lambda: self._sum(values, dropped))
 
-    def scatter_sum(self, values: Tensor, dropped: Tensor) -> Tensor:
+    def scatter_sum(self, values: Tensor, dropped: Tensor | None) -> Tensor:
         """This rank's piece of the sum, exact but for what the others dropped; blocks, so call it in the background."""
         size, rank = self.axis.size, self.axis.rank
-        pieces, kept = values.view(size, -1), dropped.view(size, -1)
+        pieces = values.view(size, -1)
+        kept = [None] * size if dropped is None else [*dropped.view(size, -1)]
         sent = torch.empty(size, self.codec.nbytes(pieces.shape[1]), dtype=torch.uint8, device=values.device)
         for other in range(size):
             if other != rank:
@@ -59,20 +64,20 @@ class CodedSum:
             total.add_(pieces[rank] if other == rank else decoded)
         return total
 
-    def _sum(self, values: Tensor, dropped: Tensor) -> None:
+    def _sum(self, values: Tensor, dropped: Tensor | None) -> None:
         size, rank = self.axis.size, self.axis.rank
         total = self.scatter_sum(values, dropped)
         pieces = values.view(size, -1)
         mine = torch.empty(self.codec.nbytes(len(total)), dtype=torch.uint8, device=values.device)
-        self._encode(total, dropped.view(size, -1)[rank], mine)
+        self._encode(total, None if dropped is None else dropped.view(size, -1)[rank], mine)
         whole = torch.empty(size * len(mine), dtype=torch.uint8, device=values.device)
         self.wire.wait(self.wire.start_gather(whole, mine, self.axis))
         for other, payload in enumerate(whole.view(size, -1)):
             self.codec.decode(payload, pieces[other])
 
-    def _encode(self, values: Tensor, dropped: Tensor, payload: Tensor) -> None:
-        """Encode; `values` are overwritten."""
-        if self.feedback:
-            encode_with_feedback(self.codec, values, dropped, payload, self.decay)
-        else:
+    def _encode(self, values: Tensor, dropped: Tensor | None, payload: Tensor) -> None:
+        """Encode; `values` may be overwritten."""
+        if dropped is None:
             self.codec.encode(values, payload)
+        else:
+            encode_with_feedback(self.codec, values, dropped, payload, self.decay)

@@ -25,10 +25,12 @@ from shoal.models import hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
+from shoal.parallel.codecs import CODECS
 from shoal.parallel.exact import ExactSum
 from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
-from shoal.parallel.mesh import Mesh, divide, make_mesh
+from shoal.parallel.local import Local
+from shoal.parallel.mesh import Mesh, divide, make_mesh, within_copy
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
@@ -162,9 +164,20 @@ def prepare_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
 
 def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
     """The recipe's strategy; alone, there is nothing to divide, and nobody to meet."""
-    if recipe.parallel.exact:
-        return ExactSum(wire, mesh, recipe.parallel.virtual_shards, recipe.parallel.threads or 1)
-    return DIVISIONS[recipe.parallel.shard if mesh.shard.size > 1 else "replicate"](wire, mesh, recipe, model)
+    parallel = recipe.parallel
+    if parallel.exact:
+        return ExactSum(wire, mesh, parallel.virtual_shards, parallel.threads or 1)
+    division = DIVISIONS[parallel.shard if mesh.shard.size > 1 else "replicate"]
+    if parallel.sync != "local" or mesh.replicate.size == 1:
+        return division(wire, mesh, recipe, model)
+    if recipe.train.global_batch % mesh.data.size:
+        raise RecipeError(
+            f"'parallel.sync' is 'local', where every rank must read as many sequences: 'train.global_batch' is "
+            f"{recipe.train.global_batch}, which {mesh.data.size} ranks can't share equally"
+        )
+    inner = division(wire, within_copy(wire.world, mesh), recipe, model)
+    codec = CODECS[parallel.codec.kind](parallel.codec) if parallel.codec.kind != "none" else None
+    return Local(wire, mesh, inner, parallel.local, codec, parallel.codec)
 
 
 def make_transformer_config(settings: schema.Model, vocabulary: int) -> TransformerConfig:
