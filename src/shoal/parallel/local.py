@@ -112,16 +112,15 @@ class Local(Sync):
 
     def after_step(self) -> None:
         """Take in the fragment that is due, and send the next."""
-        self.inner.after_step()
         self.steps += 1
-        if self.steps <= self.settings.after:
-            if self.steps == self.settings.after:
-                self.common = self._read(0, self.length)
-            return
-        self._land()
-        for fragment in self._departing(self.steps):
-            self._send(fragment, self.steps + self.settings.overlap)
+        if self.steps > self.settings.after:
             self._land()
+            for fragment in self._departing(self.steps):
+                self.flight = self._begin(fragment, self.steps + self.settings.overlap)
+                self._land()
+        elif self.steps == self.settings.after:
+            self.common = self._read(0, self.length)
+        self.inner.after_step()  # where a copy is divided, its ranks tell each other what has become of their parts
 
     def settle(self) -> None:
         """All copies end with the mean of their weights; the outer optimizer would go on in its old direction."""
@@ -135,16 +134,22 @@ class Local(Sync):
             self.wire.finish(flight.work)
             self.common[start:end].sub_(flight.values, alpha=1 / self.apart.size)
             self._write(start, self.common[start:end])
+        self._tell_copy()
 
     @contextmanager
     def common_weights(self) -> Iterator[None]:
         """Inside, the model has the common weights, as of the last meetings."""
+        if self.steps <= self.settings.after:
+            yield
+            return
         own = self._read(0, self.length)
-        self._write(0, self.common if self.steps > self.settings.after else own)
+        self._write(0, self.common)
+        self._tell_copy()
         try:
             yield
         finally:
             self._write(0, own)
+            self._tell_copy()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Common weights, outer momentum, what is under way, and how far it has come."""
@@ -167,6 +172,7 @@ class Local(Sync):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from there; from a run whose ranks did not step apart, from its weights."""
         self.flight = None
+        self._tell_copy()
         if "local/steps" not in state:
             self.common = self._read(0, self.length)
             return
@@ -218,9 +224,6 @@ class Local(Sync):
         since = step - self.settings.after
         return [fragment for fragment in range(count) if (since - (fragment + 1) * every // count) % every == 0]
 
-    def _send(self, fragment: int, arrival: int) -> None:
-        self.flight = self._begin(fragment, arrival)
-
     def _begin(self, fragment: int, arrival: int) -> Flight:
         start, end = self.pieces[fragment]
         sent = self._read(start, end)
@@ -263,6 +266,10 @@ class Local(Sync):
         share = self.settings.momentum * warm
         momentum.mul_(share).add_(gradient)
         common.sub_(gradient, alpha=rate).sub_(momentum, alpha=rate * share)
+
+    def _tell_copy(self) -> None:
+        """Weights have changed from outside: the ranks that divide this copy may have to gather them."""
+        self.inner.load_state_dict(self.inner.state_dict())
 
     def _read(self, start: int, end: int) -> Tensor:
         return self.flat.read(self.shards, start, end)
