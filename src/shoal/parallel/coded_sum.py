@@ -57,11 +57,11 @@ class CodedSum:
         received = torch.empty_like(sent)
         self.wire.wait(self.wire.start_all_to_all(received, sent, self.axis))
         total = torch.zeros_like(pieces[rank])
-        decoded = torch.empty_like(total)
         for other in range(size):
-            if other != rank:
-                self.codec.decode(received[other], decoded)
-            total.add_(pieces[rank] if other == rank else decoded)
+            if other == rank:
+                total.add_(pieces[rank])
+            else:
+                self.codec.decode(received[other], total, add=True)
         return total
 
     def _sum(self, values: Tensor, dropped: Tensor | None) -> None:
