@@ -25,10 +25,13 @@ from shoal.models import hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
+from shoal.parallel.codecs import CODECS
+from shoal.parallel.coded_all_reduce import MESSAGE_BYTES, CodedAllReduce, MakeSums
+from shoal.parallel.coded_sum import CodedSum
 from shoal.parallel.exact import ExactSum
 from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
-from shoal.parallel.mesh import Mesh, divide, make_mesh
+from shoal.parallel.mesh import Axis, Mesh, divide, make_mesh
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
@@ -56,6 +59,17 @@ DIVISIONS: dict[str, Division] = {
     ),
 }
 """Name to strategy, for the recipe's `parallel.shard`."""
+
+CODED_DIVISIONS: dict[str, Division] = {
+    "replicate": lambda wire, mesh, recipe, model: CodedAllReduce(
+        wire,
+        mesh,
+        make_sums(recipe, wire, mesh.data),
+        min(bucket_bytes(recipe), MESSAGE_BYTES),
+        feedback=recipe.parallel.codec.feedback,
+    ),
+}
+"""The same where gradients travel encoded."""
 
 LEAVING_SECONDS = 8.0
 """How long a rank may take to notice by itself that another has failed."""
@@ -164,7 +178,16 @@ def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Syn
     """The recipe's strategy; alone, there is nothing to divide, and nobody to meet."""
     if recipe.parallel.exact:
         return ExactSum(wire, mesh, recipe.parallel.virtual_shards, recipe.parallel.threads or 1)
-    return DIVISIONS[recipe.parallel.shard if mesh.shard.size > 1 else "replicate"](wire, mesh, recipe, model)
+    divisions = DIVISIONS if recipe.parallel.codec.kind == "none" else CODED_DIVISIONS
+    return divisions[recipe.parallel.shard if mesh.shard.size > 1 else "replicate"](wire, mesh, recipe, model)
+
+
+def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:
+    """How gradients are summed over an axis with the recipe's codec; all of its ranks must call it."""
+    settings = recipe.parallel.codec
+    channel, back = wire.own_channel(axis), wire.own_channel(axis)
+    sums = CodedSum(wire, channel, CODECS[settings.kind](settings), settings.feedback_decay, back)
+    return lambda places: sums
 
 
 def make_transformer_config(settings: schema.Model, vocabulary: int) -> TransformerConfig:
