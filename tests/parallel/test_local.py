@@ -12,6 +12,7 @@ from shoal.core.errors import RecipeError
 from shoal.parallel.all_reduce import AllReduce
 from shoal.parallel.codecs.codec import Codec
 from shoal.parallel.codecs.half import Half
+from shoal.parallel.coded_sum import CodedSum
 from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.local import Local
 from shoal.parallel.mesh import Mesh, make_mesh, within_copy
@@ -37,8 +38,8 @@ class Same:
     def encode(self, values: Tensor, payload: Tensor) -> None:
         payload.view(torch.float32).copy_(values)
 
-    def decode(self, payload: Tensor, values: Tensor) -> None:
-        values.copy_(payload.view(torch.float32))
+    def decode(self, payload: Tensor, values: Tensor, add: bool = False) -> None:
+        values.mul_(float(add)).add_(payload.view(torch.float32))
 
 
 def small_model() -> nn.Sequential:
@@ -58,7 +59,8 @@ def make(world: World, model: nn.Sequential, settings: recipe.Local, codec: Code
     wire, shard = Wire(world), 2 if kind else 1
     mesh = make_mesh(world, (world.size // shard, shard, 1))
     inner = inner_sync(kind or "replicate", wire, within_copy(world, mesh), model)
-    sync = Local(wire, mesh, inner, settings, codec, recipe.Codec())
+    sums = CodedSum(wire, wire.own_channel(mesh.replicate), codec) if codec else None
+    sync = Local(wire, mesh, inner, settings, sums)
     sync.attach(model, whole_shards(model))
     return sync
 

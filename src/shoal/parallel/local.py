@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from shoal.core import recipe
 from shoal.core.errors import RecipeError
-from shoal.parallel.codecs.codec import Codec
-from shoal.parallel.coded_sum import CodedSum
-from shoal.parallel.mesh import Axis, Mesh, own_channel
+from shoal.parallel.coded_sum import Sums
+from shoal.parallel.mesh import Axis, Mesh
 from shoal.parallel.shards import Shards
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
@@ -44,10 +43,19 @@ class Flight:
 
 
 class Local(Sync):
-    """`inner` divides and syncs within a copy of the model; copies (the mesh's replicate axis) meet every so many steps."""
+    """`inner` divides and syncs within a copy of the model; copies (the mesh's replicate axis) meet every so many steps.
+
+    `sums`: how pseudo-gradients are summed over the copies, in fp32 unless given; `feedback`: whether what it drops returns.
+    """
 
     def __init__(
-        self, wire: Wire, mesh: Mesh, inner: Sync, settings: recipe.Local, codec: Codec | None, feedback: recipe.Codec
+        self,
+        wire: Wire,
+        mesh: Mesh,
+        inner: Sync,
+        settings: recipe.Local,
+        sums: Sums | None = None,
+        feedback: bool = True,
     ) -> None:
         if settings.overlap * settings.fragments > settings.every or settings.fragments > settings.every:
             raise RecipeError(
@@ -55,7 +63,7 @@ class Local(Sync):
                 f"{settings.overlap}) and 'fragments' can't be more than 'every' ({settings.every})"
             )
         self.wire, self.mesh, self.inner, self.settings = wire, mesh, inner, settings
-        self.codec, self.feedback = codec, feedback
+        self.sums, self.feedback = sums, feedback
         self.steps = 0
 
     @property
@@ -67,17 +75,14 @@ class Local(Sync):
         """Let the inner strategy divide the model, and remember the weights that all copies share."""
         self.inner.attach(model, shards)
         self.shards = self.inner.shards
-        timeout = self.wire.world.heartbeat.timeout if self.wire.world.heartbeat else 0.0
-        axis = own_channel(self.apart, timeout) if not self.wire.imagined else self.apart
-        self.coded = CodedSum(self.wire, axis, self.codec, self.feedback.feedback_decay) if self.codec else None
         self.flat = Flat(self.shards)
-        multiple = self.coded.multiple if self.coded else 1
+        multiple = self.sums.multiple if self.sums else 1
         each = -(-self.flat.length // (self.settings.fragments * multiple)) * multiple
         self.length = each * self.settings.fragments  # the last is padded
         self.pieces = [(start, start + each) for start in range(0, self.length, each)]
         self.common = self._read(0, self.length)
         self.momentum = torch.zeros_like(self.common)
-        self.dropped = torch.zeros_like(self.common) if self.coded and self.feedback.feedback else None
+        self.dropped = torch.zeros_like(self.common) if self.sums and self.feedback else None
         self.meetings = [0] * self.settings.fragments
         self.flight: Flight | None = None
 
@@ -229,11 +234,11 @@ class Local(Sync):
         sent = self._read(start, end)
         values = self.common[start:end] - sent
         flight = Flight(fragment, arrival, values, sent)
-        if self.coded is None:
+        if self.sums is None:
             flight.work = self.wire.start_sum(values, self.apart)
         else:
             dropped = self.dropped[start:end] if self.dropped is not None else None
-            flight.work = self.coded.start(values, dropped)
+            flight.work = self.sums.start(values, dropped)
         return flight
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
@@ -13,8 +13,11 @@ from torch import Tensor, distributed
 
 from shoal.core.errors import RankError
 from shoal.parallel.heartbeat import StalledError
-from shoal.parallel.mesh import Axis
+from shoal.parallel.mesh import Axis, own_channel
 from shoal.parallel.world import World
+
+Stages = Generator[None, None, Any]
+"""Work that pauses where other work may go on."""
 
 
 class PeerLostError(RankError):
@@ -72,17 +75,31 @@ class Wire:
         self.count("all-to-all", pieces.nbytes // axis.size * (axis.size - 1))
         return self._enter(lambda: distributed.all_to_all_single(received, pieces, group=axis.group, async_op=True))
 
+    def own_channel(self, axis: Axis) -> Axis:
+        """The same ranks, talking apart from what else they say; all of them must call it."""
+        timeout = self.world.heartbeat.timeout if self.world.heartbeat is not None else 0.0
+        return axis if self.imagined else own_channel(axis, timeout)
+
     def in_background(self, call: Callable[[], Any]) -> Any:
         """Let the wire's own thread do it, after what it was given before; pass the result to `finish`.
 
         Collectives in there need a channel of their own (`own_channel`): ranks must agree on the order in each.
         """
+        return self.in_stages(_in_one(call))
+
+    def in_stages(self, stages: Stages) -> Any:
+        """As `in_background`; but at each `yield`, what else has been given goes on first.
+
+        So the link has something to do while this computes, and the other way round. How the stages of several calls mix
+        differs between ranks; hence collectives of different stages need different channels.
+        """
         if self.imagined:  # values that don't exist, don't in this thread only
-            call()
+            for _ in stages:
+                pass
             return None
         if self._background is None:
             self._background = _Background(self.world.device)
-        return self._background.submit(call)
+        return self._background.submit(stages)
 
     def wait(self, work: Any) -> None:
         """As `finish`, in the background: nobody's time is lost."""
@@ -168,17 +185,22 @@ class Wire:
         return stalled or PeerLostError(f"rank {self.world.rank} lost contact with another rank ({text})")
 
 
+def _in_one(call: Callable[[], Any]) -> Stages:
+    return call()
+    yield
+
+
 class _Background:
-    """A thread that does one thing after the other, and ends with the process whatever it waits for."""
+    """A thread that does the next stage of one thing after the other, and ends with the process whatever it waits for."""
 
     def __init__(self, device: torch.device) -> None:
-        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        self._waiting: SimpleQueue[tuple[Stages, Future[Any]]] = SimpleQueue()
         threading.Thread(target=self._work, args=(device,), name="wire", daemon=True).start()
 
-    def submit(self, call: Callable[[], Any]) -> "_Promised":
-        """Do it when all before is done."""
+    def submit(self, stages: Stages) -> "_Promised":
+        """Begin when all before has at least begun."""
         future: Future[Any] = Future()
-        self._calls.put((call, future))
+        self._waiting.put((stages, future))
         return _Promised(future)
 
     @torch.no_grad()
@@ -186,9 +208,12 @@ class _Background:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         while True:
-            call, future = self._calls.get()
+            stages, future = self._waiting.get()
             try:
-                future.set_result(call())
+                next(stages)
+                self._waiting.put((stages, future))
+            except StopIteration as end:
+                future.set_result(end.value)
             except BaseException as error:
                 future.set_exception(error)
 
