@@ -19,12 +19,12 @@ from shoal.parallel.codecs.codec import check
 class Format(Protocol):
     """How a block of `block` fp32 numbers becomes `record` bytes.
 
-    `native`: the name of its functions in codecs.cpp, or None; `keep` is passed on to them.
+    `native`: the name of its functions in codecs.cpp; `keep` is passed on to them.
     """
 
     block: int
     record: int
-    native: str | None
+    native: str
     keep: int
 
     def pack(self, values: Tensor, last: int) -> Tensor:
@@ -81,7 +81,7 @@ class Blocks:
 
     def _native(self, values: Tensor) -> bool:
         """Whether values lie where native code reads them; tensors of other types may have none at all."""
-        return self.format.native is not None and type(values) is Tensor and values.device.type == "cpu" and available()
+        return type(values) is Tensor and values.device.type == "cpu" and available()
 
 
 def bf16_bytes(scales: Tensor) -> Tensor:

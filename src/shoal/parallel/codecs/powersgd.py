@@ -7,8 +7,9 @@ numbers instead of m n. Every rank keeps M − P(MᵀP)ᵀ of its own M, which t
 
 P and Q lie transposed, [r, m] and [r, n]: at rank 4 the products with M then take a sixth of the time.
 
-It is no `Codec`, as it must know the matrices, and what it sends is summed on the way; callers use it like a `CodedSum`. All
-ranks compute the products themselves, from the same numbers: on processors of one kind, with as many threads, to the same bits.
+It is no `Codec`, as it must know the matrices, and what it sends is summed on the way; callers use it like a `CodedSum`.
+All ranks compute the products themselves, from the same numbers: to the same bits on processors of one kind, with as many
+threads each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix [rows, columns] in the buffer, and where its thin ones lie in the messages: P [rank, rows], Q [rank, columns]."""
+    """A matrix [rows, columns] in the buffer, and where P [rank, rows] and Q [rank, columns] lie in the messages."""
 
     name: str
     rows: int
@@ -93,8 +94,8 @@ class PowerSGD:
     def start(self, values: Tensor, dropped: Tensor) -> Any:
         """Begin to replace `values` by their sum over the ranks; pass the result to `wire.finish`.
 
-        `dropped` [n] is this rank's feedback, brought up to date; zeros at the beginning. Where it or a sum is not finite, it
-        stays as it was, and so does the warm start. Ranks must start sums in the same order.
+        `dropped` [n] is this rank's feedback, brought up to date; zeros at the beginning. Where it or a sum is not finite,
+        it stays as it was, and so does the warm start. Ranks must start sums in the same order.
         """
         if self.axis.size == 1:
             return None
