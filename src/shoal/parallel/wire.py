@@ -55,7 +55,7 @@ class Wire:
 
     def start_gather(self, whole: Tensor, mine: Tensor, axis: Axis) -> Any:
         """Begin to fill `whole` with every rank's `mine`, in the order of ranks."""
-        self._count("all-gather", mine.nbytes * (axis.size - 1))
+        self.count("all-gather", mine.nbytes * (axis.size - 1))
         return self._enter(lambda: distributed.all_gather_single(whole, mine, group=axis.group, async_op=True))
 
     def start_scatter_sum(self, mine: Tensor, whole: Tensor, axis: Axis) -> Any:
@@ -63,7 +63,7 @@ class Wire:
 
         Gloo's own would send all to all; here each rank sends the others their pieces, and adds what it got by rank.
         """
-        self._count("reduce-scatter", mine.nbytes * (axis.size - 1))
+        self.count("reduce-scatter", mine.nbytes * (axis.size - 1))
         if whole.device.type == "cuda":
             return self._enter(lambda: distributed.reduce_scatter_single(mine, whole, group=axis.group, async_op=True))
         received = torch.empty_like(whole)
@@ -72,7 +72,7 @@ class Wire:
 
     def start_all_to_all(self, received: Tensor, pieces: Tensor, axis: Axis) -> Any:
         """Begin to send `pieces` [ranks, n], one to each rank, and to fill `received` with those sent to this one."""
-        self._count("all-to-all", pieces.nbytes // axis.size * (axis.size - 1))
+        self.count("all-to-all", pieces.nbytes // axis.size * (axis.size - 1))
         return self._enter(lambda: distributed.all_to_all_single(received, pieces, group=axis.group, async_op=True))
 
     def own_channel(self, axis: Axis) -> Axis:
@@ -127,13 +127,18 @@ class Wire:
             self.finish(self._enter(lambda: distributed.all_reduce(tensor, maximum, group=axis.group, async_op=True)))
         return tensor
 
+    def count(self, kind: str, count: int) -> None:
+        """So many bytes have been handed to the network, in collectives of a kind."""
+        with self._lock:
+            self.sent[kind] += count
+
     def count_sum(self, tensor: Tensor, axis: Axis) -> None:
         """What this rank sends for a sum, or a maximum, over an axis."""
-        self._count("all-reduce", 2 * tensor.nbytes * (axis.size - 1) // axis.size)
+        self.count("all-reduce", 2 * tensor.nbytes * (axis.size - 1) // axis.size)
 
     def exchange(self, tensor: Tensor, received: Tensor, partner: int) -> None:
         """Send `tensor` to another rank, which sends its own into `received`."""
-        self._count("exchange", tensor.nbytes)
+        self.count("exchange", tensor.nbytes)
         operations = [
             distributed.P2POp(distributed.isend, tensor, partner),
             distributed.P2POp(distributed.irecv, received, partner),
@@ -144,7 +149,7 @@ class Wire:
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Give every rank rank 0's values, in place."""
         if self.world.size > 1:
-            self._count("broadcast", tensor.nbytes if self.world.is_main else 0)
+            self.count("broadcast", tensor.nbytes if self.world.is_main else 0)
             self._enter(lambda: distributed.broadcast(tensor, 0))
         return tensor
 
@@ -160,10 +165,6 @@ class Wire:
         """Tell the others which step this rank is at, for when it does not arrive."""
         if self.world.heartbeat is not None:
             self.world.heartbeat.at_step(step)
-
-    def _count(self, kind: str, count: int) -> None:
-        with self._lock:
-            self.sent[kind] += count
 
     def _enter(self, call: Callable[[], Any]) -> Any:
         """Call a collective."""

@@ -32,7 +32,8 @@ from shoal.parallel.coded_sum import CodedSum
 from shoal.parallel.exact import ExactSum
 from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
-from shoal.parallel.mesh import Axis, Mesh, divide, make_mesh
+from shoal.parallel.local import Local
+from shoal.parallel.mesh import Axis, Mesh, divide, make_mesh, within_copy
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
@@ -186,10 +187,27 @@ def prepare_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
 
 def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
     """The recipe's strategy; alone, there is nothing to divide, and nobody to meet."""
-    if recipe.parallel.exact:
-        return ExactSum(wire, mesh, recipe.parallel.virtual_shards, recipe.parallel.threads or 1)
-    divisions = DIVISIONS if recipe.parallel.codec.kind == "none" else CODED_DIVISIONS
-    return divisions[recipe.parallel.shard if mesh.shard.size > 1 else "replicate"](wire, mesh, recipe, model)
+    parallel = recipe.parallel
+    if parallel.exact:
+        return ExactSum(wire, mesh, parallel.virtual_shards, parallel.threads or 1)
+    kind = parallel.shard if mesh.shard.size > 1 else "replicate"
+    if parallel.sync == "local" and mesh.replicate.size > 1:
+        return _make_local(recipe, wire, mesh, DIVISIONS[kind](wire, within_copy(wire.world, mesh), recipe, model))
+    return (DIVISIONS if parallel.codec.kind == "none" else CODED_DIVISIONS)[kind](wire, mesh, recipe, model)
+
+
+def _make_local(recipe: Recipe, wire: Wire, mesh: Mesh, inner: Sync) -> Local:
+    """Copies of the model that step apart, each divided and summed by `inner`."""
+    parallel, batch = recipe.parallel, recipe.train.global_batch
+    if batch % mesh.data.size:
+        raise RecipeError(
+            f"'parallel.sync' is 'local', where every rank must read as many sequences: 'train.global_batch' is {batch}, "
+            f"which {mesh.data.size} ranks can't share equally"
+        )
+    if parallel.codec.kind == "none":
+        return Local(wire, mesh, inner, parallel.local)
+    sums = make_sums(recipe, wire, mesh.replicate)([])
+    return Local(wire, mesh, inner, parallel.local, sums, parallel.codec.feedback)
 
 
 def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:
