@@ -1,8 +1,7 @@
 """Data parallelism over slow links: gradients are summed every step, encoded, while backward still runs.
 
 As `AllReduce`, but what travels is encoded (`parallel.coded_sum`), in fp32 with error feedback: what the codec drops of this
-step's gradients is added to the next one's, before they are clipped. It is kept beside the gradients, in a flat buffer as
-large as theirs.
+step's gradients is added to the next one's, before they are clipped (`parallel.feedback`).
 
 The last gradient of backward is that of the embedding, which is also the largest: 3.1M of 13.9M values in the model that
 Shoal is measured with. Nothing is computed while it travels, so what counts then is that neither the link nor the encoder
@@ -12,32 +11,18 @@ embedding's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from shoal.parallel.buckets import Bucket, Buckets
-from shoal.parallel.coded_sum import Sums
+from shoal.parallel.coded_sum import MESSAGE_BYTES, Sums
+from shoal.parallel.feedback import Feedback, Place, load_dropped
 from shoal.parallel.mesh import Mesh
 from shoal.parallel.shards import Shards
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
-
-MESSAGE_BYTES = 2 << 20
-"""Gradients (fp32) in a message. On 100 Mbit/s half a million int4 values take 20 ms, and a round trip less than one; on a
-core they take 2 ms to encode."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a parameter's gradient lies among the values that are summed together."""
-
-    name: str
-    shape: torch.Size
-    offset: int
-
 
 MakeSums = Callable[[Sequence[Place]], Sums]
 
@@ -58,7 +43,7 @@ class CodedAllReduce(Sync):
         message_bytes: int = MESSAGE_BYTES,
         feedback: bool = True,
     ) -> None:
-        self.wire, self.mesh, self.make_sums, self.feedback = wire, mesh, make_sums, feedback
+        self.wire, self.mesh, self.make_sums, self.with_feedback = wire, mesh, make_sums, feedback
         self.bucket_bytes, self.message_bytes = bucket_bytes, message_bytes
 
     def attach(self, model: nn.Module, shards: Shards) -> None:
@@ -71,13 +56,12 @@ class CodedAllReduce(Sync):
         starts = dict(zip(self.gradients.parameters, self.gradients.starts, strict=True))
         self.places = [Place(name, shard.value.shape, starts[shard.value]) for name, shard in shards.items()]
         self.sums: dict[Bucket, Sums] = {}
-        self.gaps: list[slice] = []
         for bucket in self.gradients.buckets:
             inside = [place for place in self.places if bucket.start <= place.offset < bucket.end]
             self.sums[bucket] = self.make_sums([replace(place, offset=place.offset - bucket.start) for place in inside])
-            self.gaps.append(slice(max(place.offset + place.shape.numel() for place in inside), bucket.end))
-        kept = self.feedback and self.mesh.data.size > 1
-        self.dropped = torch.zeros_like(self.gradients.flat) if kept else None
+        flat = self.gradients.flat
+        kept = self.with_feedback and self.mesh.data.size > 1
+        self.feedback = Feedback(self.places, len(flat), flat.device) if kept else None
 
     def begin_backward(self, last: bool) -> None:
         """A backward pass follows; buckets travel during the `last` of a step."""
@@ -89,9 +73,8 @@ class CodedAllReduce(Sync):
         for bucket in self.gradients.buckets:
             for work in bucket.work:
                 self.wire.finish(work)
-        if self.dropped is not None:
-            for gap in self.gaps:  # some codecs make something of nothing, which no checkpoint would have
-                self.dropped[gap].zero_()
+        if self.feedback is not None:
+            self.feedback.clear_gaps()
 
     def scale_grads(self, factor: float) -> None:
         """Multiply the flat buffer."""
@@ -103,33 +86,20 @@ class CodedAllReduce(Sync):
         self.gradients.flat.zero_()
 
     def own_state(self) -> dict[str, Tensor]:
-        """The feedback, by `parameter name/dropped`, however gradients are cut into messages."""
-        if self.dropped is None:
-            return {}
-        return {f"{place.name}/dropped": _view(self.dropped, place) for place in self.places}
+        """The feedback."""
+        return {} if self.feedback is None else self.feedback.state()
 
     def load_own_state(self, states: list[Mapping[str, Tensor]]) -> None:
-        """The feedback of several ranks adds up: it all belongs to the one sum.
-
-        Where none is kept, as when one rank goes on alone, it enters the next step's gradients.
-        """
-        kept = self.gradients.flat if self.dropped is None else self.dropped
-        kept.zero_()
-        for state in states:
-            for place in self.places:
-                value = state.get(f"{place.name}/dropped")
-                # of another division by tensor ranks, it is nobody's
-                if value is not None and value.shape == place.shape:
-                    _view(kept, place).add_(value.to(kept.device))
+        """The feedback; where none is kept, as when one rank goes on alone, it enters the next step's gradients."""
+        if self.feedback is None:
+            load_dropped(self.places, self.gradients.flat, states)
+        else:
+            self.feedback.load(states)
 
     def _send(self, bucket: Bucket) -> Any:
         works = []
         for start in range(bucket.start, bucket.end, self.message):
             end = min(start + self.message, bucket.end)
-            dropped = None if self.dropped is None else self.dropped[start:end]
+            dropped = None if self.feedback is None else self.feedback.flat[start:end]
             works.append(self.sums[bucket].start(self.gradients.flat[start:end], dropped))
         return works
-
-
-def _view(flat: Tensor, place: Place) -> Tensor:
-    return flat[place.offset : place.offset + place.shape.numel()].view(place.shape)

@@ -27,6 +27,7 @@ from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
 from shoal.parallel.codecs import CODECS
 from shoal.parallel.coded_all_reduce import MESSAGE_BYTES, CodedAllReduce, MakeSums
+from shoal.parallel.coded_scatter import CodedScatter
 from shoal.parallel.coded_sum import CodedSum
 from shoal.parallel.exact import ExactSum
 from shoal.parallel.fully_sharded import FullySharded
@@ -68,6 +69,15 @@ CODED_DIVISIONS: dict[str, Division] = {
         make_sums(recipe, wire, mesh.data),
         min(bucket_bytes(recipe), MESSAGE_BYTES),
         feedback=recipe.parallel.codec.feedback,
+    ),
+    "zero1": lambda wire, mesh, recipe, model: ShardedOptimizer(
+        wire, mesh, bucket_bytes(recipe), make_scatter(recipe, wire, mesh)
+    ),
+    "zero2": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=True, in_flight=in_flight(recipe), coded=make_scatter(recipe, wire, mesh)
+    ),
+    "zero3": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=False, in_flight=in_flight(recipe), coded=make_scatter(recipe, wire, mesh)
     ),
 }
 """The same where gradients travel encoded."""
@@ -206,6 +216,12 @@ def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:
     channel, back = wire.own_channel(axis), wire.own_channel(axis)
     sums = CodedSum(wire, channel, CODECS[settings.kind](settings), settings.feedback_decay, back)
     return lambda places: sums
+
+
+def make_scatter(recipe: Recipe, wire: Wire, mesh: Mesh) -> CodedScatter:
+    """How gradients of which each rank gets its piece are summed with the recipe's codec; all ranks must call it."""
+    settings = recipe.parallel.codec
+    return CodedScatter(wire, mesh, CODECS[settings.kind](settings), settings.feedback, settings.feedback_decay)
 
 
 def make_transformer_config(settings: schema.Model, vocabulary: int) -> TransformerConfig:
