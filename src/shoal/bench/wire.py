@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from shoal.bench.places import places, run_ranks
-from shoal.parallel.codecs.half import Half
+from shoal.core import recipe
+from shoal.parallel.codecs import CODECS
 from shoal.parallel.coded_sum import CodedSum
-from shoal.parallel.mesh import own_channel
 from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import join
@@ -65,9 +65,9 @@ def collective(kind: str, wire: Wire, numbers: int) -> Callable[[], Any]:
     values = torch.ones(numbers)
     whole = torch.ones(axis.size * numbers)
     if kind == "coded sum":
-        coded = CodedSum(wire, own_channel(axis, 600), Half(torch.bfloat16))
-        dropped = torch.zeros(numbers)
-        return lambda: wire.finish(coded.start(values, dropped))
+        sums = CodedSum(wire, wire.own_channel(axis), CODECS["bf16"](recipe.Codec()), 1.0, wire.own_channel(axis))
+        whole = torch.ones(-(-numbers // sums.multiple) * sums.multiple)
+        return lambda: wire.finish(sums.start(whole, None))
     return {
         "sum": lambda: wire.finish(wire.start_sum(values)),
         "largest": lambda: wire.largest(values, axis),

@@ -236,7 +236,8 @@ class Local:
     overlap: Count = 0
     """Steps that ranks go on while a fragment travels."""
     mix: Fraction = 0.0
-    """Share of a rank's own weights that stays when a fragment arrives: 0 takes the common ones."""
+    """Share of a rank's own weights that stays when a fragment arrives (0: the common ones, and what the rank has changed
+    since it sent)."""
     after: Count = 0
     """Steps with a meeting each before ranks part (post-local SGD)."""
 

@@ -5,7 +5,7 @@ import pickle
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
@@ -16,12 +16,15 @@ from torch.nn import functional
 
 from shoal.core.errors import RankError
 from shoal.parallel.heartbeat import StalledError
-from shoal.parallel.mesh import Axis
+from shoal.parallel.mesh import Axis, own_channel
 from shoal.parallel.throttle import Throttle
 from shoal.parallel.world import World
 
 MOST_TAGS = 1 << 20
 """How many exchanges may be under way before two are called the same."""
+
+Stages = Generator[None, None, Any]
+"""Work that pauses where other work may go on."""
 
 
 class PeerLostError(RankError):
@@ -88,17 +91,31 @@ class Wire:
         """Begin to send `pieces` [ranks, n], one to each rank, and to fill `received` with those sent to this one."""
         return self._send_pieces("all-to-all", pieces.nbytes // axis.size * (axis.size - 1), received, pieces, axis)
 
+    def own_channel(self, axis: Axis) -> Axis:
+        """The same ranks, talking apart from what else they say; all of them must call it."""
+        timeout = self.world.heartbeat.timeout if self.world.heartbeat is not None else 0.0
+        return axis if self.imagined else own_channel(axis, timeout)
+
     def in_background(self, call: Callable[[], Any]) -> Any:
         """Let the wire's own thread do it, after what it was given before; pass the result to `finish`.
 
         Collectives in there need a channel of their own (`own_channel`): ranks must agree on the order in each.
         """
+        return self.in_stages(_in_one(call))
+
+    def in_stages(self, stages: Stages) -> Any:
+        """As `in_background`; but at each `yield`, what else has been given goes on first.
+
+        So the link has something to do while this computes, and the other way round. How the stages of several calls mix
+        differs between ranks; hence collectives of different stages need different channels.
+        """
         if self.imagined:  # values that don't exist, don't in this thread only
-            call()
+            for _ in stages:
+                pass
             return None
         if self._background is None:
             self._background = _Background(self.world.device)
-        return self._background.submit(call)
+        return self._background.submit(stages)
 
     def wait(self, work: Any) -> None:
         """As `finish`, in the background: nobody's time is lost."""
@@ -124,9 +141,14 @@ class Wire:
             self.finish(self._send_sum(tensor, axis, distributed.ReduceOp.MAX))
         return tensor
 
+    def count(self, kind: str, count: int) -> None:
+        """So many bytes have been handed to the network, in collectives of a kind."""
+        with self._lock:
+            self.sent[kind] += count
+
     def count_sum(self, tensor: Tensor, axis: Axis) -> None:
         """What this rank sends for a sum, or a maximum, over an axis."""
-        self._count("all-reduce", ring_bytes(tensor, axis))
+        self.count("all-reduce", ring_bytes(tensor, axis))
 
     def exchange(self, tensor: Tensor, received: Tensor, partner: int) -> None:
         """Send `tensor` to another rank, which sends its own into `received`."""
@@ -181,10 +203,6 @@ class Wire:
         if self.world.heartbeat is not None:
             self.world.heartbeat.at_step(step)
 
-    def _count(self, kind: str, count: int) -> None:
-        with self._lock:
-            self.sent[kind] += count
-
     def _send_sum(self, tensor: Tensor, axis: Axis, operation: Any) -> Any:
         return self._send(
             "all-reduce",
@@ -219,7 +237,7 @@ class Wire:
 
     def _send(self, kind: str, count: int, hops: int, enter: Callable[[], Any]) -> Any:
         """Begin a collective in which this rank sends `count` bytes, as `hops` messages that wait for each other."""
-        self._count(kind, count)
+        self.count(kind, count)
         if self.world.heartbeat is not None:
             with self._lock:
                 self.world.heartbeat.arrive()
@@ -249,17 +267,22 @@ def digest(tensor: Tensor) -> bytes:
     return hashlib.sha256(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data).digest()
 
 
+def _in_one(call: Callable[[], Any]) -> Stages:
+    return call()
+    yield
+
+
 class _Background:
-    """A thread that does one thing after the other, and ends with the process whatever it waits for."""
+    """A thread that does the next stage of one thing after the other, and ends with the process whatever it waits for."""
 
     def __init__(self, device: torch.device) -> None:
-        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        self._waiting: SimpleQueue[tuple[Stages, Future[Any]]] = SimpleQueue()
         threading.Thread(target=self._work, args=(device,), name="wire", daemon=True).start()
 
-    def submit(self, call: Callable[[], Any]) -> "_Promised":
-        """Do it when all before is done."""
+    def submit(self, stages: Stages) -> "_Promised":
+        """Begin when all before has at least begun."""
         future: Future[Any] = Future()
-        self._calls.put((call, future))
+        self._waiting.put((stages, future))
         return _Promised(future)
 
     @torch.no_grad()
@@ -267,9 +290,12 @@ class _Background:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         while True:
-            call, future = self._calls.get()
+            stages, future = self._waiting.get()
             try:
-                future.set_result(call())
+                next(stages)
+                self._waiting.put((stages, future))
+            except StopIteration as end:
+                future.set_result(end.value)
             except BaseException as error:
                 future.set_exception(error)
 

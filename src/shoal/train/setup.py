@@ -25,10 +25,15 @@ from shoal.models import hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
+from shoal.parallel.codecs import CODECS
+from shoal.parallel.coded_all_reduce import CodedAllReduce, MakeSums
+from shoal.parallel.coded_scatter import CodedScatter
+from shoal.parallel.coded_sum import MESSAGE_BYTES, CodedSum
 from shoal.parallel.exact import ExactSum
 from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
-from shoal.parallel.mesh import Mesh, divide, make_mesh
+from shoal.parallel.local import Local
+from shoal.parallel.mesh import Axis, Mesh, divide, make_mesh, within_copy
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
 from shoal.parallel.sync import Sync
 from shoal.parallel.throttle import Throttle
@@ -57,6 +62,26 @@ DIVISIONS: dict[str, Division] = {
     ),
 }
 """Name to strategy, for the recipe's `parallel.shard`."""
+
+CODED_DIVISIONS: dict[str, Division] = {
+    "replicate": lambda wire, mesh, recipe, model: CodedAllReduce(
+        wire,
+        mesh,
+        make_sums(recipe, wire, mesh.data),
+        min(bucket_bytes(recipe), MESSAGE_BYTES),
+        feedback=recipe.parallel.codec.feedback,
+    ),
+    "zero1": lambda wire, mesh, recipe, model: ShardedOptimizer(
+        wire, mesh, bucket_bytes(recipe), make_scatter(recipe, wire, mesh)
+    ),
+    "zero2": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=True, in_flight=in_flight(recipe), coded=make_scatter(recipe, wire, mesh)
+    ),
+    "zero3": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=False, in_flight=in_flight(recipe), coded=make_scatter(recipe, wire, mesh)
+    ),
+}
+"""The same where gradients travel encoded."""
 
 LEAVING_SECONDS = 8.0
 """How long a rank may take to notice by itself that another has failed."""
@@ -169,9 +194,41 @@ def prepare_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
 
 def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
     """The recipe's strategy; alone, there is nothing to divide, and nobody to meet."""
-    if recipe.parallel.exact:
-        return ExactSum(wire, mesh, recipe.parallel.virtual_shards, recipe.parallel.threads or 1)
-    return DIVISIONS[recipe.parallel.shard if mesh.shard.size > 1 else "replicate"](wire, mesh, recipe, model)
+    parallel = recipe.parallel
+    if parallel.exact:
+        return ExactSum(wire, mesh, parallel.virtual_shards, parallel.threads or 1)
+    kind = parallel.shard if mesh.shard.size > 1 else "replicate"
+    if parallel.sync == "local" and mesh.replicate.size > 1:
+        return _make_local(recipe, wire, mesh, DIVISIONS[kind](wire, within_copy(wire.world, mesh), recipe, model))
+    return (DIVISIONS if parallel.codec.kind == "none" else CODED_DIVISIONS)[kind](wire, mesh, recipe, model)
+
+
+def _make_local(recipe: Recipe, wire: Wire, mesh: Mesh, inner: Sync) -> Local:
+    """Copies of the model that step apart, each divided and summed by `inner`."""
+    parallel, batch = recipe.parallel, recipe.train.global_batch
+    if batch % mesh.data.size:
+        raise RecipeError(
+            f"'parallel.sync' is 'local', where every rank must read as many sequences: 'train.global_batch' is {batch}, "
+            f"which {mesh.data.size} ranks can't share equally"
+        )
+    if parallel.codec.kind == "none":
+        return Local(wire, mesh, inner, parallel.local)
+    sums = make_sums(recipe, wire, mesh.replicate)([])
+    return Local(wire, mesh, inner, parallel.local, sums, parallel.codec.feedback)
+
+
+def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:
+    """How gradients are summed over an axis with the recipe's codec; all of its ranks must call it."""
+    settings = recipe.parallel.codec
+    channel, back = wire.own_channel(axis), wire.own_channel(axis)
+    sums = CodedSum(wire, channel, CODECS[settings.kind](settings), settings.feedback_decay, back)
+    return lambda places: sums
+
+
+def make_scatter(recipe: Recipe, wire: Wire, mesh: Mesh) -> CodedScatter:
+    """How gradients of which each rank gets its piece are summed with the recipe's codec; all ranks must call it."""
+    settings = recipe.parallel.codec
+    return CodedScatter(wire, mesh, CODECS[settings.kind](settings), settings.feedback, settings.feedback_decay)
 
 
 def make_transformer_config(settings: schema.Model, vocabulary: int) -> TransformerConfig:
