@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Protocol
@@ -52,12 +52,10 @@ def places(number: int, megabits: float, namespaces: bool) -> Iterator[Sequence[
         yield found
 
 
-def run_ranks(
-    where: Sequence[Place], words: list[str], environment: Mapping[str, str], seconds: float = 3600.0
-) -> list[str]:
-    """Run `python WORDS` as one rank at each place, one core each; what they printed, by rank.
+def run_ranks(where: Sequence[Place], words: Callable[[int], list[str]], alone: bool = False) -> list[str]:
+    """Run `python WORDS(rank)` as one rank at each place, one core each; what they printed, by rank.
 
-    `ShoalError` with what the first that failed had to say, or when they take longer than `seconds`.
+    `alone`: each is its own world. `ShoalError` with what the first that failed had to say.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     port = HOST_PORT if where[0].address != Here().address else _free_port()
@@ -66,8 +64,8 @@ def run_ranks(
     try:
         for rank, place in enumerate(where):
             told: dict[str, object] = {
-                "RANK": rank,
-                "WORLD_SIZE": len(where),
+                "RANK": 0 if alone else rank,
+                "WORLD_SIZE": 1 if alone else len(where),
                 "LOCAL_RANK": 0,
                 "LOCAL_WORLD_SIZE": 1,
                 "MASTER_ADDR": where[0].address,
@@ -77,14 +75,14 @@ def run_ranks(
             bound = ["taskset", "-c", str(cores[rank % len(cores)])] if cores else []
             out, err = _scratch(), _scratch()
             process = subprocess.Popen(
-                place.command([*bound, sys.executable, *words]),
-                env={**os.environ, **interface, **environment, **{key: str(value) for key, value in told.items()}},
+                place.command([*bound, sys.executable, *words(rank)]),
+                env={**os.environ, **interface, **{key: str(value) for key, value in told.items()}},
                 stdout=out,
                 stderr=err,
                 text=True,
             )
             running.append((process, out, err))
-        _wait(running, seconds)
+        _wait(running)
         return [_all_of(out) for _, out, _ in running]
     finally:
         for process, out, err in running:
@@ -94,8 +92,7 @@ def run_ranks(
             err.close()
 
 
-def _wait(running: list[tuple["subprocess.Popen[str]", IO[str], IO[str]]], seconds: float) -> None:
-    end = time.monotonic() + seconds
+def _wait(running: list[tuple["subprocess.Popen[str]", IO[str], IO[str]]]) -> None:
     left = dict(enumerate(running))
     while left:
         for rank, (process, _, err) in list(left.items()):
@@ -105,13 +102,11 @@ def _wait(running: list[tuple["subprocess.Popen[str]", IO[str], IO[str]]], secon
             if process.returncode:
                 said = "\n".join(_all_of(err).splitlines()[-20:])
                 raise ShoalError(f"rank {rank} ended with exit code {process.returncode}:\n{said}")
-        if time.monotonic() > end:
-            raise ShoalError(f"ranks {', '.join(map(str, left))} were not done after {seconds:.0f} s")
         time.sleep(0.02)
 
 
 def _scratch() -> IO[str]:
-    return tempfile.TemporaryFile("w+")  # noqa: SIM115: as long as the process runs
+    return tempfile.TemporaryFile("w+")
 
 
 def _all_of(file: IO[str]) -> str:

@@ -42,7 +42,7 @@ Found = dict[str, dict[str, Any]]
 def measure(task: Task, ranks: int, megabits: float = 0.0, namespaces: bool = False) -> list[Found]:
     """What each rank found; `namespaces`: on hosts with links of `megabits`, beside what the task throttles."""
     with places(ranks, megabits, namespaces) as where:
-        printed = run_ranks(where, ["-m", "shoal.bench.wire", json.dumps(asdict(task))], {}, 600)
+        printed = run_ranks(where, lambda rank: ["-m", "shoal.bench.wire", json.dumps(asdict(task))])
     return [json.loads(text) for text in printed]
 
 
