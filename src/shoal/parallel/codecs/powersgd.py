@@ -135,7 +135,8 @@ class PowerSGD:
             torch.mm(left, matrix.of(values), out=right)
             if self.feedback:
                 error = torch.addmm(matrix.of(values), left.T, right, alpha=-1)
-                torch.where(error.isfinite(), error, kept, out=kept)
+                # an M that is not finite makes its Q so, which is quicker to look through
+                torch.where(right.isfinite().all(), error, kept, out=kept)
         self._all_reduce(second)
         for matrix in self.matrices:
             left, right, warm = matrix.left(first), matrix.right(second), self.warm[matrix.name]
