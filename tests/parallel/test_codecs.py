@@ -1,10 +1,9 @@
-"""Every codec of the table: what decoding may err by, what feedback keeps, how many bytes; and sums over real ranks.
+"""Every codec of the table: what decoding may err by, what feedback keeps, how many bytes.
 
 Each is held to the same tests, and must say what it promises in `PROMISES`. Native code and PyTorch's operations must give
 the same bits, so what the one is shown to do, the other does.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,13 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from shoal.core import native, recipe
 from shoal.parallel.codecs import CODECS, blocks
 from shoal.parallel.codecs.codec import Codec, encode_with_feedback
-from shoal.parallel.codecs.powersgd import Place, PowerSGD
 from shoal.parallel.codecs.topk import split
-from shoal.parallel.coded_sum import CodedSum
-from shoal.parallel.mesh import Axis, make_mesh, own_channel
-from shoal.parallel.wire import Wire
-from shoal.parallel.world import World
-from tests.ranks import alone, run_ranks
 
 TINY = 2.0**-120
 """Where the steps of subnormal scales are."""
@@ -39,7 +32,6 @@ PROMISES: dict[str, tuple[int, int, Callable[[Tensor, Tensor], Tensor]]] = {
     "topk": (4096, 116, lambda values, largest: largest * 1.01),
     "sign": (256, 34, lambda values, largest: largest * 1.01),
 }
-KINDS = [pytest.param(kind, id=kind) for kind in CODECS]
 EXAMPLES = settings(max_examples=15, deadline=None)
 LENGTHS = st.one_of(st.integers(0, 300), st.sampled_from([4095, 4096, 4097, 9000]))
 
@@ -102,7 +94,7 @@ def test_what_a_recipe_may_name_is_what_is_tested() -> None:
     assert kinds - {"none", "powersgd"} == set(CODECS) == set(PROMISES)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(CODECS))
 @EXAMPLES
 @given(values=rows())
 @example(values=torch.tensor([65504.0, 1e6, -3e5, 1e-8]))
@@ -114,7 +106,7 @@ def test_decoding_errs_by_no_more_than_is_promised(kind: str, values: Tensor) ->
     assert ((got.double() - values).abs() <= error(values.double(), largest_of_block(values, block).double()) + TINY).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(CODECS))
 @EXAMPLES
 @given(values=rows(), decay=st.sampled_from([1.0, 0.95, 0.0]), seed=st.integers(0, 1 << 30))
 def test_feedback_keeps_what_decoding_lacks(kind: str, values: Tensor, decay: float, seed: int) -> None:
@@ -128,7 +120,7 @@ def test_feedback_keeps_what_decoding_lacks(kind: str, values: Tensor, decay: fl
 
 
 @pytest.mark.skipif(not native.available(), reason="no C++ compiler")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(CODECS))
 @EXAMPLES
 @given(values=rows(), bad=st.sampled_from([0.0, math.nan, -math.inf]), keep=st.sampled_from([1e-4, 1 / 64, 0.1001, 1.0]))
 @example(values=torch.full((4096,), -0.0), bad=0.0, keep=0.25)
@@ -153,7 +145,7 @@ def test_native_code_gives_the_bits_of_torch(kind: str, values: Tensor, bad: flo
     assert all(same_bits(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(CODECS))
 @EXAMPLES
 @given(values=rows())
 def test_payloads_have_just_the_bytes_that_were_counted(kind: str, values: Tensor) -> None:
@@ -169,7 +161,7 @@ def test_payloads_have_just_the_bytes_that_were_counted(kind: str, values: Tenso
     assert (first[:32] == 0x55).all() and (second[-32:] == 0xAA).all()  # and nothing else
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(CODECS))
 def test_whole_blocks_are_encoded_independently_of_their_neighbours(kind: str) -> None:
     codec = make(kind)
     values = torch.randn(5 * codec.block, generator=torch.Generator().manual_seed(1))
@@ -177,7 +169,7 @@ def test_whole_blocks_are_encoded_independently_of_their_neighbours(kind: str) -
     assert torch.equal(torch.cat(pieces), encoded(codec, values))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(CODECS))
 @pytest.mark.parametrize("length", [0, 1, 63, 4096])
 def test_zeros_stay_zeros(kind: str, length: int) -> None:
     codec = make(kind)
@@ -186,7 +178,7 @@ def test_zeros_stay_zeros(kind: str, length: int) -> None:
     assert torch.equal(decoded(codec, payload, length), zeros) and torch.equal(dropped, zeros)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(CODECS))
 @pytest.mark.parametrize("value", [1.0, -3.0, 1e-30, -1e30])
 def test_a_value_alone_is_right_to_bf16s_rounding(kind: str, value: float) -> None:
     codec = make(kind)
@@ -194,7 +186,7 @@ def test_a_value_alone_is_right_to_bf16s_rounding(kind: str, value: float) -> No
     torch.testing.assert_close(decoded(codec, encoded(codec, alone_it), 1), alone_it, rtol=2**-8, atol=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(CODECS))
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("natively", [True, False])
 def test_what_is_not_finite_is_seen_by_whoever_decodes_and_spoils_no_feedback(kind: str, bad: float, natively: bool) -> None:
@@ -216,7 +208,7 @@ def test_what_is_not_finite_is_seen_by_whoever_decodes_and_spoils_no_feedback(ki
     assert same_bits(after[others], good[1][others])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(CODECS))
 def test_other_than_contiguous_fp32_is_refused(kind: str) -> None:
     codec = make(kind)
     length = 2 * codec.block
@@ -234,7 +226,7 @@ def test_other_than_contiguous_fp32_is_refused(kind: str) -> None:
             codec.encode(values, bytes_)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(CODECS))
 def test_tensors_without_values_have_the_same_sizes(kind: str) -> None:
     codec = make(kind)
     with FakeTensorMode():
@@ -278,157 +270,3 @@ def test_sign_has_the_scale_of_least_squares() -> None:
     for block, row in zip(values.split(256), got.split(256), strict=True):
         assert same_bits(row.sign(), block.sign())
         torch.testing.assert_close(row.abs(), block.abs().mean().expand(256), rtol=2**-8, atol=0)
-
-
-# ── over ranks ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-LENGTH = 2 * 4096 * 3
-SHAPES = {"bias": (40,), "wide": (24, 48), "scale": (), "tall": (64, 3, 4), "twin": (24, 48), "small": (3, 5)}
-
-
-def places_of(shapes: dict[str, tuple[int, ...]]) -> list[Place]:
-    """One after the other, five numbers apart that belong to none."""
-    lengths = [math.prod(shape) + 5 for shape in shapes.values()]
-    offsets = itertools.accumulate([3, *lengths[:-1]])
-    return [Place(name, shape, offset) for (name, shape), offset in zip(shapes.items(), offsets, strict=True)]
-
-
-PLACES = places_of(SHAPES)
-FLAT = PLACES[-1].offset + 15 + 4
-
-
-def row_of(rank: int, length: int, turn: int = 0) -> Tensor:
-    return torch.randn(length, generator=torch.Generator().manual_seed(100 * turn + rank))
-
-
-def low_rank(rank: int) -> Tensor:
-    """Matrices that are all of rank 2."""
-    flat = row_of(rank, FLAT)
-    for place in PLACES:
-        if len(place.shape) > 1:
-            rows, columns = place.shape[0], math.prod(place.shape[1:])
-            thin = row_of(9, rows * 2).view(rows, 2) @ row_of(rank, 2 * columns).view(2, columns)
-            flat[place.offset : place.offset + rows * columns] = thin.flatten()
-    return flat
-
-
-def do_sum(way: CodedSum | PowerSGD, values: Tensor, dropped: Tensor) -> dict[str, Any]:
-    """A sum in the background, and what it sent."""
-    values, dropped, sent = values.clone(), dropped.clone(), way.wire.bytes_sent
-    way.wire.finish(way.start(values, dropped))
-    return {"sum": values, "dropped": dropped, "sent": way.wire.bytes_sent - sent, "foretold": way.wire_bytes(len(values))}
-
-
-def all_sums(world: World) -> dict[str, Any]:
-    """Whatever the tests below look at, from one start of the ranks."""
-    wire, axis = Wire(world), own_channel(make_mesh(world, (world.size, 1, 1)).data, 60)
-    got: dict[str, Any] = {}
-    for kind in CODECS:
-        for feedback in (True, False):
-            way = CodedSum(wire, axis, make(kind), feedback, decay=0.5)
-            assert LENGTH % way.multiple == 0
-            got[f"{kind}/{feedback}"] = do_sum(way, row_of(world.rank, LENGTH), row_of(world.rank, LENGTH, 1))
-
-    def powersgd(rank: int, **keys: Any) -> PowerSGD:
-        return PowerSGD(wire, axis, PLACES, rank, **keys)
-
-    nothing, mine = torch.zeros(FLAT), row_of(world.rank, FLAT)
-    for feedback in (True, False):
-        got[f"powersgd/{feedback}"] = do_sum(powersgd(2, feedback=feedback, decay=0.5), mine, row_of(world.rank, FLAT, 1))
-    got["full"] = do_sum(powersgd(24), mine, nothing)
-    got["low"] = do_sum(powersgd(2), low_rank(world.rank), nothing)
-    warm = powersgd(2, feedback=False)
-    got["warm"] = [do_sum(warm, mine, nothing) for _ in range(30)]
-    again = powersgd(2, feedback=False, seed=5)
-    again.load_state_dict({name: q.clone() for name, q in warm.state_dict().items()})
-    got["resumed"] = [do_sum(way, low_rank(world.rank), nothing)["sum"] for way in (warm, again)]
-    bad, before = mine.clone(), row_of(world.rank, FLAT, 1)
-    if world.rank == 0:
-        bad[PLACES[1].offset + 7] = math.nan
-    spoilt = powersgd(2)
-    warmth = {name: q.clone() for name, q in spoilt.state_dict().items()}
-    got["bad"] = do_sum(spoilt, bad, before) | {"before": before, "warm before": warmth, "warm": spoilt.state_dict()}
-    return got
-
-
-@pytest.fixture(scope="module")
-def ranks() -> list[dict[str, Any]]:
-    return run_ranks(2, all_sums)
-
-
-WAYS = [*KINDS, pytest.param("powersgd", id="powersgd")]
-
-
-@pytest.mark.parametrize("kind", WAYS)
-@pytest.mark.parametrize("feedback", [True, False])
-def test_all_ranks_have_the_same_sum_and_sent_what_was_foretold(ranks: Any, kind: str, feedback: bool) -> None:
-    first, second = (result[f"{kind}/{feedback}"] for result in ranks)
-    assert same_bits(first["sum"], second["sum"])
-    assert first["sent"] == first["foretold"] == second["sent"]
-
-
-@pytest.mark.parametrize("kind", WAYS)
-def test_a_sum_and_what_all_ranks_dropped_of_it_are_the_true_sum(ranks: Any, kind: str) -> None:
-    results = [result[f"{kind}/True"] for result in ranks]
-    length = len(results[0]["sum"])
-    wanted = sum(row_of(rank, length).double() + 0.5 * row_of(rank, length, 1).double() for rank in range(2))
-    got = results[0]["sum"].double() + results[0]["dropped"] + results[1]["dropped"]
-    torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5 if kind == "powersgd" else 2e-6)
-    assert not torch.allclose(results[0]["sum"].double(), wanted, rtol=0, atol=1e-4)  # something was dropped
-
-
-@pytest.mark.parametrize("kind", WAYS)
-def test_without_feedback_nothing_is_kept(ranks: Any, kind: str) -> None:
-    for rank, result in enumerate(ranks):
-        kept = result[f"{kind}/False"]["dropped"]
-        assert same_bits(kept, row_of(rank, len(kept), 1))
-
-
-def test_powersgd_sends_thin_matrices_and_the_rest_plain(ranks: Any) -> None:
-    matrices = [(24, 48), (64, 12), (24, 48)]
-    thin = sum(2 * (rows + columns) for rows, columns in matrices)
-    plain = FLAT - sum(rows * columns for rows, columns in matrices)
-    assert ranks[0]["powersgd/True"]["sent"] == 4 * (thin + plain)
-    assert ranks[0]["full"]["sent"] == 4 * FLAT
-
-
-def test_powersgd_at_full_rank_is_the_plain_sum(ranks: Any) -> None:
-    torch.testing.assert_close(ranks[0]["full"]["sum"], row_of(0, FLAT) + row_of(1, FLAT))
-
-
-def test_powersgd_sums_matrices_of_its_rank_exactly(ranks: Any) -> None:
-    torch.testing.assert_close(ranks[0]["low"]["sum"], low_rank(0) + low_rank(1), rtol=1e-4, atol=1e-4)
-    assert not ranks[0]["low"]["dropped"][: PLACES[1].offset].any()
-
-
-def test_warm_starts_bring_powersgd_to_the_best_approximation(ranks: Any) -> None:
-    true = row_of(0, FLAT) + row_of(1, FLAT)
-    for place in (PLACES[1], PLACES[3], PLACES[4]):
-        where, shape = slice(place.offset, place.offset + math.prod(place.shape)), (place.shape[0], -1)
-        best = torch.linalg.svdvals(true[where].view(shape))[2:].square().sum().sqrt()
-        first, last = ((ranks[0]["warm"][turn]["sum"] - true)[where].norm() for turn in (0, -1))
-        assert last <= 1.01 * best < first
-
-
-def test_powersgd_goes_on_bitwise_from_its_state(ranks: Any) -> None:
-    went_on, resumed = ranks[1]["resumed"]
-    assert same_bits(went_on, resumed)
-
-
-def test_what_is_not_finite_on_one_rank_all_see_and_powersgd_forgets_nothing(ranks: Any) -> None:
-    place = PLACES[1]
-    where = slice(place.offset, place.offset + math.prod(place.shape))
-    for result in ranks:
-        bad = result["bad"]
-        assert not bad["sum"][where].isfinite().any() and bad["sum"][where.stop :].isfinite().all()
-        assert same_bits(bad["dropped"][where], bad["before"][where])
-        assert same_bits(bad["warm"]["wide"], bad["warm before"]["wide"])
-        assert not torch.equal(bad["warm"]["twin"], bad["warm before"]["twin"])
-        assert bad["dropped"].isfinite().all()
-
-
-def test_alone_there_is_nothing_to_sum() -> None:
-    wire = Wire(alone())
-    for way in (CodedSum(wire, Axis(), make("int4")), PowerSGD(wire, Axis(), PLACES, 2)):
-        result = do_sum(way, row_of(0, FLAT), torch.zeros(FLAT))
-        assert same_bits(result["sum"], row_of(0, FLAT)) and result["sent"] == result["foretold"] == 0

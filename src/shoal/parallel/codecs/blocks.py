@@ -1,4 +1,4 @@
-"""Numbers in blocks, each encoded to a record of fixed size: what int8, int4, top-k, sign and fp16 have in common.
+"""Numbers in blocks, each encoded to a record of fixed size: what all codecs have in common.
 
 Formats are written down once in PyTorch's operations, for any device, and once in `core/native/codecs.cpp`, for CPUs, with
 the same bits. One core of an EPYC (Zen 4) then encodes int8 and int4 at several GB/s of fp32 instead of some 0.3 (measured

@@ -99,7 +99,7 @@ class PowerSGD:
         """
         if self.axis.size == 1:
             return None
-        return self.wire.in_background(lambda: self._sum(values, dropped))
+        return self.wire.in_background(lambda: self.sum_now(values, dropped))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The Q where the next sum begins, by matrix: [rank, columns], the same on all ranks."""
@@ -112,7 +112,8 @@ class PowerSGD:
                 kept.copy_(state[name])
 
     @torch.no_grad()
-    def _sum(self, values: Tensor, dropped: Tensor) -> None:
+    def sum_now(self, values: Tensor, dropped: Tensor) -> None:
+        """What `start` begins; blocks, so call it in the background."""
         if self.feedback:
             values.add_(dropped, alpha=self.decay)
         gaps = gaps_between(self.matrices, len(values))
@@ -134,7 +135,8 @@ class PowerSGD:
             torch.mm(left, matrix.of(values), out=right)
             if self.feedback:
                 error = torch.addmm(matrix.of(values), left.T, right, alpha=-1)
-                torch.where(error.isfinite(), error, kept, out=kept)
+                # an M that is not finite makes its Q so, which is quicker to look through
+                torch.where(right.isfinite().all(), error, kept, out=kept)
         self._all_reduce(second)
         for matrix in self.matrices:
             left, right, warm = matrix.left(first), matrix.right(second), self.warm[matrix.name]
