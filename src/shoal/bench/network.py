@@ -198,9 +198,10 @@ def _computed(plan: Plan, raw: Raw, number: int, megabits: float, method: str) -
     fragments, overlap = (keys.get(f"parallel.local.{key}", default) for key, default in (("fragments", 1), ("overlap", 0)))
     assert isinstance(fragments, int) and isinstance(overlap, int)
     buckets = -(-4 * faster[-1]["parameters"] // int(plan.recipe.parallel.bucket_megabytes * 2**20))
+    last = plan.recipe.tokenizer.vocabulary * (plan.recipe.model.dim or 0) / faster[-1]["parameters"]
     traffic = Traffic(
         faster[-1]["wire_bytes"] * every, 2 * (number - 1), fragments if every > 1 else int(buckets),
-        every=every, overlap=overlap,
+        every=every, overlap=overlap, last=last,
     )  # fmt: skip
     link = Link(megabits * 1e6 / 8 / FRAMING, 0.0)
     compute = Compute(FORWARD * alone, BACKWARD * alone, UPDATE * alone)
