@@ -215,13 +215,17 @@ def table(raw: Raw) -> Table:
     speeds = [row for row in raw.rows if row["kind"] == "speed"]
     links = sorted({row["megabits"] for row in speeds}, key=lambda link: -link or -math.inf)
     names = [f"{link:g} Mbit/s" if link else "unlimited" for link in links]
-    drawn = Table("hosts", "method", *names, "MB a step", "bits a parameter", box=None)
+    drawn = Table("hosts", "method", *names, "MB a step", "bits a parameter", "held-out loss", box=None)
     drawn.title = "tokens/s a rank, % of ideal (≈: computed by the cost model)"
     for hosts, method in dict.fromkeys((row["hosts"], row["method"]) for row in speeds):
         mine = {row["megabits"]: row for row in speeds if (row["hosts"], row["method"]) == (hosts, method)}
         some = next(iter(mine.values()))
         cells = [_cell(raw, mine[link]) if link in mine else "" for link in links]
-        drawn.add_row(str(hosts), method, *cells, f"{some['wire_bytes'] / 1e6:.3f}", f"{some['bits_per_parameter']:.2f}")
+        lost = [
+            row["eval_loss"] for row in raw.rows if (row["kind"], row["hosts"], row["method"]) == ("loss", hosts, method)
+        ]
+        sizes = (f"{some['wire_bytes'] / 1e6:.3f}", f"{some['bits_per_parameter']:.2f}")
+        drawn.add_row(str(hosts), method, *cells, *sizes, f"{statistics.mean(lost):.4f}" if lost else "")
     return drawn
 
 

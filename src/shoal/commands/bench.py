@@ -3,6 +3,7 @@
     shoal bench parity --ranks 2 --json
     shoal bench network recipes/gpt-bench.yaml --quick
     shoal bench network --links 100 10 --methods fp32 int8 --hosts 2
+    shoal bench network --losses recipes/gpt-shakespeare.yaml --seeds 1 2 3 --picture docs/network.png
 
 `parity`: each case trains a small model for 20 steps over real ranks and compares losses, gradient norms and weights with a
 plain training in fp64. It fails when one differs by more than 1e-5.
@@ -20,8 +21,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from shoal.bench import network
+from shoal.bench import losses, network
 from shoal.bench.methods import METHODS, PEERS, QUICK
+from shoal.bench.picture import draw
 from shoal.bench.raw import Raw
 from shoal.core.errors import InputError, ShoalError
 from shoal.core.files import read_json, write_json
@@ -51,6 +53,12 @@ class Arguments:
     """network: steps that count, at least; after three that don't."""
     longest: float = 600.0
     """network: seconds; a run that would take longer is computed by the cost model instead, and marked so."""
+    losses: Path | None = None
+    """network: a recipe to train with every method to 20 tokens a parameter, over loopback, for the loss."""
+    seeds: tuple[int, ...] = (1,)
+    """network: of the trainings for the loss."""
+    picture: Path | None = None
+    """network: draw loss against time and bytes here (PNG)."""
     results: Path = Path("bench/results/network.json")
     """network: where rows are kept."""
     quick: bool = False
@@ -83,6 +91,11 @@ def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     raw = Raw(arguments.results)
     console = Console(stderr=True, highlight=False)
     network.measure(plan, raw, console.print)
+    if arguments.losses is not None:
+        wanted = losses.Plan(arguments.losses, plan.hosts, plan.methods, arguments.seeds)
+        losses.measure(wanted, raw, console.print)
+    if arguments.picture is not None:
+        draw(raw, plan.hosts[0], arguments.picture)
     if not arguments.json:
         Console(highlight=False).print(network.table(raw))
     return {"rows": raw.rows, "cost_model": network.check_cost_model(plan, raw)}
