@@ -12,9 +12,11 @@ plain training in fp64. It fails when one differs by more than 1e-5.
 method next to what as many ranks do alone. Rows are kept in a file as they come; what it has is not measured again.
 """
 
+import signal
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -25,7 +27,7 @@ from shoal.bench import losses, network
 from shoal.bench.methods import METHODS, PEERS, QUICK
 from shoal.bench.picture import draw
 from shoal.bench.raw import Raw
-from shoal.core.errors import InputError, ShoalError
+from shoal.core.errors import InputError, Interrupted, ShoalError
 from shoal.core.files import read_json, write_json
 from shoal.core.recipe_file import read_recipe
 from shoal.parallel.launch import launch
@@ -90,6 +92,7 @@ def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
         plan = replace(plan, hosts=(2,), links=(0.0, 10.0), methods=QUICK, steps=4, longest=60.0)
     raw = Raw(arguments.results)
     console = Console(stderr=True, highlight=False)
+    signal.signal(signal.SIGTERM, _leave)
     network.measure(plan, raw, console.print)
     if arguments.losses is not None:
         wanted = losses.Plan(arguments.losses, plan.hosts, plan.methods, arguments.seeds)
@@ -99,6 +102,11 @@ def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if not arguments.json:
         Console(highlight=False).print(network.table(raw))
     return {"rows": raw.rows, "cost_model": network.check_cost_model(plan, raw)}
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Leave through all that cleans up: hosts must go, and ranks on them."""
+    raise Interrupted("stopped; what was measured is kept")
 
 
 def _parity(arguments: Arguments) -> dict[str, Any] | None:
