@@ -19,7 +19,7 @@ from rich.table import Table
 
 from shoal.bench.hosts import reason_against
 from shoal.bench.methods import METHODS, PEERS, Keys
-from shoal.bench.places import Place, places, run_ranks
+from shoal.bench.places import Place, RanksFailed, places, run_ranks
 from shoal.bench.raw import Raw, Row
 from shoal.core.files import read_json
 from shoal.core.recipe import Recipe
@@ -56,19 +56,26 @@ class Plan:
     longest: float = 600.0
 
 
-def measure(plan: Plan, raw: Raw, tell: Callable[[str], None]) -> None:
-    """Measure what `raw` lacks of the plan, row by row."""
+def measure(plan: Plan, raw: Raw, tell: Callable[[str], None]) -> list[str]:
+    """Measure what `raw` lacks of the plan, row by row; what failed, which does not keep the others from being measured."""
     against = reason_against()
     if against is not None:
         tell(f"links are throttled inside the ranks: {against}")
+    failed = []
     for number in plan.hosts:
         for megabits in plan.links:
             with places(number, megabits, against is None) as where:
                 for method in (IDEAL, *plan.methods):
                     key = {"kind": "speed", "hosts": number, "megabits": megabits, "method": method}
-                    if raw.find(key) is None:
+                    if raw.find(key) is not None:
+                        continue
+                    try:
                         raw.add(key | _row(plan, raw, where, megabits, method, against is None))
                         tell(describe(raw, key))
+                    except RanksFailed as error:
+                        failed.append(f"{number} hosts, {megabits:g} Mbit/s, {method}: {error}")
+                        tell(failed[-1])
+    return failed
 
 
 def describe(raw: Raw, key: Row) -> str:

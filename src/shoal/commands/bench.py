@@ -91,9 +91,9 @@ def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if arguments.quick:
         plan = replace(plan, hosts=(2,), links=(0.0, 10.0), methods=QUICK, steps=4, longest=60.0)
     raw = Raw(arguments.results)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, _leave)
-    network.measure(plan, raw, console.print)
+    failed = network.measure(plan, raw, console.print)
     if arguments.losses is not None:
         wanted = losses.Plan(arguments.losses, plan.hosts, plan.methods, arguments.seeds)
         losses.measure(wanted, raw, console.print)
@@ -101,6 +101,8 @@ def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
         draw(raw, plan.hosts[0], arguments.picture)
     if not arguments.json:
         Console(highlight=False).print(network.table(raw))
+    if failed:
+        raise ShoalError(f"{len(failed)} not measured: " + "; ".join(text.splitlines()[0] for text in failed))
     return {"rows": raw.rows, "cost_model": network.check_cost_model(plan, raw)}
 
 
