@@ -219,8 +219,8 @@ def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:
     if settings.kind == "powersgd":
         if recipe.parallel.tensor > 1:
             raise RecipeError("'parallel.codec.kind' is 'powersgd', which needs whole matrices: set 'parallel.tensor' 1")
-        rank, feedback, decay, seed = settings.rank, settings.feedback, settings.feedback_decay, recipe.seed
-        return lambda places: PowerSGD(wire, channel, places, rank, feedback, decay, seed, back)
+        rank, decay, seed = settings.rank, settings.feedback_decay, recipe.seed
+        return lambda places: PowerSGD(wire, channel, places, rank, decay, seed, back)
     sums = CodedSum(wire, channel, CODECS[settings.kind](settings), settings.feedback_decay, back)
     return lambda places: sums
 

@@ -37,12 +37,12 @@ inline float from_bits(uint32_t bits) {
 }
 
 // bf16, to nearest, ties to even; `value` is a number.
-inline uint16_t to_half(float value) {
+inline uint16_t to_bf16(float value) {
     const uint32_t bits = bits_of(value);
     return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-inline float from_half(uint16_t half) { return from_bits(uint32_t(half) << 16); }
+inline float from_bf16(uint16_t half) { return from_bits(uint32_t(half) << 16); }
 
 inline void put(uint8_t *record, uint16_t half) { std::memcpy(record, &half, 2); }
 
@@ -67,12 +67,12 @@ struct Bfloat16 {
 
     static void pack(const float *values, uint8_t *record, int64_t, int64_t) {
         uint16_t halves[BLOCK];
-        for (int i = 0; i < BLOCK; i++) halves[i] = values[i] == values[i] ? to_half(values[i]) : NOT_A_NUMBER;
+        for (int i = 0; i < BLOCK; i++) halves[i] = values[i] == values[i] ? to_bf16(values[i]) : NOT_A_NUMBER;
         std::memcpy(record, halves, sizeof(halves));
     }
 
     static void unpack(const uint8_t *record, float *values, int64_t) {
-        for (int i = 0; i < BLOCK; i++) values[i] = from_half(get(record + 2 * i));
+        for (int i = 0; i < BLOCK; i++) values[i] = from_bf16(get(record + 2 * i));
     }
 };
 
@@ -123,8 +123,8 @@ template <int BITS, int COUNT> struct Integers {
         int32_t positive = 0;
         for (int i = 0; i < BLOCK; i++) positive |= bits[i] == largest;
         const float extreme = from_bits(positive ? largest : largest | SIGN);
-        const uint16_t half = to_half(extreme * float(-1.0 / LIMIT));
-        const float step = from_half(half);
+        const uint16_t half = to_bf16(extreme * float(-1.0 / LIMIT));
+        const float step = from_bf16(half);
         if (step == 0) return fill(record, 0);
         put(record, half);
         int8_t codes[BLOCK];
@@ -139,7 +139,7 @@ template <int BITS, int COUNT> struct Integers {
     }
 
     static void unpack(const uint8_t *record, float *values, int64_t) {
-        const float step = from_half(get(record));
+        const float step = from_bf16(get(record));
         const int8_t *codes = reinterpret_cast<const int8_t *>(record + 2);
         if constexpr (BITS == 8)
             for (int i = 0; i < CODES; i++) values[i] = float(codes[i]) * step;
@@ -166,7 +166,7 @@ struct Sign {
         for (int i = 0; i < BLOCK / 2; i++) sums[i] = std::fabs(values[i]) + std::fabs(values[i + BLOCK / 2]);
         halve<BLOCK / 4>(sums);
         const bool finite = largest_magnitude<BLOCK>(values) < INFINITE;
-        put(record, finite ? to_half(sums[0] / float(count)) : NOT_A_NUMBER);
+        put(record, finite ? to_bf16(sums[0] / float(count)) : NOT_A_NUMBER);
         const Bits *bits = reinterpret_cast<const Bits *>(values);
         for (int byte = 0; byte < BLOCK / 8; byte++) {
             uint32_t signs = 0;
@@ -217,8 +217,8 @@ struct TopK {
             const double rest = total - sum, gain = sum * sum / double(i) + rest * rest / double(std::max<int64_t>(keep - i, 1));
             if (gain > best) best = gain, best_sum = sum, split = i;
         }
-        put(record_, to_half(float((total - best_sum) / double(std::max<int64_t>(keep - split, 1)))));
-        put(record_ + 2, to_half(float(best_sum / double(split))));
+        put(record_, to_bf16(float((total - best_sum) / double(std::max<int64_t>(keep - split, 1)))));
+        put(record_ + 2, to_bf16(float(best_sum / double(split))));
         put_indices(record_ + 4, chosen, keep);
         uint8_t *codes = record_ + 4 + (3 * keep + 1) / 2;
         for (int64_t i = 0; i < keep; i++) {
@@ -262,7 +262,7 @@ struct TopK {
     }
 
     static void unpack(const uint8_t *record, float *values, int64_t keep) {
-        const float levels[2] = {from_half(get(record)), from_half(get(record + 2))};
+        const float levels[2] = {from_bf16(get(record)), from_bf16(get(record + 2))};
         std::fill_n(values, BLOCK, 0 * levels[0]);  // not a number where that is none
         const uint8_t *indices = record + 4, *codes = indices + (3 * keep + 1) / 2;
         for (int64_t i = 0; i < keep; i++) {

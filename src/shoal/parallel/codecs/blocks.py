@@ -1,4 +1,4 @@
-"""Numbers in blocks, each encoded to a record of fixed size: what int8, int4, top-k, sign and fp16 have in common.
+"""Numbers in blocks, each encoded to a record of fixed size: what all codecs have in common.
 
 Formats are written down once in PyTorch's operations, for any device, and once in `core/native/codecs.cpp`, for CPUs, with
 the same bits. One core of an EPYC (Zen 4) then encodes int8 and int4 at several GB/s of fp32 instead of some 0.3 (measured
@@ -19,12 +19,12 @@ from shoal.parallel.codecs.codec import check
 class Format(Protocol):
     """How a block of `block` fp32 numbers becomes `record` bytes.
 
-    `native`: the name of its functions in codecs.cpp, or None; `keep` is passed on to them.
+    `native`: the name of its functions in codecs.cpp; `keep` is passed on to them.
     """
 
     block: int
     record: int
-    native: str | None
+    native: str
     keep: int
 
     def pack(self, values: Tensor, last: int) -> Tensor:
@@ -81,7 +81,7 @@ class Blocks:
 
     def _native(self, values: Tensor) -> bool:
         """Whether values lie where native code reads them; tensors of other types may have none at all."""
-        return self.format.native is not None and type(values) is Tensor and values.device.type == "cpu" and available()
+        return type(values) is Tensor and values.device.type == "cpu" and available()
 
 
 def bf16_bytes(scales: Tensor) -> Tensor:

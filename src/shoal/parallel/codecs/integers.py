@@ -2,7 +2,7 @@
 
 The step is the block's largest value, with its sign, over −128 or −8, so that this value takes the one code that has no
 opposite, and none is idle: at four bits 1.1 dB less error than codes from −7 to 7. What lies beyond 7 (127) steps on the
-other side is cut, by at most half a step more than rounding errs.
+other side is cut: the step itself being rounded, an error is at most 1.04 steps at four bits and 1.5 at eight.
 
 Blocks of 128 and 64: halving a block of normal values lowers the error by 0.7 dB, of values whose scale changes from row to
 row by 2 dB; the same bits spent on codes would give 0.4 (int8) and 0.75 dB (int4).

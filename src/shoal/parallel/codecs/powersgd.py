@@ -7,8 +7,9 @@ numbers instead of m n. Every rank keeps M − P(MᵀP)ᵀ of its own M, which t
 
 P and Q lie transposed, [r, m] and [r, n]: at rank 4 the products with M then take a sixth of the time.
 
-It is no `Codec`, as it must know the matrices, and what it sends is summed on the way; callers use it like a `CodedSum`. All
-ranks compute the products themselves, from the same numbers: on processors of one kind, with as many threads, to the same bits.
+It is no `Codec`, as it must know the matrices, and what it sends is summed on the way; callers use it like a `CodedSum`.
+All ranks compute the products themselves, from the same numbers: to the same bits on processors of one kind, with as many
+threads each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from shoal.parallel.wire import Stages, Wire
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix [rows, columns] in the buffer, and where its thin ones lie in the messages: P [rank, rows], Q [rank, columns]."""
+    """A matrix [rows, columns] in the buffer, and where P [rank, rows] and Q [rank, columns] lie in the messages."""
 
     name: str
     rows: int
@@ -66,12 +67,11 @@ class PowerSGD:
         axis: Axis,
         places: Sequence[Place],
         rank: int,
-        feedback: bool = True,
         decay: float = 1.0,
         seed: int = 0,
         back: Axis | None = None,
     ) -> None:
-        self.wire, self.axis, self.feedback, self.decay = wire, axis, feedback, decay
+        self.wire, self.axis, self.decay = wire, axis, decay
         self.back, self.pausing = back or axis, back is not None
         self.matrices, self.p_length, self.q_length = lay_out(places, rank)
         self.warm: dict[str, Tensor] = {}
@@ -88,12 +88,13 @@ class PowerSGD:
     def start(self, values: Tensor, dropped: Tensor | None) -> Any:
         """Begin to replace `values` by their sum over the ranks; pass the result to `wire.finish`.
 
-        `dropped` [n] is this rank's feedback, brought up to date; zeros at the beginning. Where it or a sum is not finite, it
-        stays as it was, and so does the warm start. Ranks must start sums in the same order.
+        `dropped` [n] is this rank's feedback, brought up to date; zeros at the beginning, None to forget what is left out.
+        Where it or a sum is not finite, it stays as it was, and so does the warm start. Ranks must start sums in the same
+        order.
         """
         if self.axis.size == 1:
             return None
-        return self.wire.in_stages(self._sum(values, dropped if self.feedback else None))
+        return self.wire.in_stages(self.sum(values, dropped))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The Q where the next sum begins, by matrix: [rank, columns], the same on all ranks."""
@@ -105,7 +106,8 @@ class PowerSGD:
             if name in state and state[name].shape == kept.shape:
                 kept.copy_(state[name])
 
-    def _sum(self, values: Tensor, dropped: Tensor | None) -> Stages:
+    def sum(self, values: Tensor, dropped: Tensor | None) -> Stages:
+        """The stages of what `start` begins; `wire.in_stages` runs them."""
         if dropped is not None:
             values.add_(dropped, alpha=self.decay)
         gaps = gaps_between(self.matrices, len(values))
@@ -127,7 +129,8 @@ class PowerSGD:
             torch.mm(left, matrix.of(values), out=right)
             if dropped is not None:
                 error, kept = torch.addmm(matrix.of(values), left.T, right, alpha=-1), matrix.of(dropped)
-                torch.where(error.isfinite(), error, kept, out=kept)
+                # an M that is not finite makes its Q so, which is quicker to look through
+                torch.where(right.isfinite().all(), error, kept, out=kept)
         yield from self._all_reduce(second, self.back)
         for matrix in self.matrices:
             left, right, warm = matrix.left(first), matrix.right(second), self.warm[matrix.name]
