@@ -16,7 +16,8 @@ from report import Result, Rounds, median, publish, shown, take_turns
 from shoal.core import native, recipe
 from shoal.parallel.codecs import CODECS, blocks
 from shoal.parallel.codecs.codec import encode_with_feedback
-from shoal.parallel.codecs.powersgd import Place, PowerSGD
+from shoal.parallel.codecs.powersgd import PowerSGD
+from shoal.parallel.feedback import Place
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
@@ -66,13 +67,13 @@ def powersgd(rank: int, length: int, seconds: float, round_number: int) -> Resul
     places = [Place(str(number), SHAPE, number * rows * columns) for number in range(count)]
     way = PowerSGD(Wire(World()), Axis(), places, rank)
     result, dropped = values.clone(), torch.zeros_like(values)
-    way.sum_now(result, dropped)
+    list(way.sum(result, dropped))
     error = float((result - values).norm() / values.norm())
     numbers = way.p_length + way.q_length + length - count * rows * columns
     return {
         "bits": 32 * numbers / length,
         "error": error,
-        "feedback": bandwidth(values, lambda: way.sum_now(result, dropped), seconds),
+        "feedback": bandwidth(values, lambda: list(way.sum(result, dropped)), seconds),
     }
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from shoal.core import recipe
 from shoal.parallel.codecs import CODECS
 from shoal.parallel.codecs.codec import Codec
-from shoal.parallel.codecs.powersgd import Place, PowerSGD
+from shoal.parallel.codecs.powersgd import PowerSGD
 from shoal.parallel.coded_sum import CodedSum
+from shoal.parallel.feedback import Place
 from shoal.parallel.mesh import Axis, make_mesh, own_channel
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
@@ -56,10 +57,10 @@ def low_rank(rank: int) -> Tensor:
     return flat
 
 
-def do_sum(way: CodedSum | PowerSGD, values: Tensor, dropped: Tensor) -> dict[str, Any]:
+def do_sum(way: CodedSum | PowerSGD, values: Tensor, dropped: Tensor, feedback: bool = True) -> dict[str, Any]:
     """A sum in the background, and what it sent."""
     values, dropped, sent = values.clone(), dropped.clone(), way.wire.bytes_sent
-    way.wire.finish(way.start(values, dropped))
+    way.wire.finish(way.start(values, dropped if feedback else None))
     return {"sum": values, "dropped": dropped, "sent": way.wire.bytes_sent - sent, "foretold": way.wire_bytes(len(values))}
 
 
@@ -69,23 +70,23 @@ def all_sums(world: World) -> dict[str, Any]:
     got: dict[str, Any] = {}
     for kind in CODECS:
         for feedback in (True, False):
-            way = CodedSum(wire, axis, make(kind), feedback, decay=0.5)
+            way = CodedSum(wire, axis, make(kind), decay=0.5)
             assert LENGTH % way.multiple == 0
-            got[f"{kind}/{feedback}"] = do_sum(way, row_of(world.rank, LENGTH), row_of(world.rank, LENGTH, 1))
+            got[f"{kind}/{feedback}"] = do_sum(way, row_of(world.rank, LENGTH), row_of(world.rank, LENGTH, 1), feedback)
 
     def powersgd(rank: int, **keys: Any) -> PowerSGD:
         return PowerSGD(wire, axis, PLACES, rank, **keys)
 
     nothing, mine = torch.zeros(FLAT), row_of(world.rank, FLAT)
     for feedback in (True, False):
-        got[f"powersgd/{feedback}"] = do_sum(powersgd(2, feedback=feedback, decay=0.5), mine, row_of(world.rank, FLAT, 1))
+        got[f"powersgd/{feedback}"] = do_sum(powersgd(2, decay=0.5), mine, row_of(world.rank, FLAT, 1), feedback)
     got["full"] = do_sum(powersgd(24), mine, nothing)
     got["low"] = do_sum(powersgd(2), low_rank(world.rank), nothing)
-    warm = powersgd(2, feedback=False)
-    got["warm"] = [do_sum(warm, mine, nothing) for _ in range(30)]
-    again = powersgd(2, feedback=False, seed=5)
+    warm = powersgd(2)
+    got["warm"] = [do_sum(warm, mine, nothing, feedback=False) for _ in range(30)]
+    again = powersgd(2, seed=5)
     again.load_state_dict({name: q.clone() for name, q in warm.state_dict().items()})
-    got["resumed"] = [do_sum(way, low_rank(world.rank), nothing)["sum"] for way in (warm, again)]
+    got["resumed"] = [do_sum(way, low_rank(world.rank), nothing, False)["sum"] for way in (warm, again)]
     bad, before = mine.clone(), row_of(world.rank, FLAT, 1)
     if world.rank == 0:
         bad[PLACES[1].offset + 7] = math.nan

@@ -36,8 +36,9 @@ class Identity:
     def encode(self, values: Tensor, payload: Tensor) -> None:
         payload.view(torch.float32).copy_(values)
 
-    def decode(self, payload: Tensor, values: Tensor) -> None:
-        values.copy_(payload.view(torch.float32))
+    def decode(self, payload: Tensor, values: Tensor, add: bool = False) -> None:
+        decoded = payload.view(torch.float32)
+        values.copy_(values + decoded if add else decoded)
 
 
 class Coarse:
@@ -55,10 +56,11 @@ class Coarse:
         levels[:, :4] = ((blocks >= 0).int() * 2 - 1).to(torch.int8).view(torch.uint8)
         levels[:, 4:] = scales.contiguous().view(torch.uint8)
 
-    def decode(self, payload: Tensor, values: Tensor) -> None:
+    def decode(self, payload: Tensor, values: Tensor, add: bool = False) -> None:
         levels = payload.view(-1, 8)
         scales = levels[:, 4:].contiguous().view(torch.float32)
-        values.view(-1, 4).copy_(levels[:, :4].contiguous().view(torch.int8) * scales)
+        decoded = (levels[:, :4].contiguous().view(torch.int8) * scales).flatten()
+        values.copy_(values + decoded if add else decoded)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def make(case: Case, world: World, model: nn.Module) -> Sync:
             sync = AllReduce(wire, mesh, case.bucket_bytes)
         else:
             sums = CodedSum(wire, wire.own_channel(mesh.data), case.codec, 1.0, wire.own_channel(mesh.data))
-            sync = CodedAllReduce(wire, mesh, lambda places: sums, case.bucket_bytes, 40)
+            sync = CodedAllReduce(wire, mesh, lambda places: sums, case.bucket_bytes)
     else:
         coded = CodedScatter(wire, mesh, case.codec) if case.codec else None
         if coded:

@@ -5,8 +5,8 @@ step's gradients is added to the next one's, before they are clipped (`parallel.
 
 The last gradient of backward is that of the embedding, which is also the largest: 3.1M of 13.9M values in the model that
 Shoal is measured with. Nothing is computed while it travels, so what counts then is that neither the link nor the encoder
-waits for the other. Hence messages are short: a parameter beyond `MESSAGE_BYTES` is cut into several, of which one is
-encoded while those before it are on the link. Short buckets also let the first block's gradients leave before the
+waits for the other. Hence messages are short: a parameter larger than a bucket is cut into several, of which one is encoded
+while those before it are on the link. Short buckets also let the first block's gradients leave before the
 embedding's.
 """
 
@@ -20,7 +20,7 @@ from shoal.parallel.buckets import Bucket, Buckets
 from shoal.parallel.coded_sum import MESSAGE_BYTES, Sums
 from shoal.parallel.feedback import Feedback, Place, load_dropped
 from shoal.parallel.mesh import Mesh
-from shoal.parallel.shards import Shards
+from shoal.parallel.shards import Shards, held_by_several
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 
@@ -30,8 +30,8 @@ MakeSums = Callable[[Sequence[Place]], Sums]
 class CodedAllReduce(Sync):
     """Sums gradients over the data ranks; every one of them holds all of the model's state.
 
-    `make_sums` is told what lies in a bucket of `bucket_bytes`; sums may treat that as a whole, or, where messages are
-    shorter (`message_bytes`), must not care. `feedback`: whether what is dropped comes back.
+    `make_sums` is told what lies in a bucket, of `bucket_bytes` or a parameter's more; `whole`: its sums must get all of it
+    at once. `feedback`: whether what is dropped comes back.
     """
 
     def __init__(
@@ -40,19 +40,21 @@ class CodedAllReduce(Sync):
         mesh: Mesh,
         make_sums: MakeSums,
         bucket_bytes: int = MESSAGE_BYTES,
-        message_bytes: int = MESSAGE_BYTES,
+        whole: bool = False,
         feedback: bool = True,
     ) -> None:
         self.wire, self.mesh, self.make_sums, self.with_feedback = wire, mesh, make_sums, feedback
-        self.bucket_bytes, self.message_bytes = bucket_bytes, message_bytes
+        self.bucket_bytes, self.whole = bucket_bytes, whole
 
     def attach(self, model: nn.Module, shards: Shards) -> None:
         """Lay the gradients out. Raises `ValueError` for mixed types."""
         first = self.mesh.data.rank == 0
         self.shards = {name: replace(shard, first=shard.first and first) for name, shard in shards.items()}
         multiple = self.make_sums([]).multiple
-        self.gradients = Buckets([shard.value for shard in shards.values()], self.bucket_bytes, self._send, multiple)
-        self.message = max(1, self.message_bytes // self.gradients.flat.itemsize // multiple) * multiple
+        values, apart = [shard.value for shard in shards.values()], held_by_several(shards)
+        self.gradients = Buckets(values, self.bucket_bytes, self._send, multiple, apart)
+        message = max(1, self.bucket_bytes // self.gradients.flat.itemsize // multiple) * multiple
+        self.message = len(self.gradients.flat) if self.whole else message
         starts = dict(zip(self.gradients.parameters, self.gradients.starts, strict=True))
         self.places = [Place(name, shard.value.shape, starts[shard.value]) for name, shard in shards.items()]
         self.sums: dict[Bucket, Sums] = {}
@@ -84,6 +86,16 @@ class CodedAllReduce(Sync):
     def after_step(self) -> None:
         """Clear the gradients for the next step."""
         self.gradients.flat.zero_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What sums leave to those of the next step, by `parameter name/warm`."""
+        return {f"{name}/warm": value for sums in self.sums.values() for name, value in sums.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take it up."""
+        warm = {key.removesuffix("/warm"): value for key, value in state.items() if key.endswith("/warm")}
+        for sums in self.sums.values():
+            sums.load_state_dict(warm)
 
     def own_state(self) -> dict[str, Tensor]:
         """The feedback."""

@@ -7,7 +7,7 @@ its piece, it keeps as one error feedback (Tang et al. 2019, arXiv:1905.05957): 
 decodes the same bytes, so all have the same result to the bit.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -39,6 +39,14 @@ class Sums(Protocol):
         drops. Ranks must start sums in the same order.
         """
         ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What one sum leaves to the next, by parameter name, the same on all ranks."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state_dict` gave."""
+        return
 
 
 class CodedSum(Sums):
@@ -86,11 +94,11 @@ class CodedSum(Sums):
             yield
         self.wire.wait(arriving)
         total = torch.zeros_like(pieces[rank])
-        decoded = torch.empty_like(total)
         for other in range(size):
-            if other != rank:
-                self.codec.decode(received[other], decoded)
-            total.add_(pieces[rank] if other == rank else decoded)
+            if other == rank:
+                total.add_(pieces[rank])
+            else:
+                self.codec.decode(received[other], total, add=True)
         return total
 
     def sum(self, values: Tensor, dropped: Tensor | None) -> Stages:

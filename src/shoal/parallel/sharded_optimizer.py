@@ -19,7 +19,7 @@ from shoal.parallel.buckets import Bucket, Buckets
 from shoal.parallel.coded_scatter import CodedScatter
 from shoal.parallel.feedback import Feedback, Place
 from shoal.parallel.mesh import Mesh
-from shoal.parallel.shards import Box, Shards
+from shoal.parallel.shards import Box, Shards, held_by_several
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 
@@ -44,7 +44,8 @@ class ShardedOptimizer(Sync):
         """
         axis = self.mesh.shard
         multiple = axis.size * (math.lcm(ALIGNED, self.coded.multiple) if self.coded else ALIGNED)
-        self.gradients = Buckets([shard.value for shard in shards.values()], self.bucket_bytes, self._send, multiple)
+        values, apart = [shard.value for shard in shards.values()], held_by_several(shards) if self.coded else []
+        self.gradients = Buckets(values, self.bucket_bytes, self._send, multiple, apart)
         self.weights = torch.zeros_like(self.gradients.flat)
         places = dict(zip(self.gradients.parameters, self.gradients.starts, strict=True))
         self.feedback = None

@@ -26,6 +26,7 @@ from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
 from shoal.parallel.codecs import CODECS
+from shoal.parallel.codecs.powersgd import PowerSGD
 from shoal.parallel.coded_all_reduce import CodedAllReduce, MakeSums
 from shoal.parallel.coded_scatter import CodedScatter
 from shoal.parallel.coded_sum import MESSAGE_BYTES, CodedSum
@@ -71,6 +72,7 @@ CODED_DIVISIONS: dict[str, Division] = {
         mesh,
         make_sums(recipe, wire, mesh.data),
         min(bucket_bytes(recipe), MESSAGE_BYTES),
+        whole=recipe.parallel.codec.kind == "powersgd",
         feedback=recipe.parallel.codec.feedback,
     ),
     "zero1": lambda wire, mesh, recipe, model: ShardedOptimizer(
@@ -232,6 +234,11 @@ def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:
     """How gradients are summed over an axis with the recipe's codec; all of its ranks must call it."""
     settings = recipe.parallel.codec
     channel, back = wire.own_channel(axis), wire.own_channel(axis)
+    if settings.kind == "powersgd":
+        if recipe.parallel.tensor > 1:
+            raise RecipeError("'parallel.codec.kind' is 'powersgd', which needs whole matrices: set 'parallel.tensor' 1")
+        rank, decay, seed = settings.rank, settings.feedback_decay, recipe.seed
+        return lambda places: PowerSGD(wire, channel, places, rank, decay, seed, back)
     sums = CodedSum(wire, channel, CODECS[settings.kind](settings), settings.feedback_decay, back)
     return lambda places: sums
 
@@ -239,6 +246,16 @@ def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:
 def make_scatter(recipe: Recipe, wire: Wire, mesh: Mesh) -> CodedScatter:
     """How gradients of which each rank gets its piece are summed with the recipe's codec; all ranks must call it."""
     settings = recipe.parallel.codec
+    if settings.kind == "powersgd":
+        raise RecipeError(
+            "'parallel.codec.kind' is 'powersgd', which needs whole matrices on every rank; with 'parallel.shard' other "
+            f"than 'replicate', accepted: {', '.join(CODECS)}"
+        )
+    if recipe.parallel.tensor > 1 and recipe.parallel.shard != "zero1":
+        raise RecipeError(
+            "'parallel.codec.kind' other than 'none' with 'parallel.tensor' above 1 would let what all tensor ranks hold "
+            f"drift apart under 'parallel.shard' '{recipe.parallel.shard}'; accepted: 'replicate', 'zero1'"
+        )
     return CodedScatter(wire, mesh, CODECS[settings.kind](settings), settings.feedback, settings.feedback_decay)
 
 

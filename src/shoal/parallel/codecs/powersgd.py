@@ -20,17 +20,9 @@ import torch
 from torch import Tensor
 
 from shoal.core.seeds import generator
+from shoal.parallel.feedback import Place
 from shoal.parallel.mesh import Axis
-from shoal.parallel.wire import Wire
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies in a flat buffer, in row-major order."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
+from shoal.parallel.wire import Stages, Wire
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,8 @@ class PowerSGD:
 
     `places` say which tensors lie in it; those of more than two dimensions are matrices [first, rest]. One whose thin ones
     would not be smaller travels plain, like vectors and whatever is no tensor: at full rank that is everything. The axis
-    needs a channel of its own (`own_channel`). The first Q are drawn from `seed`, which must be the same on all ranks.
+    needs a channel of its own (`own_channel`). `back`: another one for the Q, which then travel while the next P do. The
+    first Q are drawn from `seed`, which must be the same on all ranks.
     """
 
     multiple = 1
@@ -74,11 +67,12 @@ class PowerSGD:
         axis: Axis,
         places: Sequence[Place],
         rank: int,
-        feedback: bool = True,
         decay: float = 1.0,
         seed: int = 0,
+        back: Axis | None = None,
     ) -> None:
-        self.wire, self.axis, self.feedback, self.decay = wire, axis, feedback, decay
+        self.wire, self.axis, self.decay = wire, axis, decay
+        self.back, self.pausing = back or axis, back is not None
         self.matrices, self.p_length, self.q_length = lay_out(places, rank)
         self.warm: dict[str, Tensor] = {}
         for matrix in self.matrices:
@@ -91,15 +85,16 @@ class PowerSGD:
         messages = (self.p_length + plain, self.q_length)
         return sum(2 * 4 * numbers * (self.axis.size - 1) // self.axis.size for numbers in messages)
 
-    def start(self, values: Tensor, dropped: Tensor) -> Any:
+    def start(self, values: Tensor, dropped: Tensor | None) -> Any:
         """Begin to replace `values` by their sum over the ranks; pass the result to `wire.finish`.
 
-        `dropped` [n] is this rank's feedback, brought up to date; zeros at the beginning. Where it or a sum is not finite,
-        it stays as it was, and so does the warm start. Ranks must start sums in the same order.
+        `dropped` [n] is this rank's feedback, brought up to date; zeros at the beginning, None to forget what is left out.
+        Where it or a sum is not finite, it stays as it was, and so does the warm start. Ranks must start sums in the same
+        order.
         """
         if self.axis.size == 1:
             return None
-        return self.wire.in_background(lambda: self.sum_now(values, dropped))
+        return self.wire.in_stages(self.sum(values, dropped))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The Q where the next sum begins, by matrix: [rank, columns], the same on all ranks."""
@@ -111,10 +106,9 @@ class PowerSGD:
             if name in state and state[name].shape == kept.shape:
                 kept.copy_(state[name])
 
-    @torch.no_grad()
-    def sum_now(self, values: Tensor, dropped: Tensor) -> None:
-        """What `start` begins; blocks, so call it in the background."""
-        if self.feedback:
+    def sum(self, values: Tensor, dropped: Tensor | None) -> Stages:
+        """The stages of what `start` begins; `wire.in_stages` runs them."""
+        if dropped is not None:
             values.add_(dropped, alpha=self.decay)
         gaps = gaps_between(self.matrices, len(values))
         first = values.new_empty(self.p_length + sum(map(len, gaps)))
@@ -124,29 +118,32 @@ class PowerSGD:
         plain = first[self.p_length :].split([len(gap) for gap in gaps])
         for gap, sent in zip(gaps, plain, strict=True):
             sent.copy_(values[gap.start : gap.stop])
-            if self.feedback:
+            if dropped is not None:
                 dropped[gap.start : gap.stop].masked_fill_(sent.isfinite(), 0)  # all of it gets through
-        self._all_reduce(first)
+        yield from self._all_reduce(first, self.axis)
         for gap, summed in zip(gaps, plain, strict=True):
             values[gap.start : gap.stop] = summed
         for matrix in self.matrices:
-            left, right, kept = matrix.left(first), matrix.right(second), matrix.of(dropped)
+            left, right = matrix.left(first), matrix.right(second)
             left.copy_(orthonormal(left))
             torch.mm(left, matrix.of(values), out=right)
-            if self.feedback:
-                error = torch.addmm(matrix.of(values), left.T, right, alpha=-1)
+            if dropped is not None:
+                error, kept = torch.addmm(matrix.of(values), left.T, right, alpha=-1), matrix.of(dropped)
                 # an M that is not finite makes its Q so, which is quicker to look through
                 torch.where(right.isfinite().all(), error, kept, out=kept)
-        self._all_reduce(second)
+        yield from self._all_reduce(second, self.back)
         for matrix in self.matrices:
             left, right, warm = matrix.left(first), matrix.right(second), self.warm[matrix.name]
             torch.mm(left.T, right, out=matrix.of(values))
             useful = right.isfinite().all() & right.any()  # nothing is learnt from zeros
             warm.copy_(torch.where(useful, orthonormal(right), warm))
 
-    def _all_reduce(self, message: Tensor) -> None:
+    def _all_reduce(self, message: Tensor, axis: Axis) -> Stages:
         if len(message):
-            self.wire.wait(self.wire.start_sum(message, self.axis))
+            arriving = self.wire.start_sum(message, axis)
+            if self.pausing:
+                yield
+            self.wire.wait(arriving)
 
 
 def lay_out(places: Sequence[Place], rank: int) -> tuple[list[Matrix], int, int]:
