@@ -15,3 +15,9 @@ def test_a_number_of_ranks_that_has_no_cases_is_refused(shoal: Shoal) -> None:
     refused = shoal("bench", "parity", "--ranks", "3")
     assert refused.code == 2
     assert "--ranks is 3; accepted: 1, 2, 4" in refused.err
+
+
+def test_a_method_that_there_is_not_is_refused(shoal: Shoal) -> None:
+    refused = shoal("bench", "network", "gpt-bench", "--methods", "int2")
+    assert refused.code == 2
+    assert "there is no 'int2'; accepted: fp32" in refused.err

@@ -1,7 +1,8 @@
 """`parallel.sync: auto`: which strategy for which link, and that choosing leaves no trace."""
 
+import json
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,16 @@ def test_what_the_recipe_says_is_not_decided(corpus: Path, parallel: dict[str, A
     assert Auto(tiny_recipe(corpus), two).asked
     assert not Auto(tiny_recipe(corpus, parallel=parallel), two).asked
     assert not Auto(tiny_recipe(corpus), Wire(alone())).asked
+
+
+def test_a_run_goes_on_with_what_its_checkpoint_was_made_with(corpus: Path) -> None:
+    choice = on_link(1)
+    saved = json.loads(json.dumps(asdict(choice)))
+    auto = Auto(tiny_recipe(corpus), Wire(replace(alone(), size=2)), saved)
+    model = Transformer(make_config("gpt2-small", vocabulary=30, context=16, layers=1, dim=16, heads=2))
+    parallel = auto.decide(model, TASKS["causal"](), nullcontext(), 1, 1).parallel
+    assert (parallel.sync, parallel.codec.kind, parallel.local.every) == (choice.sync, choice.codec, choice.every)
+    assert auto.state == asdict(choice)
 
 
 def test_timing_a_step_leaves_no_trace() -> None:

@@ -1,0 +1,85 @@
+"""`shoal bench network`: rows are kept as they come, and what is too slow to measure is computed and says so."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.bench.methods import METHODS, QUICK
+from shoal.bench.network import IDEAL, Plan, check_cost_model, measure, table
+from shoal.bench.picture import draw
+from shoal.bench.places import Here, run_ranks
+from shoal.bench.raw import Raw, Row
+from shoal.core.errors import ShoalError
+from shoal.core.recipe_file import build_recipe, read_recipe
+
+PARAMETERS = 1_000_000
+
+
+def speed(megabits: float, method: str, seconds: float, sent: float = 0.0, hosts: int = 2) -> Row:
+    row: dict[str, Any] = {"kind": "speed", "hosts": hosts, "megabits": megabits, "method": method, "how": "namespaces"}
+    numbers = {"step_seconds": seconds, "wire_bytes": sent, "parameters": PARAMETERS, "tokens_per_second": 1 / seconds}
+    return row | numbers | {"bits_per_parameter": 8 * sent / PARAMETERS, "blocked_seconds": 0.0, "steps": 4}
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Raw:
+    kept = Raw(tmp_path / "raw.json")
+    for row in (speed(0, IDEAL, 1.0), speed(0, "fp32", 1.1, 4e6), speed(1, IDEAL, 1.0)):
+        kept.add(row)
+    return kept
+
+
+def plan(**changes: Any) -> Plan:
+    recipe = build_recipe({"model": {"dim": 64}, "tokenizer": {"vocabulary": 1000}})
+    return Plan(Path("none.yaml"), recipe, [], hosts=(2,), links=(0.0, 1.0), methods=("fp32",), **changes)
+
+
+def test_every_method_is_a_recipe() -> None:
+    for keys in METHODS.values():
+        read_recipe(None, [word for key, value in keys.items() for word in (f"--{key}", str(value))])
+    assert set(QUICK) <= set(METHODS)
+
+
+def test_a_bench_goes_on_from_what_was_kept(raw: Raw) -> None:
+    again = Raw(raw.path)
+    assert again.rows == raw.rows
+    assert again.share(again.rows[1]) == pytest.approx(1 / 1.1)
+    assert again.share(again.rows[0]) is None
+
+
+def test_a_row_that_takes_too_long_is_computed_and_says_so(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.bench.network.reason_against", lambda: "none are made here")
+    told: list[str] = []
+    assert measure(plan(steps=4, longest=60.0), raw, told.append) == []
+    row = raw.find({"megabits": 1, "method": "fp32"})
+    assert row is not None and row["how"] == "computed"
+    assert row["step_seconds"] == pytest.approx(33, rel=0.1)  # 4 MB at 1 Mbit/s, with headers
+    assert "computed" in told[-1]
+    assert table(raw).row_count == 2
+
+
+def test_measured_rows_stand_beside_what_the_model_says(raw: Raw) -> None:
+    raw.add(speed(1, "fp32", 35.0, 4e6))
+    (row,) = check_cost_model(plan(), raw)
+    assert row["computed_over_measured"] == pytest.approx(0.97, abs=0.05)
+
+
+def test_losses_are_drawn_against_time_and_bytes(raw: Raw, tmp_path: Path) -> None:
+    raw.add(speed(1, "fp32", 35.0, 4e6))
+    loss = {"kind": "loss", "hosts": 2, "method": "fp32", "seed": 1, "steps": 10, "wire_bytes": 9}
+    raw.add(loss | {"curve": [[5, 3.0], [10, 2.0]]})
+    draw(raw, 2, tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").stat().st_size > 1000
+
+
+def test_the_rank_that_failed_is_named_with_its_words() -> None:
+    words = ["-c", "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit('no such thing')\ntime.sleep(60)"]
+    with pytest.raises(ShoalError, match="rank 1 ended with exit code 1:\nno such thing"):
+        run_ranks([Here(), Here()], lambda rank: words)
+
+
+def test_ranks_print_what_they_found() -> None:
+    words = ["-c", "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'])"]
+    assert run_ranks([Here(), Here()], lambda rank: words) == ["0 2\n", "1 2\n"]
+    assert run_ranks([Here(), Here()], lambda rank: words, alone=True) == ["0 1\n", "0 1\n"]
