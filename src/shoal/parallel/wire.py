@@ -1,20 +1,27 @@
 """Every byte that a rank sends goes through here, and is counted."""
 
+import hashlib
+import pickle
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import functional
 
 from shoal.core.errors import RankError
 from shoal.parallel.heartbeat import StalledError
 from shoal.parallel.mesh import Axis, own_channel
+from shoal.parallel.throttle import Throttle
 from shoal.parallel.world import World
+
+MOST_TAGS = 1 << 20
+"""How many exchanges may be under way before two are called the same."""
 
 Stages = Generator[None, None, Any]
 """Work that pauses where other work may go on."""
@@ -29,15 +36,16 @@ class Wire:
 
     Bytes are those of the ring algorithms (Patarasuk and Yuan 2009), for tensors of n bytes on N ranks: a sum sends
     2 n (N − 1) / N a rank, a gather of N tensors n (N − 1), a scattered sum of N pieces of n bytes n (N − 1).
-    `imagined`: the other ranks don't exist, and tensors have no values.
+    `imagined`: the other ranks don't exist, and tensors have no values. `throttle`: a slower link than the real one.
     """
 
-    def __init__(self, world: World, imagined: bool = False) -> None:
-        self.world, self.imagined = world, imagined
+    def __init__(self, world: World, imagined: bool = False, throttle: Throttle | None = None) -> None:
+        self.world, self.imagined, self.throttle = world, imagined, throttle
         self.everyone = Axis(world.size, world.rank)
         self.sent: Counter[str] = Counter()
         self.seconds_waited = 0.0
         self._lock = threading.Lock()
+        self._exchanges: Counter[distributed.ProcessGroup | None] = Counter()
         self._background: _Background | None = None
 
     @property
@@ -50,30 +58,38 @@ class Wire:
         axis = axis or self.everyone
         if axis.size == 1:
             return None
-        self.count_sum(tensor, axis)
-        return self._enter(lambda: distributed.all_reduce(tensor, group=axis.group, async_op=True))
+        return self._send_sum(tensor, axis, distributed.ReduceOp.SUM)
 
     def start_gather(self, whole: Tensor, mine: Tensor, axis: Axis) -> Any:
         """Begin to fill `whole` with every rank's `mine`, in the order of ranks."""
-        self.count("all-gather", mine.nbytes * (axis.size - 1))
-        return self._enter(lambda: distributed.all_gather_single(whole, mine, group=axis.group, async_op=True))
+        count, others = mine.nbytes * (axis.size - 1), axis.size - 1
+        if mine.device.type == "cpu" and not self.imagined:
+            rows = whole.view(axis.size, -1)
+            return self._send("all-gather", count, 1, lambda: self._exchange([mine.view(-1)] * axis.size, rows, axis))
+        return self._send(
+            "all-gather", count, others, lambda: distributed.all_gather_single(whole, mine, group=axis.group, async_op=True)
+        )
 
     def start_scatter_sum(self, mine: Tensor, whole: Tensor, axis: Axis) -> Any:
         """Begin to fill `mine` with this rank's piece of the sum of all ranks' `whole`, which has a piece a rank.
 
         Gloo's own would send all to all; here each rank sends the others their pieces, and adds what it got by rank.
         """
-        self.count("reduce-scatter", mine.nbytes * (axis.size - 1))
+        kind, count = "reduce-scatter", mine.nbytes * (axis.size - 1)
         if whole.device.type == "cuda":
-            return self._enter(lambda: distributed.reduce_scatter_single(mine, whole, group=axis.group, async_op=True))
+            return self._send(
+                kind,
+                count,
+                axis.size - 1,
+                lambda: distributed.reduce_scatter_single(mine, whole, group=axis.group, async_op=True),
+            )
         received = torch.empty_like(whole)
-        work = self._enter(lambda: distributed.all_to_all_single(received, whole, group=axis.group, async_op=True))
+        work = self._send_pieces(kind, count, received, whole, axis)
         return _Added(work, received.view(axis.size, -1), mine)
 
     def start_all_to_all(self, received: Tensor, pieces: Tensor, axis: Axis) -> Any:
         """Begin to send `pieces` [ranks, n], one to each rank, and to fill `received` with those sent to this one."""
-        self.count("all-to-all", pieces.nbytes // axis.size * (axis.size - 1))
-        return self._enter(lambda: distributed.all_to_all_single(received, pieces, group=axis.group, async_op=True))
+        return self._send_pieces("all-to-all", pieces.nbytes // axis.size * (axis.size - 1), received, pieces, axis)
 
     def own_channel(self, axis: Axis) -> Axis:
         """The same ranks, talking apart from what else they say; all of them must call it."""
@@ -120,9 +136,7 @@ class Wire:
     def largest(self, tensor: Tensor, axis: Axis) -> Tensor:
         """The elementwise maximum over an axis, in place."""
         if axis.size > 1:
-            self.count_sum(tensor, axis)
-            maximum = distributed.ReduceOp.MAX
-            self.finish(self._enter(lambda: distributed.all_reduce(tensor, maximum, group=axis.group, async_op=True)))
+            self.finish(self._send_sum(tensor, axis, distributed.ReduceOp.MAX))
         return tensor
 
     def count(self, kind: str, count: int) -> None:
@@ -132,44 +146,102 @@ class Wire:
 
     def count_sum(self, tensor: Tensor, axis: Axis) -> None:
         """What this rank sends for a sum, or a maximum, over an axis."""
-        self.count("all-reduce", 2 * tensor.nbytes * (axis.size - 1) // axis.size)
+        self.count("all-reduce", ring_bytes(tensor, axis))
 
     def exchange(self, tensor: Tensor, received: Tensor, partner: int) -> None:
         """Send `tensor` to another rank, which sends its own into `received`."""
-        self.count("exchange", tensor.nbytes)
         operations = [
-            distributed.P2POp(distributed.isend, tensor, partner),
             distributed.P2POp(distributed.irecv, received, partner),
+            distributed.P2POp(distributed.isend, tensor, partner),
         ]
-        for work in self._enter(lambda: distributed.batch_isend_irecv(operations)):
-            self.finish(work)
+        self.finish(self._send("exchange", tensor.nbytes, 1, lambda: _All(distributed.batch_isend_irecv(operations), ())))
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """Give every rank rank 0's values, in place."""
+        """Give every rank rank 0's values, in place; by a tree, in which a rank passes on what it has got."""
         if self.world.size > 1:
-            self.count("broadcast", tensor.nbytes if self.world.is_main else 0)
-            self._enter(lambda: distributed.broadcast(tensor, 0))
+            rank, size = self.world.rank, self.world.size
+            turns = range((size - 1).bit_length())
+            sends = sum(rank < 2**turn and rank + 2**turn < size for turn in turns)
+            self.finish(
+                self._send(
+                    "broadcast", sends * tensor.nbytes, len(turns), lambda: distributed.broadcast(tensor, 0, async_op=True)
+                )
+            )
         return tensor
+
+    def make_equal(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank rank 0's values, in place, where they are not the same already: a digest travels before them.
+
+        All of a model's weights would take 7 minutes at 1 Mbit/s, and ranks that drew them from one seed have them.
+        """
+        if self.world.size == 1:
+            return
+        tensors = list(tensors)
+        everyone = self.gather_objects([digest(tensor) for tensor in tensors])
+        for index, tensor in enumerate(tensors):
+            if any(digests[index] != everyone[0][index] for digests in everyone):
+                self.broadcast(tensor)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's small value, in the order of ranks; for set-up and checks, not for training."""
         if self.world.size == 1:
             return [value]
-        values: list[Any] = [None] * self.world.size
-        self._enter(lambda: distributed.all_gather_object(values, value))
-        return values
+        device, everyone = self.world.device, self.everyone
+        mine = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(device)
+        lengths = torch.empty(everyone.size, dtype=torch.int64, device=device)
+        self.finish(self.start_gather(lengths, torch.tensor([len(mine)], device=device), everyone))
+        longest = int(lengths.max())
+        whole = torch.empty(everyone.size * longest, dtype=torch.uint8, device=device)
+        self.finish(self.start_gather(whole, functional.pad(mine, (0, longest - len(mine))), everyone))
+        rows = whole.cpu().view(everyone.size, -1)
+        return [pickle.loads(row[:length].numpy().tobytes()) for row, length in zip(rows, lengths.tolist(), strict=True)]
 
     def at_step(self, step: int) -> None:
         """Tell the others which step this rank is at, for when it does not arrive."""
         if self.world.heartbeat is not None:
             self.world.heartbeat.at_step(step)
 
-    def _enter(self, call: Callable[[], Any]) -> Any:
-        """Call a collective."""
+    def _send_sum(self, tensor: Tensor, axis: Axis, operation: Any) -> Any:
+        return self._send(
+            "all-reduce",
+            ring_bytes(tensor, axis),
+            2 * (axis.size - 1),
+            lambda: distributed.all_reduce(tensor, operation, group=axis.group, async_op=True),
+        )
+
+    def _send_pieces(self, kind: str, count: int, received: Tensor, pieces: Tensor, axis: Axis) -> Any:
+        """Each other rank gets its piece at once, so it is one message long."""
+        if pieces.device.type == "cpu" and not self.imagined:
+            rows = received.view(axis.size, -1)
+            return self._send(kind, count, 1, lambda: self._exchange(pieces.view(axis.size, -1), rows, axis))
+        return self._send(
+            kind, count, 1, lambda: distributed.all_to_all_single(received, pieces, group=axis.group, async_op=True)
+        )
+
+    def _exchange(self, pieces: Tensor | list[Tensor], received: Tensor, axis: Axis) -> "_All":
+        """Send a piece to every rank, and get one from each, all at the same time.
+
+        Gloo's own all-to-all and all-gather begin to send before they say that they are ready to receive; that word then
+        waits behind what is sent, and a link carries one direction at a time: twice the seconds between two ranks.
+        """
+        with self._lock:
+            self._exchanges[axis.group] += 1
+            tag = self._exchanges[axis.group] % MOST_TAGS
+        others = [(axis.rank + step) % axis.size for step in range(1, axis.size)]
+        works = [distributed.irecv(received[other], group=axis.group, group_src=other, tag=tag) for other in others]
+        works += [distributed.isend(pieces[other], group=axis.group, group_dst=other, tag=tag) for other in others]
+        received[axis.rank].copy_(pieces[axis.rank])
+        return _All(works, (pieces, received))
+
+    def _send(self, kind: str, count: int, hops: int, enter: Callable[[], Any]) -> Any:
+        """Begin a collective in which this rank sends `count` bytes, as `hops` messages that wait for each other."""
+        self.count(kind, count)
         if self.world.heartbeat is not None:
             with self._lock:
                 self.world.heartbeat.arrive()
-        return self._try(call)
+        if self.throttle is not None:
+            return self.throttle.send(count, hops, enter)
+        return self._try(enter)
 
     def _try(self, call: Callable[[], Any]) -> Any:
         try:
@@ -181,6 +253,16 @@ class Wire:
         stalled = self.world.heartbeat.find_stall() if self.world.heartbeat is not None else None
         text = str(error).splitlines()[0][:200]
         return stalled or PeerLostError(f"rank {self.world.rank} lost contact with another rank ({text})")
+
+
+def ring_bytes(tensor: Tensor, axis: Axis) -> int:
+    """What a rank sends for a sum over an axis."""
+    return 2 * tensor.nbytes * (axis.size - 1) // axis.size
+
+
+def digest(tensor: Tensor) -> bytes:
+    """The same for the same values."""
+    return hashlib.sha256(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data).digest()
 
 
 class _Background:
@@ -219,6 +301,17 @@ class _Promised:
 
     def wait(self) -> None:
         self.future.result()
+
+
+class _All:
+    """Several works as one, and what must live until they are done."""
+
+    def __init__(self, works: list[Any], tensors: Any) -> None:
+        self.works, self.tensors = works, tensors
+
+    def wait(self) -> None:
+        for work in self.works:
+            work.wait()
 
 
 class _Added:

@@ -38,6 +38,7 @@ from shoal.parallel.mesh import Axis, Mesh, divide, make_mesh, within_copy
 from shoal.parallel.momentum import Momentum
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
 from shoal.parallel.sync import Sync
+from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import TASKS
@@ -102,7 +103,7 @@ def build(
     """Everything that `train.loop` needs, on this rank. Raises `InputError` for what can't work."""
     recipe = resolve(recipe, world.size)
     corpus = Corpus.open(Path(recipe.corpus_directory))
-    wire = Wire(world)
+    wire = make_wire(recipe, world)
     _check_equal(wire, recipe, corpus)
     train = recipe.train
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
@@ -149,6 +150,13 @@ def build(
     return parts
 
 
+def make_wire(recipe: Recipe, world: World) -> Wire:
+    """The way to the other ranks, as slow as the recipe wants it to be."""
+    link = recipe.parallel.link
+    slow = world.size > 1 and (link.megabits or link.latency)
+    return Wire(world, throttle=Throttle(link.megabits, link.latency, world.device) if slow else None)
+
+
 def mesh_sizes(recipe: Recipe, world: int) -> tuple[int, int, int]:
     """(replicate, shard, tensor) for so many ranks; `InputError` when they can't be arranged so."""
     parallel = recipe.parallel
@@ -178,8 +186,7 @@ def in_flight(recipe: Recipe) -> torch.dtype | None:
 
 def prepare_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, tokens: int) -> tuple[Sync, str]:
     """Divide, compile and watch the model, which forwards `tokens` at a time; (its sync, how it was compiled)."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        wire.broadcast(tensor.data)
+    wire.make_equal(tensor.data for tensor in (*model.parameters(), *model.buffers()))
     use_native_kernels(model, recipe.train.precision, tokens)
     shards = divide_products(model, wire, mesh)
     recompute_blocks(model, recipe.train.recompute)
