@@ -19,7 +19,7 @@ from rich.table import Table
 
 from shoal.bench.hosts import reason_against
 from shoal.bench.methods import METHODS, PEERS, Keys
-from shoal.bench.places import Place, places, run_ranks
+from shoal.bench.places import Place, RanksFailed, places, run_ranks
 from shoal.bench.raw import Raw, Row
 from shoal.core.files import read_json
 from shoal.core.recipe import Recipe
@@ -56,19 +56,26 @@ class Plan:
     longest: float = 600.0
 
 
-def measure(plan: Plan, raw: Raw, tell: Callable[[str], None]) -> None:
-    """Measure what `raw` lacks of the plan, row by row."""
+def measure(plan: Plan, raw: Raw, tell: Callable[[str], None]) -> list[str]:
+    """Measure what `raw` lacks of the plan, row by row; what failed, which does not keep the others from being measured."""
     against = reason_against()
     if against is not None:
         tell(f"links are throttled inside the ranks: {against}")
+    failed = []
     for number in plan.hosts:
         for megabits in plan.links:
             with places(number, megabits, against is None) as where:
                 for method in (IDEAL, *plan.methods):
                     key = {"kind": "speed", "hosts": number, "megabits": megabits, "method": method}
-                    if raw.find(key) is None:
+                    if raw.find(key) is not None:
+                        continue
+                    try:
                         raw.add(key | _row(plan, raw, where, megabits, method, against is None))
                         tell(describe(raw, key))
+                    except RanksFailed as error:
+                        failed.append(f"{number} hosts, {megabits:g} Mbit/s, {method}: {error}")
+                        tell(failed[-1])
+    return failed
 
 
 def describe(raw: Raw, key: Row) -> str:
@@ -198,9 +205,10 @@ def _computed(plan: Plan, raw: Raw, number: int, megabits: float, method: str) -
     fragments, overlap = (keys.get(f"parallel.local.{key}", default) for key, default in (("fragments", 1), ("overlap", 0)))
     assert isinstance(fragments, int) and isinstance(overlap, int)
     buckets = -(-4 * faster[-1]["parameters"] // int(plan.recipe.parallel.bucket_megabytes * 2**20))
+    last = plan.recipe.tokenizer.vocabulary * (plan.recipe.model.dim or 0) / faster[-1]["parameters"]
     traffic = Traffic(
         faster[-1]["wire_bytes"] * every, 2 * (number - 1), fragments if every > 1 else int(buckets),
-        every=every, overlap=overlap,
+        every=every, overlap=overlap, last=last,
     )  # fmt: skip
     link = Link(megabits * 1e6 / 8 / FRAMING, 0.0)
     compute = Compute(FORWARD * alone, BACKWARD * alone, UPDATE * alone)
@@ -214,13 +222,17 @@ def table(raw: Raw) -> Table:
     speeds = [row for row in raw.rows if row["kind"] == "speed"]
     links = sorted({row["megabits"] for row in speeds}, key=lambda link: -link or -math.inf)
     names = [f"{link:g} Mbit/s" if link else "unlimited" for link in links]
-    drawn = Table("hosts", "method", *names, "MB a step", "bits a parameter", box=None)
+    drawn = Table("hosts", "method", *names, "MB a step", "bits a parameter", "held-out loss", box=None)
     drawn.title = "tokens/s a rank, % of ideal (≈: computed by the cost model)"
     for hosts, method in dict.fromkeys((row["hosts"], row["method"]) for row in speeds):
         mine = {row["megabits"]: row for row in speeds if (row["hosts"], row["method"]) == (hosts, method)}
         some = next(iter(mine.values()))
         cells = [_cell(raw, mine[link]) if link in mine else "" for link in links]
-        drawn.add_row(str(hosts), method, *cells, f"{some['wire_bytes'] / 1e6:.3f}", f"{some['bits_per_parameter']:.2f}")
+        lost = [
+            row["eval_loss"] for row in raw.rows if (row["kind"], row["hosts"], row["method"]) == ("loss", hosts, method)
+        ]
+        sizes = (f"{some['wire_bytes'] / 1e6:.3f}", f"{some['bits_per_parameter']:.2f}")
+        drawn.add_row(str(hosts), method, *cells, *sizes, f"{statistics.mean(lost):.4f}" if lost else "")
     return drawn
 
 

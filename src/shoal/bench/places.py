@@ -18,6 +18,10 @@ HOST_PORT = 29_500
 """Where ranks on hosts of their own meet: nobody else is there."""
 
 
+class RanksFailed(ShoalError):
+    """Ranks that a bench has started ended with an error."""
+
+
 class Place(Protocol):
     """Where a rank runs, and how others find it."""
 
@@ -55,7 +59,7 @@ def places(number: int, megabits: float, namespaces: bool) -> Iterator[Sequence[
 def run_ranks(where: Sequence[Place], words: Callable[[int], list[str]], alone: bool = False) -> list[str]:
     """Run `python WORDS(rank)` as one rank at each place, one core each; what they printed, by rank.
 
-    `alone`: each is its own world. `ShoalError` with what the first that failed had to say.
+    `alone`: each is its own world. `RanksFailed` with what the first that failed had to say.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     port = HOST_PORT if where[0].address != Here().address else _free_port()
@@ -101,7 +105,7 @@ def _wait(running: list[tuple["subprocess.Popen[str]", IO[str], IO[str]]]) -> No
             del left[rank]
             if process.returncode:
                 said = "\n".join(_all_of(err).splitlines()[-20:])
-                raise ShoalError(f"rank {rank} ended with exit code {process.returncode}:\n{said}")
+                raise RanksFailed(f"rank {rank} ended with exit code {process.returncode}:\n{said}")
         time.sleep(0.02)
 
 

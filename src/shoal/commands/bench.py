@@ -3,6 +3,7 @@
     shoal bench parity --ranks 2 --json
     shoal bench network recipes/gpt-bench.yaml --quick
     shoal bench network --links 100 10 --methods fp32 int8 --hosts 2
+    shoal bench network --losses recipes/gpt-shakespeare.yaml --seeds 1 2 3 --picture docs/network.png
 
 `parity`: each case trains a small model for 20 steps over real ranks and compares losses, gradient norms and weights with a
 plain training in fp64. It fails when one differs by more than 1e-5.
@@ -11,19 +12,22 @@ plain training in fp64. It fails when one differs by more than 1e-5.
 method next to what as many ranks do alone. Rows are kept in a file as they come; what it has is not measured again.
 """
 
+import signal
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from shoal.bench import network
+from shoal.bench import losses, network
 from shoal.bench.methods import METHODS, PEERS, QUICK
+from shoal.bench.picture import draw
 from shoal.bench.raw import Raw
-from shoal.core.errors import InputError, ShoalError
+from shoal.core.errors import InputError, Interrupted, ShoalError
 from shoal.core.files import read_json, write_json
 from shoal.core.recipe_file import read_recipe
 from shoal.parallel.launch import launch
@@ -51,6 +55,12 @@ class Arguments:
     """network: steps that count, at least; after three that don't."""
     longest: float = 600.0
     """network: seconds; a run that would take longer is computed by the cost model instead, and marked so."""
+    losses: Path | None = None
+    """network: a recipe to train with every method to 20 tokens a parameter, over loopback, for the loss."""
+    seeds: tuple[int, ...] = (1,)
+    """network: of the trainings for the loss."""
+    picture: Path | None = None
+    """network: draw loss against time and bytes here (PNG)."""
     results: Path = Path("bench/results/network.json")
     """network: where rows are kept."""
     quick: bool = False
@@ -81,11 +91,24 @@ def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if arguments.quick:
         plan = replace(plan, hosts=(2,), links=(0.0, 10.0), methods=QUICK, steps=4, longest=60.0)
     raw = Raw(arguments.results)
-    console = Console(stderr=True, highlight=False)
-    network.measure(plan, raw, console.print)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    signal.signal(signal.SIGTERM, _leave)
+    failed = network.measure(plan, raw, console.print)
+    if arguments.losses is not None:
+        wanted = losses.Plan(arguments.losses, plan.hosts, plan.methods, arguments.seeds)
+        losses.measure(wanted, raw, console.print)
+    if arguments.picture is not None:
+        draw(raw, plan.hosts[0], arguments.picture)
     if not arguments.json:
         Console(highlight=False).print(network.table(raw))
+    if failed:
+        raise ShoalError(f"{len(failed)} not measured: " + "; ".join(text.splitlines()[0] for text in failed))
     return {"rows": raw.rows, "cost_model": network.check_cost_model(plan, raw)}
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Leave through all that cleans up: hosts must go, and ranks on them."""
+    raise Interrupted("stopped; what was measured is kept")
 
 
 def _parity(arguments: Arguments) -> dict[str, Any] | None:

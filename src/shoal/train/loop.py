@@ -25,6 +25,7 @@ from shoal.parallel.shards import Shards
 from shoal.parallel.sync import Sync
 from shoal.parallel.world import World
 from shoal.tasks import Task
+from shoal.train.auto import Auto
 from shoal.train.checkpoint import Checkpoints, Part, Saved, Snapshot
 from shoal.train.optimizers import Optimizer
 from shoal.train.schedule import Budget, learning_rate_share
@@ -81,6 +82,7 @@ class Parts:
     flops_per_token: float
     peak_flops: float
     stop_requested: Callable[[], bool]
+    auto: Auto
     progress: Progress = field(default_factory=Progress)
 
 
@@ -150,12 +152,14 @@ def train(parts: Parts) -> dict[str, float]:
             "data_seconds": data_seconds,
             "sync_seconds": wire.seconds_waited - waited,
             "wire_bytes": wire.bytes_sent - sent,
+            "bits_per_parameter": 8 * (wire.bytes_sent - sent) / parts.parameters,
             "memory_bytes": memory_bytes(world.device),
         }
         if progress.skipped:
             record["skipped"] = progress.skipped
         if found := stragglers.find(figures, progress.step - 1):
             record["stragglers"] = found
+        parts.auto.keep(step_seconds, wire.seconds_waited - waited)
         stragglers.keep(step_seconds, data_seconds, wire.seconds_waited - waited)
         parts.telemetry.step(record, done)
         for straggler in found:
@@ -169,6 +173,8 @@ def train(parts: Parts) -> dict[str, float]:
             parts.checkpoints.save(snapshot(parts))
             if stop:
                 parts.checkpoints.wait()
+            elif done < 1:
+                parts.auto.look_again(parts.telemetry.note)
         if done >= 1 or _due(progress.step, recipe.evaluation.every):
             with sync.common_weights():
                 evaluated = parts.evaluate(model, final=done >= 1)
@@ -232,6 +238,7 @@ def snapshot(parts: Parts) -> Snapshot:
         "batches": parts.batches.state_dict(),
         "world_size": world.size,
         "copies": apart.size,
+        "chosen": parts.auto.state,
     }
     return Snapshot(progress.step, saved, state)
 

@@ -37,11 +37,13 @@ from shoal.parallel.local import Local
 from shoal.parallel.mesh import Axis, Mesh, divide, make_mesh, within_copy
 from shoal.parallel.momentum import Momentum
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
+from shoal.parallel.shards import Shards
 from shoal.parallel.sync import Sync
 from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import TASKS
+from shoal.train.auto import Auto, decided
 from shoal.train.checkpoint import Checkpoints, Saved
 from shoal.train.evaluation import Evaluator
 from shoal.train.exact import resolve
@@ -117,12 +119,16 @@ def build(
     size, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token(config.context)
     share = -(-train.global_batch // mesh.data.size)
     together = min(share, train.micro_batch or share)
-    sync, compiled = prepare_model(model, recipe, wire, mesh, together * config.context)
+    shards, compiled = lay_out_model(model, recipe, wire, mesh, together * config.context)
+    task, precision = TASKS[recipe.task](), make_precision(train.precision, world.device)
+    auto = Auto(recipe, wire, decided(wire, run.checkpoints) if resume else None)
+    recipe = auto.decide(model, task, precision, together, -(-share // together))
+    sync = make_sync(recipe, wire, mesh, model)
+    sync.attach(model, shards)
     batches = TrainingBatches(
         corpus.split("train"), config.context, train.global_batch, train.micro_batch, recipe.seed,
         mesh.data.rank, mesh.data.size, recipe.data.partition,
     )  # fmt: skip
-    task, precision = TASKS[recipe.task](), make_precision(train.precision, world.device)
     budget = Budget.of(train)
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
     evaluate = Evaluator(
@@ -133,9 +139,9 @@ def build(
     peak_flops = peak_of_all(wire, train.precision)
     parts = Parts(
         recipe, model, task, batches, build_optimizer(sync.shards, recipe.optimizer), sync, budget, evaluate, checkpoints,
-        Silence(), precision, size, flops, peak_flops, stop_requested,
+        Silence(), precision, size, flops, peak_flops, stop_requested, auto,
     )  # fmt: skip
-    notes = _resume(parts, run) if resume else []
+    notes = [*(_resume(parts, run) if resume else []), *auto.notes]
     if world.is_main:
         expected = budget.expected_steps(train.global_batch * config.context)
         parts = replace(parts, telemetry=Telemetry(run, parts.progress.step if resume else None, expected, quiet))
@@ -186,14 +192,19 @@ def in_flight(recipe: Recipe) -> torch.dtype | None:
 
 def prepare_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, tokens: int) -> tuple[Sync, str]:
     """Divide, compile and watch the model, which forwards `tokens` at a time; (its sync, how it was compiled)."""
+    shards, compiled = lay_out_model(model, recipe, wire, mesh, tokens)
+    sync = make_sync(recipe, wire, mesh, model)
+    sync.attach(model, shards)
+    return sync, compiled
+
+
+def lay_out_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, tokens: int) -> tuple[Shards, str]:
+    """Divide and compile the model, which forwards `tokens` at a time; (what each rank holds, how it was compiled)."""
     wire.make_equal(tensor.data for tensor in (*model.parameters(), *model.buffers()))
     use_native_kernels(model, recipe.train.precision, tokens)
     shards = divide_products(model, wire, mesh)
     recompute_blocks(model, recipe.train.recompute)
-    compiled = compile_blocks(model, recipe.train.compile)
-    sync = make_sync(recipe, wire, mesh, model)
-    sync.attach(model, shards)
-    return sync, compiled
+    return shards, compile_blocks(model, recipe.train.compile)
 
 
 def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
