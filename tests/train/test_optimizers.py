@@ -8,9 +8,16 @@ from torch import nn
 
 from shoal.core import recipe
 from shoal.core.recipe import Lookahead
+from shoal.parallel.codecs import CODECS
+from shoal.parallel.coded_all_reduce import CodedAllReduce
+from shoal.parallel.coded_sum import CodedSum
+from shoal.parallel.mesh import Axis, Mesh
+from shoal.parallel.momentum import Momentum
 from shoal.parallel.shards import whole_shards
+from shoal.parallel.wire import Wire
 from shoal.train.optimizers import build_optimizer
 from shoal.train.optimizers.muon import orthogonalise
+from tests.ranks import alone
 
 SETTINGS = {
     "adamw": recipe.Optimizer(kind="adamw", learning_rate=0.02, weight_decay=0.0),
@@ -160,3 +167,35 @@ def test_lookahead_pulls_halfway_every_third_step() -> None:
     run_steps(plain, build_optimizer(whole_shards(plain), SETTINGS["adamw"]), 3)
     for parameter, fast, slow in zip(model.parameters(), plain.parameters(), start, strict=True):
         torch.testing.assert_close(parameter.detach(), slow + 0.5 * (fast.detach() - slow))
+
+
+def test_onebit_adam_is_adam_until_its_variance_is_frozen() -> None:
+    settings = replace(SETTINGS["adamw"], kind="onebit_adam", onebit_warmup=3, weight_decay=0.1)
+    model, wire = Small(), Wire(alone())
+    sync = CodedAllReduce(wire, Mesh(), lambda places: CodedSum(wire, Axis(), CODECS["sign"](recipe.Codec())))
+    sync.momentum = Momentum(settings.beta1, settings.onebit_warmup, ranks=1)
+    sync.attach(model, whole_shards(model))
+    optimizer = build_optimizer(sync.shards, settings)
+    expected = Small().double()
+    first = {name: torch.zeros_like(value) for name, value in expected.named_parameters()}
+    second = {name: torch.zeros_like(value) for name, value in expected.named_parameters()}
+    for step in range(1, 8):
+        sync.begin_backward(last=True)
+        loss_of(model).backward()
+        sync.before_step()
+        sync.scale_grads(0.5)
+        optimizer.step(1.0)
+        sync.after_step()
+        expected.zero_grad()
+        loss_of(expected).backward()
+        for name, value in expected.named_parameters():
+            assert value.grad is not None
+            gradient, warm = 0.5 * value.grad, min(step, settings.onebit_warmup)
+            first[name].lerp_(gradient, 1 - settings.beta1)
+            if step <= settings.onebit_warmup:
+                second[name].lerp_(gradient.square(), 1 - settings.beta2)
+            spread = (second[name] / (1 - settings.beta2**warm)).sqrt() + settings.epsilon
+            value.data.mul_(1 - settings.learning_rate * (0.1 if value.dim() == 2 else 0.0))
+            value.data.sub_(settings.learning_rate * first[name] / (1 - settings.beta1**step) / spread)
+        for name, value in model.named_parameters():
+            torch.testing.assert_close(value.double(), expected.get_parameter(name), rtol=1e-4, atol=1e-6)

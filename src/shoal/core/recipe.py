@@ -138,8 +138,10 @@ class Lookahead:
 class Optimizer:
     """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    """The optimizer."""
+    kind: Literal["adamw", "muon", "onebit_adam"] = "adamw"
+    """The optimizer; `onebit_adam`: AdamW that freezes its variance, and whose momentum travels by `parallel.codec`."""
+    onebit_warmup: Positive = 100
+    """`onebit_adam`: steps before its variance is frozen, in which gradients travel plain."""
     learning_rate: PositiveFloat = 6e-4
     """Peak learning rate of AdamW."""
     beta1: Momentum = 0.9

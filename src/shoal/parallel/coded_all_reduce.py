@@ -20,6 +20,7 @@ from shoal.parallel.buckets import Bucket, Buckets
 from shoal.parallel.coded_sum import MESSAGE_BYTES, Sums
 from shoal.parallel.feedback import Feedback, Place, load_dropped
 from shoal.parallel.mesh import Mesh
+from shoal.parallel.momentum import Momentum
 from shoal.parallel.shards import Shards, held_by_several
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
@@ -31,7 +32,7 @@ class CodedAllReduce(Sync):
     """Sums gradients over the data ranks; every one of them holds all of the model's state.
 
     `make_sums` is told what lies in a bucket, of `bucket_bytes` or a parameter's more; `whole`: its sums must get all of it
-    at once. `feedback`: whether what is dropped comes back.
+    at once. `feedback`: whether what is dropped comes back. `momentum`: what travels instead of gradients in 1-bit Adam.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class CodedAllReduce(Sync):
         bucket_bytes: int = MESSAGE_BYTES,
         whole: bool = False,
         feedback: bool = True,
+        momentum: Momentum | None = None,
     ) -> None:
         self.wire, self.mesh, self.make_sums, self.with_feedback = wire, mesh, make_sums, feedback
-        self.bucket_bytes, self.whole = bucket_bytes, whole
+        self.bucket_bytes, self.whole, self.momentum = bucket_bytes, whole, momentum
 
     def attach(self, model: nn.Module, shards: Shards) -> None:
         """Lay the gradients out. Raises `ValueError` for mixed types."""
@@ -62,6 +64,8 @@ class CodedAllReduce(Sync):
             inside = [place for place in self.places if bucket.start <= place.offset < bucket.end]
             self.sums[bucket] = self.make_sums([replace(place, offset=place.offset - bucket.start) for place in inside])
         flat = self.gradients.flat
+        if self.momentum is not None:
+            self.momentum.lie_as(self.places, flat)
         kept = self.with_feedback and self.mesh.data.size > 1
         self.feedback = Feedback(self.places, len(flat), flat.device) if kept else None
 
@@ -79,7 +83,9 @@ class CodedAllReduce(Sync):
             self.feedback.clear_gaps()
 
     def scale_grads(self, factor: float) -> None:
-        """Multiply the flat buffer."""
+        """Multiply the flat buffer: a step will be taken."""
+        if self.momentum is not None:
+            self.momentum.keep(self.gradients.flat)
         if factor != 1.0:
             self.gradients.flat.mul_(factor)
 
@@ -88,14 +94,18 @@ class CodedAllReduce(Sync):
         self.gradients.flat.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What sums leave to those of the next step, by `parameter name/warm`."""
-        return {f"{name}/warm": value for sums in self.sums.values() for name, value in sums.state_dict().items()}
+        """What sums leave to those of the next step, by `parameter name/warm`, and the momentum."""
+        momentum = {} if self.momentum is None else self.momentum.state_dict()
+        warm = {f"{name}/warm": value for sums in self.sums.values() for name, value in sums.state_dict().items()}
+        return {**momentum, **warm}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take it up."""
         warm = {key.removesuffix("/warm"): value for key, value in state.items() if key.endswith("/warm")}
         for sums in self.sums.values():
             sums.load_state_dict(warm)
+        if self.momentum is not None:
+            self.momentum.load_state_dict(state)
 
     def own_state(self) -> dict[str, Tensor]:
         """The feedback."""
@@ -109,6 +119,10 @@ class CodedAllReduce(Sync):
             self.feedback.load(states)
 
     def _send(self, bucket: Bucket) -> Any:
+        if self.momentum is not None:
+            if not self.momentum.travels:
+                return [self.wire.start_sum(self.gradients.flat[bucket.start : bucket.end], self.mesh.data)]
+            self.momentum.enter(self.gradients.flat[bucket.start : bucket.end], bucket.start, bucket.end)
         works = []
         for start in range(bucket.start, bucket.end, self.message):
             end = min(start + self.message, bucket.end)

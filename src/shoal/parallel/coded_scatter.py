@@ -21,7 +21,8 @@ class CodedScatter:
         self.wire, self.mesh, self.feedback = wire, mesh, feedback
         channel = wire.own_channel(mesh.shard)
         self.within = CodedSum(wire, channel, codec, decay, channel)  # nothing comes back within
-        self.between = CodedSum(wire, wire.own_channel(mesh.replicate), codec, decay, wire.own_channel(mesh.replicate))
+        # at one go: with as many stages as both have, ranks could wait for each other in a circle
+        self.between = CodedSum(wire, wire.own_channel(mesh.replicate), codec, decay)
         self.multiple = mesh.replicate.size * codec.block
         """Of the length of a piece."""
         self.message = max(1, MESSAGE_BYTES // 4 // mesh.shard.size // self.multiple) * self.multiple

@@ -31,6 +31,13 @@ class Place:
         return flat[self.offset : self.end].view(self.shape)
 
 
+def find_gaps(places: Sequence[Place], length: int) -> list[slice]:
+    """What of a buffer lies in none of the places."""
+    ordered = sorted(places, key=lambda place: place.offset)
+    starts, ends = [0, *(place.end for place in ordered)], [*(place.offset for place in ordered), length]
+    return [slice(start, end) for start, end in zip(starts, ends, strict=True) if start < end]
+
+
 class Feedback:
     """Of `places` in a flat buffer of `length`, in which other values than theirs may lie between."""
 

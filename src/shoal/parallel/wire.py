@@ -96,18 +96,16 @@ class Wire:
         timeout = self.world.heartbeat.timeout if self.world.heartbeat is not None else 0.0
         return axis if self.imagined else own_channel(axis, timeout)
 
-    def in_background(self, call: Callable[[], Any]) -> Any:
+    def in_stages(self, stages: Stages) -> Any:
         """Let the wire's own thread do it, after what it was given before; pass the result to `finish`.
 
-        Collectives in there need a channel of their own (`own_channel`): ranks must agree on the order in each.
-        """
-        return self.in_stages(_in_one(call))
+        At each `yield`, what else has been given goes on first: the link has something to do while this computes, and the
+        other way round. How the stages of several calls mix differs between ranks, which must agree on the order of
+        collectives in each channel: so those of different stages need different channels of their own (`own_channel`).
 
-    def in_stages(self, stages: Stages) -> Any:
-        """As `in_background`; but at each `yield`, what else has been given goes on first.
-
-        So the link has something to do while this computes, and the other way round. How the stages of several calls mix
-        differs between ranks; hence collectives of different stages need different channels.
+        A stage waits for what the one before began, and there may be three. With four, this rank could wait in the second
+        stage of a call for another rank's first, which is behind the fourth of an earlier call there, which waits for the
+        third of it here.
         """
         if self.imagined:  # values that don't exist, don't in this thread only
             for _ in stages:
@@ -265,11 +263,6 @@ def ring_bytes(tensor: Tensor, axis: Axis) -> int:
 def digest(tensor: Tensor) -> bytes:
     """The same for the same values."""
     return hashlib.sha256(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data).digest()
-
-
-def _in_one(call: Callable[[], Any]) -> Stages:
-    return call()
-    yield
 
 
 class _Background:

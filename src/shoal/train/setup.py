@@ -35,6 +35,7 @@ from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
 from shoal.parallel.local import Local
 from shoal.parallel.mesh import Axis, Mesh, divide, make_mesh, within_copy
+from shoal.parallel.momentum import Momentum
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
 from shoal.parallel.shards import Shards
 from shoal.parallel.sync import Sync
@@ -74,6 +75,7 @@ CODED_DIVISIONS: dict[str, Division] = {
         min(bucket_bytes(recipe), MESSAGE_BYTES),
         whole=recipe.parallel.codec.kind == "powersgd",
         feedback=recipe.parallel.codec.feedback,
+        momentum=_momentum(recipe, wire, mesh),
     ),
     "zero1": lambda wire, mesh, recipe, model: ShardedOptimizer(
         wire, mesh, bucket_bytes(recipe), make_scatter(recipe, wire, mesh)
@@ -208,6 +210,13 @@ def lay_out_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
 def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
     """The recipe's strategy; alone, there is nothing to divide, and nobody to meet."""
     parallel = recipe.parallel
+    if recipe.optimizer.kind == "onebit_adam" and (
+        parallel.exact or parallel.shard != "replicate" or parallel.sync == "local" or parallel.codec.kind == "none"
+    ):
+        raise RecipeError(
+            "'optimizer.kind' is 'onebit_adam', whose momentum travels encoded every step: set 'parallel.codec.kind' (sign) "
+            "and 'parallel.sync' every, with 'parallel.shard' replicate and without 'parallel.exact'"
+        )
     if parallel.exact:
         return ExactSum(wire, mesh, parallel.virtual_shards, parallel.threads or 1)
     kind = parallel.shard if mesh.shard.size > 1 else "replicate"
@@ -228,6 +237,13 @@ def _make_local(recipe: Recipe, wire: Wire, mesh: Mesh, inner: Sync) -> Local:
         return Local(wire, mesh, inner, parallel.local)
     sums = make_sums(recipe, wire, mesh.replicate)([])
     return Local(wire, mesh, inner, parallel.local, sums, parallel.codec.feedback)
+
+
+def _momentum(recipe: Recipe, wire: Wire, mesh: Mesh) -> Momentum | None:
+    """What 1-bit Adam sends; a dry run tells of the steps after the warm-up."""
+    settings = recipe.optimizer
+    warmup = 0 if wire.imagined else settings.onebit_warmup
+    return Momentum(settings.beta1, warmup, mesh.data.size) if settings.kind == "onebit_adam" else None
 
 
 def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:

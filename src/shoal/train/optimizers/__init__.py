@@ -14,6 +14,7 @@ from shoal.parallel.shards import Shards
 from shoal.train.optimizers.adamw import AdamW
 from shoal.train.optimizers.lookahead import Lookahead
 from shoal.train.optimizers.muon import Muon
+from shoal.train.optimizers.onebit_adam import OneBitAdam
 
 
 class Optimizer(Protocol):
@@ -72,6 +73,8 @@ def build_optimizer(shards: Shards, settings: recipe.Optimizer) -> Optimizer:
         whole = {name: value for name, value in named.items() if name in matrices and name.startswith("blocks.")}
         rest = {name: value for name, value in named.items() if name not in whole}
         optimizer = Together([Muon(whole, settings), AdamW(rest, settings, matrices)])
+    elif settings.kind == "onebit_adam":
+        optimizer = OneBitAdam(named, settings, matrices)
     else:
         optimizer = AdamW(named, settings, matrices)
     return Lookahead(optimizer, named, settings.lookahead) if settings.lookahead.every else optimizer
