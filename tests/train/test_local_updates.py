@@ -20,7 +20,7 @@ LOCAL = {"every": 4, "fragments": 2, "overlap": 2, "learning_rate": 0.5}
 DIVISIONS = {
     "copies": {},
     "zero1 within": {"shard": "zero1", "shard_ranks": 2},
-    "tensor within": {"tensor": 2},
+    "tensor within": {"tensor": 2, "codec": {"kind": "none"}},
 }
 
 

@@ -225,12 +225,12 @@ class Local:
 
     every: Positive = 15
     """Steps between meetings."""
-    outer: Literal["nesterov", "sgd"] = "nesterov"
-    """The outer optimizer."""
-    learning_rate: PositiveFloat = 0.7
-    """Of the outer optimizer."""
-    momentum: Momentum = 0.9
-    """Of the outer optimizer, `nesterov` alone."""
+    outer: Literal["sgd", "nesterov"] = "sgd"
+    """The outer optimizer: `sgd` at a rate of 1 takes the mean of the ranks' weights."""
+    learning_rate: PositiveFloat = 1.0
+    """Of the outer optimizer; with `nesterov` 0.4 to 0.8."""
+    momentum: Momentum = 0.5
+    """Of the outer optimizer, `nesterov` alone; the more ranks and steps between meetings, the more of it: up to 0.9."""
     warmup: Count = 0
     """Meetings over which the outer momentum rises from 0."""
     fragments: Positive = 1

@@ -14,6 +14,7 @@ What travels may be encoded, with error feedback (SparseLoCo, Sarfi et al. 2025,
 copies, not over those that sent a value: what a copy leaves out counts as zero, and is in its feedback.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class Flight:
 class Local(Sync):
     """`inner` divides and syncs within a copy of the model; copies (the mesh's replicate axis) meet every so many steps.
 
-    `sums`: how pseudo-gradients are summed over the copies, in fp32 unless given; `feedback`: whether what it drops returns.
+    `sums`: how pseudo-gradients are summed over the copies, in fp32 unless given; `feedback`: whether what it drops returns;
+    `closing`: how they are summed at the very end, when nothing that is dropped comes back.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Local(Sync):
         settings: recipe.Local,
         sums: Sums | None = None,
         feedback: bool = True,
+        closing: Sums | None = None,
     ) -> None:
         if settings.overlap * settings.fragments > settings.every or settings.fragments > settings.every:
             raise RecipeError(
@@ -63,7 +66,7 @@ class Local(Sync):
                 f"{settings.overlap}) and 'fragments' can't be more than 'every' ({settings.every})"
             )
         self.wire, self.mesh, self.inner, self.settings = wire, mesh, inner, settings
-        self.sums, self.feedback = sums, feedback
+        self.sums, self.feedback, self.closing = sums, feedback, closing
         self.steps = 0
 
     @property
@@ -76,7 +79,7 @@ class Local(Sync):
         self.inner.attach(model, shards)
         self.shards = self.inner.shards
         self.flat = Flat(self.shards)
-        multiple = self.sums.multiple if self.sums else 1
+        multiple = math.lcm(*(sums.multiple for sums in (self.sums, self.closing) if sums))
         each = -(-self.flat.length // (self.settings.fragments * multiple)) * multiple
         self.length = each * self.settings.fragments  # the last is padded
         self.pieces = [(start, start + each) for start in range(0, self.length, each)]
@@ -134,10 +137,13 @@ class Local(Sync):
             self._land()
         if self.steps <= self.settings.after:
             return
-        for fragment, (start, end) in enumerate(self.pieces):
-            flight = self._begin(fragment, self.steps)
-            self.wire.finish(flight.work)
-            self.common[start:end].sub_(flight.values, alpha=1 / self.apart.size)
+        for start, end in self.pieces:
+            values = self.common[start:end] - self._read(start, end)
+            if self.dropped is not None:  # what has not got through yet
+                values += self.dropped[start:end]
+                self.dropped[start:end] = 0
+            self.wire.finish(self.closing.start(values, None) if self.closing else self.wire.start_sum(values, self.apart))
+            self.common[start:end].sub_(values, alpha=1 / self.apart.size)
             self._write(start, self.common[start:end])
         self._tell_copy()
 

@@ -89,6 +89,9 @@ CODED_DIVISIONS: dict[str, Division] = {
 }
 """The same where gradients travel encoded."""
 
+CLOSING_CODEC = "int8"
+"""For the last mean of local updates, after which nothing makes up for what a codec drops; twice what int4 sends."""
+
 LEAVING_SECONDS = 8.0
 """How long a rank may take to notice by itself that another has failed."""
 
@@ -233,10 +236,21 @@ def _make_local(recipe: Recipe, wire: Wire, mesh: Mesh, inner: Sync) -> Local:
             f"'parallel.sync' is 'local', where every rank must read as many sequences: 'train.global_batch' is {batch}, "
             f"which {mesh.data.size} ranks can't share equally"
         )
-    if parallel.codec.kind == "none":
+    kind = parallel.codec.kind
+    if kind == "none":
         return Local(wire, mesh, inner, parallel.local)
-    sums = make_sums(recipe, wire, mesh.replicate)([])
-    return Local(wire, mesh, inner, parallel.local, sums, parallel.codec.feedback)
+    if kind == "powersgd" or mesh.tensor.size > 1:
+        raise RecipeError(
+            f"'parallel.codec.kind' is {kind!r}, which local updates can't use "
+            f"{'as fragments are no matrices' if kind == 'powersgd' else 'with parallel.tensor above 1'}; accepted: "
+            f"{'bf16, fp16, int8, int4, topk, sign' if kind == 'powersgd' else 'none'}"
+        )
+    channel, back = wire.own_channel(mesh.replicate), wire.own_channel(mesh.replicate)
+    sums, closing = (
+        CodedSum(wire, channel, CODECS[name](parallel.codec), parallel.codec.feedback_decay, back)
+        for name in (kind, CLOSING_CODEC)
+    )
+    return Local(wire, mesh, inner, parallel.local, sums, parallel.codec.feedback, closing)
 
 
 def _momentum(recipe: Recipe, wire: Wire, mesh: Mesh) -> Momentum | None:
