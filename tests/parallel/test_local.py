@@ -152,7 +152,7 @@ def test_ranks_step_apart_and_then_take_the_mean() -> None:
 
 
 def test_the_outer_step_is_torchs_nesterov() -> None:
-    settings = recipe.Local(every=1, learning_rate=0.7, momentum=0.9)
+    settings = recipe.Local(every=1, outer="nesterov", learning_rate=0.7, momentum=0.9)
     found = run_ranks(2, trained, 4, settings)[0]
     model = small_model()
     outer = torch.optim.SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)
@@ -194,7 +194,7 @@ def streaming(world: World, settings: recipe.Local, steps: int) -> dict[str, Any
 
 @pytest.mark.parametrize("mix", [0.0, 0.5])
 def test_fragments_meet_at_different_times_while_ranks_go_on(mix: float) -> None:
-    settings = recipe.Local(every=6, fragments=3, overlap=2, mix=mix, learning_rate=0.5)
+    settings = recipe.Local(every=6, outer="nesterov", fragments=3, overlap=2, mix=mix, learning_rate=0.5)
     left, right = run_ranks(2, streaming, settings, 9)
     for mine, others in zip(left["commons"], right["commons"], strict=True):
         assert torch.equal(mine, others)
@@ -244,7 +244,7 @@ def resumed(world: World, settings: recipe.Local, codec: Codec | None, pause: in
 
 @pytest.mark.parametrize("pause", [4, 6])
 def test_it_goes_on_bitwise_also_with_a_fragment_under_way(pause: int) -> None:
-    settings = recipe.Local(every=4, fragments=2, overlap=2, warmup=3)
+    settings = recipe.Local(every=4, outer="nesterov", fragments=2, overlap=2, warmup=3)
     codec = Same()
     whole_run, broken_run = (run_ranks(2, resumed, settings, codec, step) for step in (0, pause))
     for mine, expected in zip(broken_run, whole_run, strict=True):
