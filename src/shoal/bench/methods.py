@@ -14,6 +14,7 @@ METHODS: dict[str, Keys] = {
     "int4": {**EVERY, **INT4},
     "topk": {**EVERY, "parallel.codec.kind": "topk"},
     "sign": {**EVERY, "parallel.codec.kind": "sign"},
+    "1-bit Adam": {**EVERY, "optimizer.kind": "onebit_adam", "parallel.codec.kind": "sign"},
     "powersgd": {**EVERY, "parallel.codec.kind": "powersgd"},
     "local, H 15": {**LOCAL, "parallel.local.every": 15},
     "local, H 15, int4": {**LOCAL, **INT4, "parallel.local.every": 15},

@@ -139,6 +139,7 @@ def _shoal(plan: Plan, where: Sequence[Place], megabits: float, method: str) -> 
         "parallel.timeout": 7200.0,
         "parallel.link.megabits": megabits,
         "samples.prompts": [],
+        "optimizer.onebit_warmup": WARMUP - 1,
     }
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         runs = [Path(folder) / (str(rank) if alone else "all") for rank in range(len(where))]

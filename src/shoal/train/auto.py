@@ -174,7 +174,8 @@ class Auto:
 
     def __init__(self, recipe: Recipe, wire: Wire, decided: dict[str, Any] | None = None) -> None:
         self.recipe, self.wire = recipe, wire
-        self.choice = None if decided is None else Choice(**{**decided, "reasons": tuple(decided["reasons"])})
+        kept = decided if self.asked else None
+        self.choice = None if kept is None else Choice(**{**kept, "reasons": tuple(kept["reasons"])})
         self.compute: Compute | None = None
         self.parameters, self.last = 0, 0.0
         self.seconds: list[tuple[float, float]] = []
@@ -205,7 +206,10 @@ class Auto:
     @property
     def notes(self) -> list[str]:
         """What is to be told at the start."""
-        return list(self.choice.reasons) if self.choice is not None else []
+        if self.choice is None:
+            return []
+        lines = list(self.choice.reasons)
+        return lines if self.compute is not None else [f"as chosen when this run began: {lines[1]}"]
 
     @property
     def state(self) -> dict[str, Any] | None:
@@ -217,7 +221,7 @@ class Auto:
         self.seconds = [*self.seconds[1 - WINDOW :], (step, blocked)]
 
     def look_again(self, note: Callable[[str], None]) -> None:
-        """Measure again where steps have come to take longer or shorter; every rank must call it after the same step.
+        """Measure again where the share of waiting has changed; every rank must call it after the same step.
 
         Tells what would be chosen now. The run keeps what it has: a codec's feedback and the copies of a local update
         are its state, and changing them in mid-run would be another training.
