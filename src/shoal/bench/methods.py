@@ -5,7 +5,13 @@ Keys = dict[str, object]
 EVERY: Keys = {"parallel.sync": "every"}
 LOCAL: Keys = {"parallel.sync": "local"}
 INT4: Keys = {"parallel.codec.kind": "int4"}
-STREAMING: Keys = {"parallel.local.fragments": 3, "parallel.local.overlap": 1, "parallel.local.mix": 0.5}
+
+
+def streaming(every: int, fragments: int) -> Keys:
+    """Fragments that follow each other without a pause."""
+    overlap = every // fragments
+    return {"parallel.local.every": every, "parallel.local.fragments": fragments, "parallel.local.overlap": overlap}
+
 
 METHODS: dict[str, Keys] = {
     "fp32": EVERY,
@@ -13,18 +19,22 @@ METHODS: dict[str, Keys] = {
     "int8": {**EVERY, "parallel.codec.kind": "int8"},
     "int4": {**EVERY, **INT4},
     "topk": {**EVERY, "parallel.codec.kind": "topk"},
-    "sign": {**EVERY, "parallel.codec.kind": "sign"},
-    "1-bit Adam": {**EVERY, "optimizer.kind": "onebit_adam", "parallel.codec.kind": "sign"},
     "powersgd": {**EVERY, "parallel.codec.kind": "powersgd"},
+    "1-bit Adam": {
+        **EVERY,
+        "parallel.codec.kind": "sign",
+        "optimizer.kind": "onebit_adam",
+        "optimizer.onebit_warmup": 1,
+    },
     "local, H 15": {**LOCAL, "parallel.local.every": 15},
-    "local, H 15, int4": {**LOCAL, **INT4, "parallel.local.every": 15},
-    "streaming, H 15, int4": {**LOCAL, **INT4, **STREAMING, "parallel.local.every": 15},
-    "streaming, H 30, topk": {**LOCAL, **STREAMING, "parallel.codec.kind": "topk", "parallel.local.every": 30},
+    "streaming, H 4, int4": {**LOCAL, **INT4, **streaming(4, 2)},
+    "streaming, H 8, int4": {**LOCAL, **INT4, **streaming(8, 4)},
+    "streaming, H 32, int4": {**LOCAL, **INT4, **streaming(32, 8)},
     "auto": {"parallel.sync": "auto"},
 }
 
 PEERS: dict[str, list[str]] = {"torch DDP": [], "torch DDP, PowerSGD": ["--power-sgd"]}
 """Options of bench/peers/ddp.py, a plain loop under torch's DistributedDataParallel."""
 
-QUICK = ("fp32", "int8", "streaming, H 15, int4", "auto")
+QUICK = ("fp32", "int8", "streaming, H 8, int4", "auto")
 """What `--quick` measures."""
