@@ -53,7 +53,7 @@ def test_what_entering_runs_into_is_raised_by_waiting() -> None:
 
 @needs_hosts
 def test_bytes_counted_are_bytes_that_interfaces_send() -> None:
-    found: list[Found] = measure(Task(KINDS, 1 << 20), ranks=2, namespaces=True)
+    found: list[Found] = measure(Task(KINDS, 1 << 20, repeats=12), ranks=2, namespaces=True)
     for rank, kinds in enumerate(found):
         for kind, row in kinds.items():
             # the rest is headers, connections, and the heartbeat
