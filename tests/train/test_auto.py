@@ -40,7 +40,7 @@ def test_a_fast_link_gives_plain_training() -> None:
 
 def test_slower_links_give_milder_codecs_first_and_local_updates_last() -> None:
     chosen = [(choice.sync, choice.codec) for choice in map(on_link, (10_000, 200, 100, 50, 10, 1))]
-    order = [("every", kind) for kind in ("none", "bf16", "int8", "int4", "topk")] + [("local", "int4"), ("local", "topk")]
+    order = [("every", kind) for kind in ("none", "bf16", "int8", "int4")] + [("local", "int4")]
     places = [order.index(pair) for pair in chosen]
     assert places == sorted(places)
     assert len(set(places)) >= 4
@@ -55,9 +55,16 @@ def test_local_updates_take_the_fewest_steps_that_reach_it() -> None:
     assert slower.every > choice.every
 
 
-def test_overlap_lets_ranks_meet_more_often() -> None:
-    streaming = on_link(1, local=schema.Local(fragments=4, overlap=2))
-    assert streaming.every < on_link(1).every
+def test_local_updates_are_chosen_with_one_part_always_under_way(corpus: Path) -> None:
+    choice = on_link(1)
+    local = choice.apply(tiny_recipe(corpus)).parallel.local
+    assert local.every == choice.every == local.fragments * local.overlap
+
+
+def test_ranks_with_unequal_shares_do_not_part() -> None:
+    link = Link(1e6 / 8, 1e-4)
+    choice = choose(link, COMPUTE, PARAMETERS, 3, schema.Parallel(), equal_shares=False)
+    assert choice.sync == "every"
 
 
 def test_where_latency_is_all_codecs_are_not_chosen() -> None:
@@ -87,7 +94,7 @@ def test_a_run_goes_on_with_what_its_checkpoint_was_made_with(corpus: Path) -> N
     auto = Auto(tiny_recipe(corpus), Wire(replace(alone(), size=2)), saved)
     model = Transformer(make_config("gpt2-small", vocabulary=30, context=16, layers=1, dim=16, heads=2))
     parallel = auto.decide(model, TASKS["causal"](), nullcontext(), 1, 1).parallel
-    assert (parallel.sync, parallel.codec.kind, parallel.local.every) == (choice.sync, choice.codec, choice.every)
+    assert (parallel.sync, parallel.codec.kind, parallel.local.every) == ("local", choice.codec, choice.every)
     assert auto.state == asdict(choice)
 
 

@@ -1,16 +1,17 @@
 """`parallel.sync: auto`: how ranks should meet, from what the link carries and how long a step computes.
 
 Plain synchronous training where the link can hide it; else the mildest codec every step that can be hidden; else local
-updates with the fewest steps between meetings that lose 5% at most. What is measured is thrown away: a batch of nothing in
-particular goes forward and backward before gradients are watched, so training is what it would have been. Ranks inside one
-machine always train plainly, and measure nothing.
+updates, of which one part is always under way, with the fewest steps between meetings that lose 5% at most. Top-k is not
+among them: at one value in 64 it trained worse than anything else here (docs/communication.md). What is measured is
+thrown away: a batch of nothing in particular goes forward and backward before gradients are watched, so training is what
+it would have been. Ranks inside one machine always train plainly, and measure nothing.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,17 @@ ENOUGH = 0.95
 WORTH = 0.01
 """What a codec must add to the share of plain training: where latency is all, none helps."""
 
-MILDEST_FIRST = ("bf16", "int8", "int4", "topk")
+MILDEST_FIRST = ("bf16", "int8", "int4")
 
-LOCAL_CODECS = ("int4", "topk")
+LOCAL_CODEC = "int4"
 
-MOST_EVERY = 500
-"""More steps between meetings than anyone has shown to train well."""
+MEETINGS = (2, 4, *range(8, 513, 4))
+"""Steps between meetings, which fragments can share evenly."""
 
-FEW_STEPS = 30
-"""Up to so many steps between meetings, the milder codec; beyond, the one that lets ranks meet more often."""
+FRAGMENTS = 4
+"""Parts that the model is sent in, one after the other without a pause; two where ranks meet very often."""
 
-ENCODED = {"bf16": 8e9, "int8": 5e9, "int4": 3.5e9, "topk": 0.85e9}
+ENCODED = {"bf16": 8e9, "int8": 5e9, "int4": 3.5e9}
 """Bytes of fp32 that a core encodes a second, feedback included, as bench/codecs.py measures it."""
 
 DECODED = 30e9
@@ -67,16 +68,25 @@ class Choice:
 
     sync: str
     codec: str
-    every: int
     share: float
     reasons: tuple[str, str]
+    every: int = 0
+    """Steps between meetings, of local updates."""
 
     def apply(self, recipe: Recipe) -> Recipe:
         """The recipe with it."""
         tree = recipe_tree(recipe)
         parallel = tree["parallel"]
-        parallel["sync"], parallel["codec"]["kind"], parallel["local"]["every"] = self.sync, self.codec, self.every
+        parallel["sync"], parallel["codec"]["kind"] = self.sync, self.codec
+        if self.sync == "local":
+            parallel["local"] |= streaming(self.every)
         return build_recipe(tree)
+
+
+def streaming(every: int) -> dict[str, int]:
+    """Settings of local updates whose fragments follow each other without a pause."""
+    fragments = FRAGMENTS if every >= 2 * FRAGMENTS else 2
+    return {"every": every, "fragments": fragments, "overlap": every // fragments}
 
 
 def choose(
@@ -86,10 +96,12 @@ def choose(
     ranks: int,
     settings: schema.Parallel,
     last: float = 0.0,
+    equal_shares: bool = True,
 ) -> Choice:
-    """The mildest strategy that the link hides, with the recipe's buckets, codec settings, fragments and overlap.
+    """The mildest strategy that the link hides, with the recipe's buckets and codec settings.
 
-    `last`: share of the parameters whose gradients come last of all.
+    `last`: share of the parameters whose gradients come last of all. `equal_shares`: whether ranks read equally much, as
+    they must where they step apart.
     """
     plain = _share(link, compute, every_step(parameters, ranks, "none", settings, last), ranks)
     measured = (
@@ -97,26 +109,25 @@ def choose(
         f"plain fp32 would reach {plain:.0%} of ideal"
     )
     if plain >= HIDDEN:
-        return Choice("every", "none", settings.local.every, plain, (measured, "auto: plain, as the link hides it"))
+        return Choice("every", "none", plain, (measured, "auto: plain, as the link hides it"))
     shares = {
         kind: _share(link, compute, every_step(parameters, ranks, kind, settings, last), ranks) for kind in MILDEST_FIRST
     }
-    for enough in (HIDDEN, ENOUGH):
-        for kind, share in shares.items():
-            if share >= enough and share > plain + WORTH:
-                why = f"auto: {kind} every step, the mildest codec that the link hides ({share:.0%} of ideal)"
-                return Choice("every", kind, settings.local.every, share, (measured, why))
-    found = {kind: _fewest_steps(link, compute, parameters, ranks, kind, settings) for kind in LOCAL_CODECS}
-    kind = next((kind for kind, (every, share) in found.items() if share >= ENOUGH and every <= FEW_STEPS), "topk")
-    every, share = found[kind]
-    best = max((plain, "none"), *((share, kind) for kind, share in shares.items()))
-    if share < ENOUGH and share <= best[0] + WORTH:
-        why = (
-            f"auto: {best[1] if best[1] != 'none' else 'plain'} every step ({best[0]:.0%} of ideal): nothing is much faster"
-        )
-        return Choice("every", best[1], settings.local.every, best[0], (measured, why))
-    why = f"auto: local updates every {every} steps with {kind} ({share:.0%} of ideal); every step, {best[1]}: {best[0]:.0%}"
-    return Choice("local", kind, every, share, (measured, why))
+    for kind, share in shares.items():
+        if share >= HIDDEN and share > plain + WORTH:
+            why = f"auto: {kind} every step, the mildest codec that the link hides ({share:.0%} of ideal)"
+            return Choice("every", kind, share, (measured, why))
+    every, share = _fewest_steps(link, compute, parameters, ranks, settings)
+    best, kind = max((plain, "none"), *((share, kind) for kind, share in shares.items()))
+    if not equal_shares or share <= best + WORTH:
+        reason = "nothing is much faster" if equal_shares else "ranks with unequal shares of train.global_batch can't part"
+        why = f"auto: {kind if kind != 'none' else 'plain'} every step ({best:.0%} of ideal): {reason}"
+        return Choice("every", kind, best, (measured, why))
+    why = (
+        f"auto: local updates every {every} steps, {LOCAL_CODEC}, one part always under way ({share:.0%} of ideal); "
+        f"every step, {kind}: {best:.0%}"
+    )
+    return Choice("local", LOCAL_CODEC, share, (measured, why), every)
 
 
 def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel, last: float) -> Traffic:
@@ -127,11 +138,11 @@ def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel
     return Traffic(sent, hops, max(1, round(4 * parameters / bucket)), work, last=last)
 
 
-def local_update(parameters: int, ranks: int, kind: str, every: int, settings: schema.Parallel) -> Traffic:
-    """What a local update sends at a meeting, as the recipe has it: fragments, and steps that one may travel."""
-    local = settings.local
-    sent, work = _meeting(parameters, ranks, kind, settings)
-    return Traffic(sent, 2, local.fragments, work, every, local.overlap)
+def local_update(parameters: int, ranks: int, every: int, settings: schema.Parallel) -> Traffic:
+    """What a local update sends from a meeting to the next."""
+    local = streaming(every)
+    sent, work = _meeting(parameters, ranks, LOCAL_CODEC, settings)
+    return Traffic(sent, 2, local["fragments"], work, every, local["overlap"])
 
 
 def _meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -> tuple[float, float]:
@@ -144,17 +155,14 @@ def _meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) 
     return 2 * (ranks - 1) * codec.nbytes(-(-parameters // ranks)), work
 
 
-def _fewest_steps(
-    link: Link, compute: Compute, parameters: int, ranks: int, kind: str, settings: schema.Parallel
-) -> tuple[int, float]:
+def _fewest_steps(link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel) -> tuple[int, float]:
     """(steps between meetings, share of ideal): the fewest that reach it, or the most that are tried."""
-    least = max(2, settings.local.fragments * max(1, settings.local.overlap))
     share = 0.0
-    for every in range(least, max(least, MOST_EVERY) + 1):
-        share = _share(link, compute, local_update(parameters, ranks, kind, every, settings), ranks)
+    for every in MEETINGS:
+        share = _share(link, compute, local_update(parameters, ranks, every, settings), ranks)
         if share >= ENOUGH:
             return every, share
-    return max(least, MOST_EVERY), share
+    return MEETINGS[-1], share
 
 
 def _share(link: Link, compute: Compute, traffic: Traffic, ranks: int) -> float:
@@ -244,13 +252,9 @@ class Auto:
 
     def _now(self) -> Choice:
         assert self.compute is not None
-        equal_shares = self.recipe.train.global_batch % self.wire.world.size == 0
-        link = measure(self.wire)
-        chosen = choose(link, self.compute, self.parameters, self.wire.world.size, self.recipe.parallel, self.last)
-        if chosen.sync == "local" and not equal_shares:
-            why = "auto: topk every step: local updates need as many sequences on every rank (train.global_batch)"
-            return replace(chosen, sync="every", codec="topk", reasons=(chosen.reasons[0], why))
-        return chosen
+        ranks, settings = self.wire.world.size, self.recipe.parallel
+        equal_shares = self.recipe.train.global_batch % ranks == 0
+        return choose(measure(self.wire), self.compute, self.parameters, ranks, settings, self.last, equal_shares)
 
 
 def decided(wire: Wire, checkpoints: Path) -> dict[str, Any] | None:
