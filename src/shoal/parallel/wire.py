@@ -144,6 +144,10 @@ class Wire:
         if self.world.heartbeat is not None:
             self.world.heartbeat.at_step(step)
 
+    def count(self, kind: str, count: int) -> None:
+        """Bytes that this rank moves by other means than collectives."""
+        self._count(kind, count)
+
     def _count(self, kind: str, count: int) -> None:
         with self._lock:
             self.sent[kind] += count
