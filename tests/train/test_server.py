@@ -1,19 +1,17 @@
 """Training through parameter servers, with threads for workers: what it must equal, and how it goes on."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from shoal.core.errors import InputError, Interrupted, RecipeError, ShoalError
+from shoal.core.errors import Interrupted
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.data.audit import audit
 from shoal.data.ledger import read_ledger
 from shoal.train.loop import train
-from shoal.train.server import check_served
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone
 from tests.train.runs import build_parts, run_training, tiny_recipe

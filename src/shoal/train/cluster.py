@@ -7,6 +7,8 @@ the same path); else a Ray is started on this machine, for this run alone: no da
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -38,6 +40,8 @@ from shoal.train.sizes import transformer_config
 LEAST_STORE_BYTES = 128 << 20
 """Of Ray's object store, through which everything above 100 kB travels."""
 
+ANSWER_SECONDS = 5.0
+
 
 def check_cluster(recipe: Recipe, workers: int, elastic: bool) -> None:
     """Raise `InputError` for a recipe that asks for parameter servers and can't have them here."""
@@ -60,7 +64,7 @@ def pretrain_on_servers(recipe: Recipe, session: Session, workers: int) -> dict[
     pace, codec = pace_of(recipe, workers, model.config.context), make_codec(recipe)
     threads = recipe.parallel.threads or max(1, cores() // workers)
     parameters = sum(shape.numel() for shape in shapes.values())
-    with _ray(workers + 1, 4 * parameters * (3 * workers + 3)) as ray, watch_signals() as stop_requested:
+    with _ray(workers, 4 * parameters * (3 * workers + 3)) as ray:
         # no cores are kept for them: a worker waits while they work
         small = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
         # calls that wait hold a thread each: one a worker, and one for its signs of life
@@ -78,17 +82,18 @@ def pretrain_on_servers(recipe: Recipe, session: Session, workers: int) -> dict[
         tasks = [worker.run.remote(rank, clock, servers) for rank, worker in enumerate(others, 1)]
         torch.set_num_threads(threads)
         seat = Seat(0, workers, remote(clock), [remote(server) for server in servers], portions)
-        worker = Worker(recipe, session.run, seat, stop_requested)
-        try:
-            worker.seed(session.resume, session.quiet)
-            write_recipe(session.run.recipe, recipe)
-            evaluated = worker.train()
-        finally:
-            worker.parts.telemetry.close()
+        with watch_signals() as stop_requested:
+            worker = Worker(recipe, session.run, seat, stop_requested)
+            try:
+                worker.seed(session.resume, session.quiet)
+                write_recipe(session.run.recipe, recipe)
+                evaluated = worker.train()
+            finally:
+                worker.parts.telemetry.close()
         del tasks  # what they come to, the clock has told
-    parts = worker.parts
-    peak = max(parts.peak_flops, matrix_peak(worker.world.device, recipe.train.precision) * workers)
-    return finish(parts, session.run, peak, evaluated, [memory_bytes(worker.world.device)])
+        device = worker.world.device
+        peak = max(worker.parts.peak_flops, matrix_peak(device, recipe.train.precision) * workers)
+        return finish(worker.parts, session.run, peak, evaluated, [memory_bytes(device)])
 
 
 def build_server_optimizer(recipe: Recipe, workers: int, shards: Shards) -> Optimizer:
@@ -153,22 +158,25 @@ def _ray(processes: int, store_bytes: int) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    logging.getLogger("ray").setLevel(logging.ERROR)  # its own level comes too late for what starting tells
+    address = os.environ.get("RAY_ADDRESS", "local")
+    quiet: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
+    if address == "local":
+        store = max(LEAST_STORE_BYTES, store_bytes)
+        quiet |= {"num_cpus": processes, "object_store_memory": store, "include_dashboard": False}
     try:
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(**quiet)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=processes,
-                object_store_memory=max(LEAST_STORE_BYTES, store_bytes),
-                include_dashboard=False,
-                **quiet,
-            )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        where = f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']}, and " if "RAY_ADDRESS" in os.environ else ""
-        raise ShoalError(f"{where}Ray did not start: {str(error).splitlines()[0][:300]}") from None
+        _check_reachable(address)
+        ray.init(**quiet)
+    except (OSError, RuntimeError, ValueError) as error:
+        where = "" if address == "local" else f"RAY_ADDRESS is {address}: "
+        raise ShoalError(f"{where}Ray can't be used: {str(error).splitlines()[0][:300]}") from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise `OSError` where nobody answers: Ray itself would try for minutes."""
+    if found := re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", address):
+        socket.create_connection((found[1], int(found[2])), timeout=ANSWER_SECONDS).close()

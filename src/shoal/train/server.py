@@ -255,7 +255,9 @@ class Worker:
             self.batches.standing, step=progress.step, tokens=progress.tokens, seconds=progress.seconds
         )  # fmt: skip
         self.client.finish([self.client.clock("seed", standing, kept)])
-        expected = Budget.of(self.recipe.train).expected_steps(self.recipe.train.global_batch * parts.model.config.context)
+        expected = None  # without a common step, nobody knows how many will be the main worker's
+        if isinstance(self.budget, Budget):
+            expected = self.budget.expected_steps(self.recipe.train.global_batch * parts.model.config.context)
         telemetry = Telemetry(self.run, progress.step if resume else None, expected, quiet)
         self.parts = replace(parts, telemetry=telemetry)
         self.sync.tell = telemetry.note

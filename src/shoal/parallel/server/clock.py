@@ -27,8 +27,8 @@ class Pace:
     """How workers go together; times in seconds.
 
     `bound`: steps that one may be ahead of the slowest, None for any number. `patience`: for a worker's first sign.
-    `piece`: samples that a worker takes at once, 0 where they meet. `end`: samples, and `limit`: seconds, after which the run is over; 0: no
-    such limit.
+    `piece`: samples that a worker takes at once, 0 where they meet. `end`: samples, and `limit`: seconds, after which the
+    run is over; 0: no such limit.
     """
 
     workers: int
