@@ -156,6 +156,8 @@ def _ray(processes: int, store_bytes: int) -> Iterator[Any]:
     # read when ray is imported, or when its processes start
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what it tells of dead processes goes to stdout, which is ours
+    os.environ.setdefault("RAY_worker_niceness", "0")  # or the main worker, which is none of Ray's, would outrun the others
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # its own level comes too late for what starting tells
@@ -168,8 +170,11 @@ def _ray(processes: int, store_bytes: int) -> Iterator[Any]:
         _check_reachable(address)
         ray.init(**quiet)
     except (OSError, RuntimeError, ValueError) as error:
-        where = "" if address == "local" else f"RAY_ADDRESS is {address}: "
-        raise ShoalError(f"{where}Ray can't be used: {str(error).splitlines()[0][:300]}") from None
+        reason = f"Ray can't be used: {str(error).splitlines()[0][:300]}"
+        if address != "local":
+            advice = "is it up, and does it ask for a token (then set RAY_AUTH_MODE=token)?"
+            reason = f"RAY_ADDRESS is {address}: {reason}; {advice}"
+        raise ShoalError(reason) from None
     try:
         yield ray
     finally:
