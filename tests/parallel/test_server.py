@@ -182,6 +182,16 @@ def test_the_piece_of_a_dead_worker_is_given_to_another_and_kept_by_a_checkpoint
     assert [again.join(0)[1].piece, *(again.advance(0, 1).piece for _ in range(3))] == [4, 8, 12, None]
 
 
+def test_at_the_end_only_those_that_came_are_waited_for() -> None:
+    clock = begun(Pace(3, piece=1, end=2))
+    clock.join(0)
+    clock.join(1)
+    waiting = Waiting(clock.wait_for_others, 0)
+    assert waiting.is_held()
+    clock.leave(1)
+    waiting.get()
+
+
 def test_a_failing_worker_ends_the_waiting_of_all_with_its_message() -> None:
     clock = begun(Pace(2))
     waiting = Waiting(clock.meet, 0, 0, [0.0, 1.0], 8)

@@ -1,16 +1,19 @@
 """Training through parameter servers, with threads for workers: what it must equal, and how it goes on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from shoal.core.errors import Interrupted
+from shoal.core.errors import InputError, Interrupted
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.data.audit import audit
 from shoal.data.ledger import read_ledger
+from shoal.train import cluster
+from shoal.train.cluster import check_cluster
 from shoal.train.loop import train
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone
@@ -75,9 +78,7 @@ def test_bytes_counted_are_those_pushed_and_pulled(corpus: Path, tmp_path: Path)
 
 def interrupted(run: ServedRun, steps: int, resume: bool = False) -> None:
     worker = run.worker(0)
-    worker.parts = worker.parts.__class__(
-        **{**vars(worker.parts), "stop_requested": lambda: worker.parts.progress.step == steps - 1}
-    )
+    worker.parts = replace(worker.parts, stop_requested=lambda: worker.parts.progress.step == steps - 1)
     worker.seed(resume, quiet=True)
     with pytest.raises(Interrupted):
         worker.train()
@@ -105,3 +106,21 @@ def test_a_run_goes_on_with_other_servers_and_without(corpus: Path, tmp_path: Pa
     parts.telemetry.close()
     records, _ = read_metrics(RunDirectory(tmp_path / "run").metrics)
     assert losses(records) == pytest.approx(losses(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "workers", "elastic", "message"),
+    [
+        ({"parallel": {"shard": "zero1"}}, 2, False, "'parallel.shard' at replicate"),
+        ({"mode": "stale"}, 3, False, "'train.global_batch' is 8, which 3 workers can't share equally"),
+        ({}, 2, True, "start one process with --workers N"),
+        ({"parallel": {"link": {"megabits": 1.0}}}, 2, False, "'parallel.link' slows down"),
+        ({}, 2, False, r"pip install 'shoal\[cluster\]'"),
+    ],
+)
+def test_what_servers_cannot_do_is_refused_before_anything_starts(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], workers: int, elastic: bool, message: str
+) -> None:
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=message):
+        check_cluster(served(corpus, **changes), workers, elastic)

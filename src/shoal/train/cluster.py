@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from shoal.core.errors import InputError, Interrupted, RankError, ShoalError
-from shoal.core.machine import cores
+from shoal.core.machine import cores, total_memory_bytes
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import write_recipe
 from shoal.core.run_directory import RunDirectory
@@ -164,7 +164,7 @@ def _ray(processes: int, store_bytes: int) -> Iterator[Any]:
     address = os.environ.get("RAY_ADDRESS", "local")
     quiet: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
-        store = max(LEAST_STORE_BYTES, store_bytes)
+        store = max(LEAST_STORE_BYTES, min(store_bytes, total_memory_bytes() // 4))  # what doesn't fit goes to disk
         quiet |= {"num_cpus": processes, "object_store_memory": store, "include_dashboard": False}
     try:
         _check_reachable(address)

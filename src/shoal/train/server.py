@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from shoal.core.errors import InputError, RecipeError, ShoalError
+from shoal.core.errors import InputError, RecipeError
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.data.batches import TrainingBatches, Windows
@@ -313,7 +313,7 @@ def _signs_of_life(client: Client, lease: float) -> Iterator[None]:
         while not over.wait(lease / 4):
             try:
                 client.clock("renew", client.rank)()
-            except ShoalError:  # the clock is gone: whoever trains will notice
+            except Exception:  # the clock, or Ray, is gone: whoever trains will notice
                 return
 
     thread = threading.Thread(target=renew, name="signs-of-life", daemon=True)

@@ -72,10 +72,10 @@ class News:
 
 @dataclass
 class _Worker:
-    """A living worker, until its lease `ends`; what happened before it `joined`, by the common step, is not its affair."""
+    """A worker that lives, or is to come, until its lease `ends`; steps before the one at which it `joined` aren't its affair."""
 
     ends: float
-    joined: int = 0
+    joined: int | None = None
     steps: int = 0
     told: int = 0
     piece: int | None = None
@@ -141,9 +141,13 @@ class Clock:
             self.condition.notify_all()
 
     def wait_for_others(self, rank: int) -> None:
-        """Return when all others have left or died."""
+        """Return when all others have left or died; those that never came are not waited for."""
+
+        def alone() -> bool:
+            return all(worker.joined is None for other, worker in self.living.items() if other != rank)
+
         with self.condition:
-            self._wait(rank, lambda: not self.living.keys() - {rank})
+            self._wait(rank, alone)
 
     def fail(self, rank: int, message: str, exit_code: int) -> None:
         """A worker's own error ends the run for all."""
@@ -254,7 +258,7 @@ class Clock:
         meeting.values[rank] = value
 
         def all_are_there() -> bool:
-            expected = {other for other, worker in self.living.items() if worker.joined <= step}
+            expected = {other for other, worker in self.living.items() if (worker.joined or 0) <= step}
             if not meeting.over and expected <= meeting.values.keys():
                 meeting.over = True
                 complete(meeting.values)
