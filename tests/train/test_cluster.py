@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from shoal.train.telemetry import read_metrics
 from tests.ranks import alone
 from tests.train.runs import run_training, tiny_recipe
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'shoal[cluster]'")
+# looked for, not imported: what keeps Ray quiet must be set before
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'shoal[cluster]'")
 
 
 def served(corpus: Path, steps: int, **server: Any) -> Recipe:

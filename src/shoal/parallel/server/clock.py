@@ -72,7 +72,7 @@ class News:
 
 @dataclass
 class _Worker:
-    """A worker that lives, or is to come, until its lease `ends`; steps before the one at which it `joined` aren't its affair."""
+    """One that lives, or is to come, until its lease `ends`; steps before the one at which it `joined` aren't its affair."""
 
     ends: float
     joined: int | None = None
