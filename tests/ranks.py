@@ -6,10 +6,12 @@ import pickle
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch import distributed
 
 from shoal.parallel.world import World, join
 
@@ -57,6 +59,8 @@ def _run(pipe: Connection, rank: int, size: int, port: int, work: bytes) -> None
         with join("cpu", threads=1, timeout=60) as world:
             function, arguments = pickle.loads(work)
             answer = (False, function(world, *arguments))
+            with suppress(RuntimeError, ValueError):  # who leaves early takes along the store that others still meet at
+                distributed.barrier()
     except BaseException:
         answer = (True, f"rank {rank}: {traceback.format_exc()}")
     pipe.send_bytes(pickle.dumps(answer))

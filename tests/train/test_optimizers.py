@@ -8,9 +8,16 @@ from torch import nn
 
 from shoal.core import recipe
 from shoal.core.recipe import Lookahead
+from shoal.parallel.codecs import CODECS
+from shoal.parallel.coded_all_reduce import CodedAllReduce
+from shoal.parallel.coded_sum import CodedSum
+from shoal.parallel.mesh import Axis, Mesh
+from shoal.parallel.momentum import Momentum
 from shoal.parallel.shards import whole_shards
+from shoal.parallel.wire import Wire
 from shoal.train.optimizers import Optimizer, build_delayed_optimizer, build_optimizer
 from shoal.train.optimizers.muon import orthogonalise
+from tests.ranks import alone
 
 SETTINGS = {
     "adamw": recipe.Optimizer(kind="adamw", learning_rate=0.02, weight_decay=0.0),
@@ -203,3 +210,35 @@ def test_single_pushes_lower_the_loss_as_whole_steps_do(name: str) -> None:
         model = Small()
         losses.append(run_steps(model, build_delayed_optimizer(each, SETTINGS[name], whole_shards(model)), 20 * each)[-1])
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_onebit_adam_is_adam_until_its_variance_is_frozen() -> None:
+    settings = replace(SETTINGS["adamw"], kind="onebit_adam", onebit_warmup=3, weight_decay=0.1)
+    model, wire = Small(), Wire(alone())
+    sync = CodedAllReduce(wire, Mesh(), lambda places: CodedSum(wire, Axis(), CODECS["sign"](recipe.Codec())))
+    sync.momentum = Momentum(settings.beta1, settings.onebit_warmup, ranks=1)
+    sync.attach(model, whole_shards(model))
+    optimizer = build_optimizer(sync.shards, settings)
+    expected = Small().double()
+    first = {name: torch.zeros_like(value) for name, value in expected.named_parameters()}
+    second = {name: torch.zeros_like(value) for name, value in expected.named_parameters()}
+    for step in range(1, 8):
+        sync.begin_backward(last=True)
+        loss_of(model).backward()
+        sync.before_step()
+        sync.scale_grads(0.5)
+        optimizer.step(1.0)
+        sync.after_step()
+        expected.zero_grad()
+        loss_of(expected).backward()
+        for name, value in expected.named_parameters():
+            assert value.grad is not None
+            gradient, warm = 0.5 * value.grad, min(step, settings.onebit_warmup)
+            first[name].lerp_(gradient, 1 - settings.beta1)
+            if step <= settings.onebit_warmup:
+                second[name].lerp_(gradient.square(), 1 - settings.beta2)
+            spread = (second[name] / (1 - settings.beta2**warm)).sqrt() + settings.epsilon
+            value.data.mul_(1 - settings.learning_rate * (0.1 if value.dim() == 2 else 0.0))
+            value.data.sub_(settings.learning_rate * first[name] / (1 - settings.beta1**step) / spread)
+        for name, value in model.named_parameters():
+            torch.testing.assert_close(value.double(), expected.get_parameter(name), rtol=1e-4, atol=1e-6)

@@ -15,6 +15,7 @@ from shoal.data.ledger import read_ledger
 from shoal.train import cluster
 from shoal.train.cluster import check_cluster
 from shoal.train.loop import train
+from shoal.train.server import make_codec
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone
 from tests.train.runs import build_parts, run_training, tiny_recipe
@@ -73,7 +74,9 @@ def test_bytes_counted_are_those_pushed_and_pulled(corpus: Path, tmp_path: Path)
     worker = run.worker(0)
     records, _ = run.train()
     parameters = sum(value.numel() for value in worker.parts.model.parameters())
-    assert records[-1]["wire_bytes"] == (2 + 4) * parameters
+    codec, lengths = make_codec(recipe), [portion.length for portion in run.portions]
+    assert records[-1]["wire_bytes"] == sum(codec.nbytes(length) + 4 * length for length in lengths)
+    assert records[-1]["wire_bytes"] == pytest.approx((2 + 4) * parameters, rel=0.01)  # but for what fills blocks up
 
 
 def interrupted(run: ServedRun, steps: int, resume: bool = False) -> None:

@@ -1,23 +1,35 @@
-"""Measure this build on this machine: so far, whether every division of the work gives the same training.
+"""Measure this build on this machine: whether every division of the work gives the same training, and how fast on a network.
 
-    shoal bench parity
     shoal bench parity --ranks 2 --json
+    shoal bench network recipes/gpt-bench.yaml --quick
+    shoal bench network --links 100 10 --methods fp32 int8 --hosts 2
+    shoal bench network --losses recipes/gpt-shakespeare.yaml --seeds 1 2 3 --picture docs/network.png
 
-Each case trains a small model for 20 steps over real ranks and compares losses, gradient norms and weights with a plain
-training in fp64. It fails when one differs by more than 1e-5.
+`parity`: each case trains a small model for 20 steps over real ranks and compares losses, gradient norms and weights with a
+plain training in fp64. It fails when one differs by more than 1e-5.
+
+`network`: hosts with limited links (network namespaces for root, else throttled ranks), each a rank of one core, and every
+method next to what as many ranks do alone. Rows are kept in a file as they come; what it has is not measured again.
 """
 
+import signal
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from shoal.core.errors import InputError, ShoalError
+from shoal.bench import losses, network
+from shoal.bench.methods import METHODS, PEERS, QUICK
+from shoal.bench.picture import draw
+from shoal.bench.raw import Raw
+from shoal.core.errors import InputError, Interrupted, ShoalError
 from shoal.core.files import read_json, write_json
+from shoal.core.recipe_file import read_recipe
 from shoal.parallel.launch import launch
 from shoal.parallel.world import is_rank, join
 from shoal.train import parity
@@ -27,10 +39,32 @@ from shoal.train import parity
 class Arguments:
     """Options of `shoal bench`."""
 
-    what: Annotated[Literal["parity"], tyro.conf.Positional]
-    """`parity`: every division of the work against plain training in fp64."""
+    what: Annotated[Literal["parity", "network"], tyro.conf.Positional]
+    """`parity`: every division of the work against plain training in fp64; `network`: speed over slow links."""
+    recipe: Annotated[Path, tyro.conf.Positional] = Path("recipes/gpt-bench.yaml")
+    """network: what to train."""
     ranks: tuple[int, ...] = (1, 2, 4)
-    """Numbers of ranks to try."""
+    """parity: numbers of ranks to try."""
+    hosts: tuple[int, ...] = (2, 4)
+    """network: numbers of hosts."""
+    links: tuple[float, ...] = (0.0, 100.0, 10.0, 1.0)
+    """network: millions of bits a second that a host sends, at most (0: as many as it can)."""
+    methods: tuple[str, ...] = ()
+    """network: which ones, by name (none: all)."""
+    measured: int = 12
+    """network: steps that count, at least; after three that don't."""
+    longest: float = 600.0
+    """network: seconds; a run that would take longer is computed by the cost model instead, and marked so."""
+    losses: Path | None = None
+    """network: a recipe to train with every method to 20 tokens a parameter, over loopback, for the loss."""
+    seeds: tuple[int, ...] = (1,)
+    """network: of the trainings for the loss."""
+    picture: Path | None = None
+    """network: draw loss against time and bytes here (PNG)."""
+    results: Path = Path("bench/results/network.json")
+    """network: where rows are kept."""
+    quick: bool = False
+    """network: a few methods on two hosts and two links, in five minutes."""
     scratch: Path | None = None
     """For the ranks that this starts: where they leave what they found."""
     json: bool = False
@@ -40,6 +74,44 @@ class Arguments:
 
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
+    """Measure, show, and return what was found."""
+    return _network(arguments, overrides) if arguments.what == "network" else _parity(arguments)
+
+
+def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
+    """Measure what the file of results lacks."""
+    known = (*METHODS, *PEERS)
+    unknown = [name for name in arguments.methods if name not in known]
+    if unknown:
+        raise InputError(f"--methods: there is no '{unknown[0]}'; accepted: {', '.join(known)}")
+    plan = network.Plan(
+        arguments.recipe, read_recipe(arguments.recipe, overrides), overrides, arguments.hosts, arguments.links,
+        arguments.methods or known, arguments.measured, arguments.longest,
+    )  # fmt: skip
+    if arguments.quick:
+        plan = replace(plan, hosts=(2,), links=(0.0, 10.0), methods=QUICK, steps=4, longest=60.0)
+    raw = Raw(arguments.results)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    signal.signal(signal.SIGTERM, _leave)
+    failed = network.measure(plan, raw, console.print)
+    if arguments.losses is not None:
+        wanted = losses.Plan(arguments.losses, plan.hosts, plan.methods, arguments.seeds)
+        losses.measure(wanted, raw, console.print)
+    if arguments.picture is not None:
+        draw(raw, plan.hosts[0], arguments.picture)
+    if not arguments.json:
+        Console(highlight=False).print(network.table(raw))
+    if failed:
+        raise ShoalError(f"{len(failed)} not measured: " + "; ".join(text.splitlines()[0] for text in failed))
+    return {"rows": raw.rows, "cost_model": network.check_cost_model(plan, raw)}
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Leave through all that cleans up: hosts must go, and ranks on them."""
+    raise Interrupted("stopped; what was measured is kept")
+
+
+def _parity(arguments: Arguments) -> dict[str, Any] | None:
     """Try all cases; returns their differences. `ShoalError` when one is not the same training."""
     if arguments.scratch is not None and is_rank():
         _as_rank(arguments.scratch)

@@ -138,8 +138,10 @@ class Lookahead:
 class Optimizer:
     """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    """The optimizer."""
+    kind: Literal["adamw", "muon", "onebit_adam"] = "adamw"
+    """The optimizer; `onebit_adam`: AdamW that freezes its variance, and whose momentum travels by `parallel.codec`."""
+    onebit_warmup: Positive = 100
+    """`onebit_adam`: steps before its variance is frozen, in which gradients travel plain."""
     learning_rate: PositiveFloat = 6e-4
     """Peak learning rate of AdamW."""
     beta1: Momentum = 0.9
@@ -236,7 +238,8 @@ class Local:
     overlap: Count = 0
     """Steps that ranks go on while a fragment travels."""
     mix: Fraction = 0.0
-    """Share of a rank's own weights that stays when a fragment arrives: 0 takes the common ones."""
+    """Share of a rank's own weights that stays when a fragment arrives (0: the common ones, and what the rank has changed
+    since it sent)."""
     after: Count = 0
     """Steps with a meeting each before ranks part (post-local SGD)."""
 

@@ -5,7 +5,7 @@ gradient is there (Li et al. 2020, arXiv:2006.15704), always in the same order o
 beyond the gradients themselves; autograd's accumulation into it costs one pass over them (10 ms for 14M parameters).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -24,25 +24,34 @@ class Bucket:
 class Buckets:
     """The flat buffer of `parameters`' gradients, and when which part of it is sent.
 
-    `multiple`: the length of a bucket is one of this many elements, for cutting it into equal pieces. Raises `ValueError`
-    for parameters of mixed types.
+    `multiple`: the length of a bucket is one of this many elements, for cutting it into equal pieces. `apart`: those of the
+    parameters that come last, in buckets of their own. Raises `ValueError` for parameters of mixed types.
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], bucket_bytes: int, send: Callable[[Bucket], Any], multiple: int = 1
+        self,
+        parameters: Sequence[nn.Parameter],
+        bucket_bytes: int,
+        send: Callable[[Bucket], Any],
+        multiple: int = 1,
+        apart: Collection[nn.Parameter] = (),
     ) -> None:
         kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
         if len(kinds) != 1:
             raise ValueError(f"gradients must share one type and device, these have {kinds or 'none'}")
         (dtype, device) = kinds.pop()
-        self.parameters = parameters[::-1]  # backward reaches the last parameters first
+        # backward reaches the last parameters first
+        backwards = parameters[::-1]
+        last = {*apart}
+        common = [parameter for parameter in backwards if parameter not in last]
+        self.parameters = [*common, *(parameter for parameter in backwards if parameter in last)]
         self.starts: list[int] = []
         self.buckets: list[Bucket] = []
         self._send_one = send
         self._bucket_of: dict[Tensor, Bucket] = {}
         self._next = 0
         self._travel = False
-        self._lay_out(bucket_bytes // dtype.itemsize, multiple)
+        self._lay_out(bucket_bytes // dtype.itemsize, multiple, {len(common) - 1, len(parameters) - 1})
         self.flat = torch.zeros(self.buckets[-1].end, dtype=dtype, device=device)
         for parameter, start in zip(self.parameters, self.starts, strict=True):
             parameter.grad = self.flat[start : start + parameter.numel()].view_as(parameter)
@@ -60,14 +69,14 @@ class Buckets:
         self._next = 0
         self._travel = False
 
-    def _lay_out(self, full: int, multiple: int) -> None:
+    def _lay_out(self, full: int, multiple: int, ends: set[int]) -> None:
         position, start = 0, 0
         members: list[nn.Parameter] = []
         for index, parameter in enumerate(self.parameters):
             self.starts.append(position)
             position += parameter.numel()
             members.append(parameter)
-            if position - start >= full or index == len(self.parameters) - 1:
+            if position - start >= full or index in ends:
                 position += -(position - start) % multiple
                 bucket = Bucket(start, position, len(members))
                 self.buckets.append(bucket)

@@ -3,10 +3,10 @@
 Each unit (a block) gathers its weights before it computes and gives them back afterwards: after its forward pass (ZeRO-3)
 or only after its backward pass (ZeRO-2, one gather a step instead of two). Its gradients leave as soon as its backward pass
 is done: `ScatterSum` starts them on their way and returns at once, and `before_step` waits. torch's own would block a CPU
-there.
+there. They may travel encoded, with error feedback.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+from torch.nn import functional
 
+from shoal.parallel.coded_scatter import CodedScatter
+from shoal.parallel.feedback import ChunkedFeedback
 from shoal.parallel.mesh import Mesh
 from shoal.parallel.shards import Box, Shards
 from shoal.parallel.sync import Sync
@@ -25,21 +28,36 @@ class FullySharded(Sync):
     """Parameters, gradients and optimizer state divided over the shard axis; sums of gradients added between replicas.
 
     `units`: modules that gather their weights one at a time, in the order of their use. `keep`: from forward to backward
-    (ZeRO-2). `in_flight`: the type of gathered weights; gradients are summed in the weights' own.
+    (ZeRO-2). `in_flight`: the type of gathered weights; gradients are summed in the weights' own. `coded`: what sums them
+    where they travel encoded.
     """
 
     def __init__(
-        self, wire: Wire, mesh: Mesh, units: Sequence[nn.Module], *, keep: bool, in_flight: torch.dtype | None = None
+        self,
+        wire: Wire,
+        mesh: Mesh,
+        units: Sequence[nn.Module],
+        *,
+        keep: bool,
+        in_flight: torch.dtype | None = None,
+        coded: CodedScatter | None = None,
     ) -> None:
         self.wire, self.mesh, self.units, self.keep, self.in_flight = wire, mesh, units, keep, in_flight
-        self.scatter_sum = ScatterSum(wire, mesh)
+        self.coded = coded
+        self.scatter_sums: list[ScatterSum] = []
 
     def attach(self, model: nn.Module, shards: Shards) -> None:
         """Divide the model; `shards` are then this rank's rows of each parameter, none where there are fewer than ranks."""
         assert self.mesh.devices is not None
         policy = MixedPrecisionPolicy(self.in_flight, torch.float32) if self.in_flight else MixedPrecisionPolicy()
         shapes = {name: shard.value.shape for name, shard in shards.items()}
+        names = {shard.value: name for name, shard in shards.items()}
         for unit in (*self.units, model):
+            feedback = None
+            if self.coded and self.coded.feedback:
+                its = {names[value]: value.shape for value in _in_torchs_order(unit) if value in names}
+                feedback = ChunkedFeedback(its, self.mesh.shard.size, self.coded.multiple, next(unit.parameters()).device)
+            self.scatter_sums.append(ScatterSum(self.wire, self.mesh, self.coded, feedback))
             fully_shard(
                 unit,
                 mesh=self.mesh.devices["shard"],
@@ -47,10 +65,10 @@ class FullySharded(Sync):
                 reshard_after_forward=unit is not model and not self.keep,
             )
         gather = Gather(self.wire, self.mesh)
-        for unit in (*self.units, model):
+        for unit, scatter_sum in zip((*self.units, model), self.scatter_sums, strict=True):
             assert isinstance(unit, FSDPModule)
             unit.set_custom_all_gather(gather)
-            unit.set_custom_reduce_scatter(self.scatter_sum)
+            unit.set_custom_reduce_scatter(scatter_sum)
             unit.set_gradient_divide_factor(1.0)  # sums, not means
             unit.set_force_sum_reduction_for_comms(True)
         for unit, following in zip(self.units, self.units[1:], strict=False):
@@ -78,7 +96,13 @@ class FullySharded(Sync):
 
     def before_step(self) -> None:
         """This rank's gradients are sums over all ranks when this returns."""
-        self.scatter_sum.finish()
+        between = []
+        for scatter_sum in self.scatter_sums:
+            scatter_sum.finish()
+            if self.coded is None and scatter_sum.result is not None:
+                between.append(self.wire.start_sum(scatter_sum.result, self.mesh.replicate))
+        for work in between:
+            self.wire.finish(work)
         for name, parameter in self.parameters.items():
             self.shards[name].value.grad = None if parameter.grad is None else parameter.grad.to_local()
 
@@ -86,14 +110,35 @@ class FullySharded(Sync):
     def scale_grads(self, factor: float) -> None:
         """Multiply this rank's gradients."""
         if factor != 1.0:
-            for gradients in self.scatter_sum.results:
-                gradients.mul_(factor)
+            for scatter_sum in self.scatter_sums:
+                if scatter_sum.result is not None:
+                    scatter_sum.result.mul_(factor)
 
     def after_step(self) -> None:
         """Drop the gradients."""
-        self.scatter_sum.results.clear()
+        for scatter_sum in self.scatter_sums:
+            scatter_sum.result = None
         for name, parameter in self.parameters.items():
             parameter.grad = self.shards[name].value.grad = None
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The feedback."""
+        return {key: value for unit in self._feedbacks() for key, value in unit.state().items()}
+
+    def load_own_state(self, states: list[Mapping[str, Tensor]]) -> None:
+        """The feedback."""
+        for unit in self._feedbacks():
+            unit.load(states)
+
+    def _feedbacks(self) -> Iterator[ChunkedFeedback]:
+        return (unit.feedback for unit in self.scatter_sums if unit.feedback is not None)
+
+
+def _in_torchs_order(unit: nn.Module) -> Iterator[nn.Parameter]:
+    """A module's parameters as `fully_shard` lays them out: those of its children come before its own."""
+    for child in unit.children():
+        yield from _in_torchs_order(child)
+    yield from unit.parameters(recurse=False)
 
 
 class _Buffers:
@@ -116,27 +161,33 @@ class Gather(_Buffers, AllGather):
 
 
 class ScatterSum(_Buffers, ReduceScatter):
-    """Gradients on their way, until `finish`; `results` then holds what this rank got."""
+    """A unit's gradients on their way, until `finish`; `result` then holds what this rank got."""
 
-    def __init__(self, wire: Wire, mesh: Mesh) -> None:
-        self.wire, self.mesh = wire, mesh
-        self.started: list[tuple[Any, Tensor]] = []
-        self.results: list[Tensor] = []
+    def __init__(
+        self, wire: Wire, mesh: Mesh, coded: CodedScatter | None = None, feedback: ChunkedFeedback | None = None
+    ) -> None:
+        self.wire, self.mesh, self.coded, self.feedback = wire, mesh, coded, feedback
+        self.result: Tensor | None = None
+        self._works: list[Any] = []
 
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False) -> None:
         """Start to sum; torch only takes views of the output, which is filled later."""
-        self.started.append((self.wire.start_scatter_sum(output_tensor, input_tensor, self.mesh.shard), output_tensor))
+        self.result = output_tensor
+        if self.coded is None:
+            self._works = [self.wire.start_scatter_sum(output_tensor, input_tensor, self.mesh.shard)]
+            return
+        values = input_tensor.view(self.mesh.shard.size, -1)
+        if missing := -values.shape[1] % self.coded.multiple:
+            values = functional.pad(values, (0, missing))
+        self._works = self.coded.start(output_tensor, values, None if self.feedback is None else self.feedback.rows)
 
     def finish(self) -> None:
-        """Wait for all, and add up between replicas."""
-        between = []
-        for work, result in self.started:
+        """Wait for it."""
+        for work in self._works:
             self.wire.finish(work)
-            between.append(self.wire.start_sum(result, self.mesh.replicate))
-            self.results.append(result)
-        self.started.clear()
-        for work in between:
-            self.wire.finish(work)
+        self._works = []
+        if self.feedback is not None:
+            self.feedback.clear_gaps()
 
 
 class _Timed(distributed.Work):

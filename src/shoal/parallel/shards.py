@@ -102,6 +102,14 @@ def whole_shards(model: nn.Module) -> Shards:
     return {name: Shard(parameter, parameter.shape) for name, parameter in model.named_parameters()}
 
 
+def held_by_several(shards: Shards) -> list[nn.Parameter]:
+    """The parts that other ranks hold, too: what they do to them must be the same to the bit.
+
+    Codecs take what lies side by side together, so these may not lie beside parts that others don't have.
+    """
+    return [shard.value for shard in shards.values() if shard.copies > 1]
+
+
 @torch.no_grad()
 def squared_norm(shards: Shards) -> Tensor:
     """This rank's contribution to the squared norm of all gradients, in fp64; parts held by several count once in all."""

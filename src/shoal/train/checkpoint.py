@@ -7,6 +7,8 @@ newest one that is whole, and says so when that is not the one named. No pickle 
 training: the main rank's writer sees the others' files appear.
 """
 
+import os
+import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -24,6 +26,9 @@ from shoal.parallel.shards import Box, Boxes, cut, put
 
 PATIENCE_SECONDS = 60.0
 """How long the main rank waits, after its own files, for those of the others."""
+
+LEAST_URGENT = 19
+"""The writer's niceness."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,8 @@ class Checkpoints:
     def _write(self, snapshot: Snapshot) -> None:
         temporary = self.folder / f".step-{snapshot.step:08}.tmp"
         mine = temporary / f"rank-{self.rank:05}.json"
+        if sys.platform == "linux":  # where it means this thread alone: training goes first, a save takes what is left
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
         try:
             self._write_parts(temporary, mine, snapshot)
             if self.rank == 0:

@@ -19,6 +19,8 @@ def resolve(recipe: Recipe, world: int) -> Recipe:
             "parallel.exact sums whole gradients in one order, and every rank needs all of the model for it: set "
             "parallel.shard replicate and parallel.tensor 1"
         )
+    if recipe.parallel.codec.kind != "none":
+        raise RecipeError("parallel.exact sums every bit, and a codec drops some: set parallel.codec.kind none")
     if not _power_of_two(shards):
         raise RecipeError(
             f"parallel.virtual_shards is {shards}; exact mode sums them in pairs: give a power of two, such as 8"

@@ -98,7 +98,11 @@ def find_layout(recipe: Recipe, config: TransformerConfig, world_size: int, rank
             wire.sent.clear()
             held = one_step(recipe, model, sync, optimizer)
             sync.sum_totals(empty_totals(world, 1))
-        return Layout(rank, *sizes, held, dict(wire.sent))
+            steps = recipe.parallel.local.every if sync.apart.size > 1 else 1
+            for _ in range(1, steps):  # until all of the model has met once
+                sync.sum_totals(empty_totals(world, 1))
+                sync.after_step()
+        return Layout(rank, *sizes, held, {kind: count // steps for kind, count in wire.sent.items()})
 
 
 def _without_values(model: Transformer) -> Transformer:

@@ -5,7 +5,7 @@ It receives built objects and never asks which they are; `train.setup` builds th
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from shoal.parallel.shards import Shards
 from shoal.parallel.sync import Sync
 from shoal.parallel.world import World
 from shoal.tasks import Task
+from shoal.train.auto import Auto
 from shoal.train.checkpoint import Checkpoints, Part, Saved, SavedElsewhere, Snapshot
 from shoal.train.optimizers import Optimizer
 from shoal.train.schedule import Budget, SharedBudget, learning_rate_share
@@ -81,6 +82,7 @@ class Parts:
     flops_per_token: float
     peak_flops: float
     stop_requested: Callable[[], bool]
+    auto: Auto
     progress: Progress = field(default_factory=Progress)
 
 
@@ -150,12 +152,14 @@ def train(parts: Parts) -> dict[str, float]:
             "data_seconds": data_seconds,
             "sync_seconds": wire.seconds_waited - waited,
             "wire_bytes": wire.bytes_sent - sent,
+            "bits_per_parameter": 8 * (wire.bytes_sent - sent) / parts.parameters,
             "memory_bytes": memory_bytes(world.device),
         }
         if progress.skipped:
             record["skipped"] = progress.skipped
         if found := stragglers.find(figures, progress.step - 1):
             record["stragglers"] = found
+        parts.auto.keep(step_seconds, wire.seconds_waited - waited)
         stragglers.keep(step_seconds, data_seconds, wire.seconds_waited - waited)
         parts.telemetry.step(record, done)
         for straggler in found:
@@ -169,6 +173,8 @@ def train(parts: Parts) -> dict[str, float]:
             parts.checkpoints.save(snapshot(parts))
             if stop:
                 parts.checkpoints.wait()
+            elif done < 1:
+                parts.auto.look_again(parts.telemetry.note)
         if done >= 1 or _due(progress.step, recipe.evaluation.every):
             with sync.common_weights():
                 evaluated = parts.evaluate(model, final=done >= 1)
@@ -219,8 +225,12 @@ def snapshot(parts: Parts) -> Snapshot:
         },
         _of_copy("optimizer", apart.rank): _divided(sync.shards, parts.optimizer.state_dict(), first_of_copy),
         "sync": _divided(sync.shards, sync.state_dict(), world.is_main) if apart.rank == 0 else {},
-        "own": {f"{world.rank}/{key}": Part(tensor, tensor.shape) for key, tensor in sync.own_state().items()},
     }
+    own = sync.own_state()
+    if apart.size > 1:
+        saved[_of_copy("own", apart.rank)] = _divided(sync.shards, own, first_of_copy)
+    else:
+        saved["own"] = {f"{world.rank}/{key}": Part(tensor, tensor.shape) for key, tensor in own.items()}
     state = {
         "tokens": progress.tokens,
         "seconds": progress.seconds,
@@ -228,6 +238,7 @@ def snapshot(parts: Parts) -> Snapshot:
         "batches": parts.batches.state_dict(),
         "world_size": world.size,
         "copies": apart.size,
+        "chosen": parts.auto.state,
     }
     return Snapshot(progress.step, saved, state)
 
@@ -256,7 +267,7 @@ def restore(parts: Parts, saved: Saved) -> None:
     Where as many copies differed as do now, each takes up its own; else all begin at the mean of their weights.
     """
     sync, copies = parts.sync, saved.state.get("copies", 1)
-    shards, world = sync.shards, sync.wire.world
+    shards = sync.shards
     for name, shard in shards.items():
         whole = saved.wholes["model"][name]
         if whole.shape != shard.shape:
@@ -267,17 +278,25 @@ def restore(parts: Parts, saved: Saved) -> None:
     mine = _of_copy("optimizer", sync.apart.rank % copies)
     parts.optimizer.load_state_dict(_read_divided(saved, mine, shards))
     sync.load_state_dict(_read_divided(saved, "sync", shards))
-    before: dict[int, dict[str, Tensor]] = {}
-    for key in saved.wholes.get("own", {}):
-        rank, _, rest = key.partition("/")
-        if int(rank) % world.size == world.rank:
-            before.setdefault(int(rank), {})[rest] = saved.read("own", key)
-    sync.load_own_state([before[rank] for rank in sorted(before)])
+    sync.load_own_state(_own_states(saved, sync, copies))
     parts.batches.load_state_dict(saved.state["batches"])
     parts.progress.step = saved.step
     parts.progress.tokens = saved.state["tokens"]
     parts.progress.seconds = saved.state["seconds"]
     parts.progress.skipped = saved.state.get("skipped", 0)
+
+
+def _own_states(saved: Saved, sync: Sync, copies: int) -> list[Mapping[str, Tensor]]:
+    """What ranks, or copies that differ, knew alone: each goes to one that is there now, whose number may be another."""
+    if sync.apart.size > 1:
+        mine = range(sync.apart.rank, copies, sync.apart.size)
+        return [_read_divided(saved, _of_copy("own", copy), sync.shards) for copy in mine]
+    states: dict[int, dict[str, Tensor]] = {}
+    for key in saved.wholes.get("own", {}) if copies == 1 else ():
+        rank, _, rest = key.partition("/")
+        if int(rank) % sync.wire.world.size == sync.wire.world.rank:
+            states.setdefault(int(rank), {})[rest] = saved.read("own", key)
+    return [states[rank] for rank in sorted(states)]
 
 
 def _read_divided(saved: Saved, group: str, shards: Shards) -> dict[str, Tensor]:

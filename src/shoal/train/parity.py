@@ -27,6 +27,7 @@ from shoal.parallel.mesh import Axis, make_mesh
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import TASKS
+from shoal.train.auto import Auto
 from shoal.train.checkpoint import Checkpoints, Saved
 from shoal.train.loop import Parts, train
 from shoal.train.model_setup import check_divisible
@@ -198,7 +199,7 @@ def trace(world: World, case: Case, folder: Path, preset: str = "qwen3-tiny") ->
         recipe, model, TASKS["causal"](), UnevenBatches(recipe, mesh.data), build_optimizer(sync.shards, recipe.optimizer),
         sync, Budget.of(recipe.train), lambda model, final=True: {"eval_loss": math.nan},
         Checkpoints(run.checkpoints, 1, world.rank, world.size), telemetry, make_precision("fp32", world.device),
-        1, 1.0, 1.0, lambda: False,
+        1, 1.0, 1.0, lambda: False, Auto(recipe, wire),
     )  # fmt: skip
     train(parts)
     wire.gather_objects(None)

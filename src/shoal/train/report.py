@@ -39,6 +39,12 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
         ("ranks × threads", f"{result['world_size']} × {result['threads']}"),
         ("time", f"{result['seconds']:.0f} s"),
     ]
+    if result["world_size"] > 1:
+        numbers += [
+            ("sent by a rank", f"{result['wire_bytes'] / 1e6:,.1f} MB"),
+            ("bits per parameter and step", f"{result['bits_per_parameter']:.2f}"),
+            ("waiting for ranks", f"{result['sync_seconds']:.1f} s"),
+        ]
     cards = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in numbers)
     shown = "".join(
         f'<pre><span class="prompt">{html.escape(sample["prompt"])}</span>{html.escape(sample["text"])}</pre>'

@@ -34,6 +34,7 @@ from shoal.parallel.shards import whole_shards
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World, is_rank
 from shoal.tasks import TASKS
+from shoal.train.auto import Auto
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.evaluation import Evaluator
 from shoal.train.loop import Parts, train
@@ -78,6 +79,10 @@ def check_served(recipe: Recipe, workers: int, elastic: bool) -> None:
     if parallel.link.megabits or parallel.link.latency:
         raise RecipeError(
             "'parallel.link' slows down what ranks send each other, which with 'parallel.sync' server is nothing"
+        )
+    if recipe.optimizer.kind == "onebit_adam":
+        raise RecipeError(
+            "'optimizer.kind' onebit_adam sends momentum from rank to rank; with 'parallel.sync' server: adamw, muon"
         )
     if server.mode != "synchronous" and recipe.train.global_batch % workers:
         raise RecipeError(
@@ -214,6 +219,7 @@ class Worker:
             Checkpoints(run.checkpoints, recipe.checkpoint.keep) if main else SavedElsewhere(run.checkpoints),
             Silence(), precision, sum(parameter.numel() for parameter in model.parameters()),
             model.flops_per_token(context), matrix_peak(device, settings.precision) * seat.workers, stop_requested,
+            Auto(recipe, self.client.wire),
         )  # fmt: skip
 
     def _make_sync(self, model: Transformer, corpus: Corpus, context: int) -> None:

@@ -25,15 +25,25 @@ from shoal.models import hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.parallel.all_reduce import AllReduce
+from shoal.parallel.codecs import CODECS
+from shoal.parallel.codecs.powersgd import PowerSGD
+from shoal.parallel.coded_all_reduce import CodedAllReduce, MakeSums
+from shoal.parallel.coded_scatter import CodedScatter
+from shoal.parallel.coded_sum import MESSAGE_BYTES, CodedSum
 from shoal.parallel.exact import ExactSum
 from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
-from shoal.parallel.mesh import Mesh, divide, make_mesh
+from shoal.parallel.local import Local
+from shoal.parallel.mesh import Axis, Mesh, divide, make_mesh, within_copy
+from shoal.parallel.momentum import Momentum
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
+from shoal.parallel.shards import Shards
 from shoal.parallel.sync import Sync
+from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import TASKS
+from shoal.train.auto import Auto, decided
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.evaluation import Evaluator
 from shoal.train.exact import resolve
@@ -57,6 +67,28 @@ DIVISIONS: dict[str, Division] = {
 }
 """Name to strategy, for the recipe's `parallel.shard`."""
 
+CODED_DIVISIONS: dict[str, Division] = {
+    "replicate": lambda wire, mesh, recipe, model: CodedAllReduce(
+        wire,
+        mesh,
+        make_sums(recipe, wire, mesh.data),
+        min(bucket_bytes(recipe), MESSAGE_BYTES),
+        whole=recipe.parallel.codec.kind == "powersgd",
+        feedback=recipe.parallel.codec.feedback,
+        momentum=_momentum(recipe, wire, mesh),
+    ),
+    "zero1": lambda wire, mesh, recipe, model: ShardedOptimizer(
+        wire, mesh, bucket_bytes(recipe), make_scatter(recipe, wire, mesh)
+    ),
+    "zero2": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=True, in_flight=in_flight(recipe), coded=make_scatter(recipe, wire, mesh)
+    ),
+    "zero3": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=False, in_flight=in_flight(recipe), coded=make_scatter(recipe, wire, mesh)
+    ),
+}
+"""The same where gradients travel encoded."""
+
 LEAVING_SECONDS = 8.0
 """How long a rank may take to notice by itself that another has failed."""
 
@@ -73,7 +105,7 @@ def build(
     """Everything that `train.loop` needs, on this rank. Raises `InputError` for what can't work."""
     recipe = resolve(recipe, world.size)
     corpus = Corpus.open(Path(recipe.corpus_directory))
-    wire = Wire(world)
+    wire = make_wire(recipe, world)
     _check_equal(wire, recipe, corpus)
     train = recipe.train
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
@@ -82,12 +114,16 @@ def build(
     size, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token(config.context)
     share = -(-train.global_batch // mesh.data.size)
     together = min(share, train.micro_batch or share)
-    sync, compiled = prepare_model(model, recipe, wire, mesh, together * config.context)
+    shards, compiled = lay_out_model(model, recipe, wire, mesh, together * config.context)
+    task, precision = TASKS[recipe.task](), make_precision(train.precision, world.device)
+    auto = Auto(recipe, wire, decided(wire, run.checkpoints) if resume else None)
+    recipe = auto.decide(model, task, precision, together, -(-share // together))
+    sync = make_sync(recipe, wire, mesh, model)
+    sync.attach(model, shards)
     batches = TrainingBatches(
         corpus.split("train"), config.context, train.global_batch, train.micro_batch, recipe.seed,
         mesh.data.rank, mesh.data.size, recipe.data.partition,
     )  # fmt: skip
-    task, precision = TASKS[recipe.task](), make_precision(train.precision, world.device)
     budget = Budget.of(train)
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
     evaluate = Evaluator(
@@ -98,9 +134,9 @@ def build(
     peak_flops = peak_of_all(wire, train.precision)
     parts = Parts(
         recipe, model, task, batches, build_optimizer(sync.shards, recipe.optimizer), sync, budget, evaluate, checkpoints,
-        Silence(), precision, size, flops, peak_flops, stop_requested,
+        Silence(), precision, size, flops, peak_flops, stop_requested, auto,
     )  # fmt: skip
-    notes = _resume(parts, run) if resume else []
+    notes = [*(_resume(parts, run) if resume else []), *auto.notes]
     if world.is_main:
         expected = budget.expected_steps(train.global_batch * config.context)
         parts = replace(parts, telemetry=Telemetry(run, parts.progress.step if resume else None, expected, quiet))
@@ -113,6 +149,13 @@ def build(
     for note in notes:
         parts.telemetry.note(note)
     return parts
+
+
+def make_wire(recipe: Recipe, world: World) -> Wire:
+    """The way to the other ranks, as slow as the recipe wants it to be."""
+    link = recipe.parallel.link
+    slow = world.size > 1 and (link.megabits or link.latency)
+    return Wire(world, throttle=Throttle(link.megabits, link.latency, world.device) if slow else None)
 
 
 def mesh_sizes(recipe: Recipe, world: int) -> tuple[int, int, int]:
@@ -144,22 +187,87 @@ def in_flight(recipe: Recipe) -> torch.dtype | None:
 
 def prepare_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, tokens: int) -> tuple[Sync, str]:
     """Divide, compile and watch the model, which forwards `tokens` at a time; (its sync, how it was compiled)."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        wire.broadcast(tensor.data)
-    use_native_kernels(model, recipe.train.precision, tokens)
-    shards = divide_products(model, wire, mesh)
-    recompute_blocks(model, recipe.train.recompute)
-    compiled = compile_blocks(model, recipe.train.compile)
+    shards, compiled = lay_out_model(model, recipe, wire, mesh, tokens)
     sync = make_sync(recipe, wire, mesh, model)
     sync.attach(model, shards)
     return sync, compiled
 
 
+def lay_out_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, tokens: int) -> tuple[Shards, str]:
+    """Divide and compile the model, which forwards `tokens` at a time; (what each rank holds, how it was compiled)."""
+    wire.make_equal(tensor.data for tensor in (*model.parameters(), *model.buffers()))
+    use_native_kernels(model, recipe.train.precision, tokens)
+    shards = divide_products(model, wire, mesh)
+    recompute_blocks(model, recipe.train.recompute)
+    return shards, compile_blocks(model, recipe.train.compile)
+
+
 def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
     """The recipe's strategy; alone, there is nothing to divide, and nobody to meet."""
-    if recipe.parallel.exact:
-        return ExactSum(wire, mesh, recipe.parallel.virtual_shards, recipe.parallel.threads or 1)
-    return DIVISIONS[recipe.parallel.shard if mesh.shard.size > 1 else "replicate"](wire, mesh, recipe, model)
+    parallel = recipe.parallel
+    if recipe.optimizer.kind == "onebit_adam" and (
+        parallel.exact or parallel.shard != "replicate" or parallel.sync == "local" or parallel.codec.kind == "none"
+    ):
+        raise RecipeError(
+            "'optimizer.kind' is 'onebit_adam', whose momentum travels encoded every step: set 'parallel.codec.kind' (sign) "
+            "and 'parallel.sync' every, with 'parallel.shard' replicate and without 'parallel.exact'"
+        )
+    if parallel.exact:
+        return ExactSum(wire, mesh, parallel.virtual_shards, parallel.threads or 1)
+    kind = parallel.shard if mesh.shard.size > 1 else "replicate"
+    if parallel.sync == "local" and mesh.replicate.size > 1:
+        return _make_local(recipe, wire, mesh, DIVISIONS[kind](wire, within_copy(wire.world, mesh), recipe, model))
+    return (DIVISIONS if parallel.codec.kind == "none" else CODED_DIVISIONS)[kind](wire, mesh, recipe, model)
+
+
+def _make_local(recipe: Recipe, wire: Wire, mesh: Mesh, inner: Sync) -> Local:
+    """Copies of the model that step apart, each divided and summed by `inner`."""
+    parallel, batch = recipe.parallel, recipe.train.global_batch
+    if batch % mesh.data.size:
+        raise RecipeError(
+            f"'parallel.sync' is 'local', where every rank must read as many sequences: 'train.global_batch' is {batch}, "
+            f"which {mesh.data.size} ranks can't share equally"
+        )
+    if parallel.codec.kind == "none":
+        return Local(wire, mesh, inner, parallel.local)
+    sums = make_sums(recipe, wire, mesh.replicate)([])
+    return Local(wire, mesh, inner, parallel.local, sums, parallel.codec.feedback)
+
+
+def _momentum(recipe: Recipe, wire: Wire, mesh: Mesh) -> Momentum | None:
+    """What 1-bit Adam sends; a dry run tells of the steps after the warm-up."""
+    settings = recipe.optimizer
+    warmup = 0 if wire.imagined else settings.onebit_warmup
+    return Momentum(settings.beta1, warmup, mesh.data.size) if settings.kind == "onebit_adam" else None
+
+
+def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:
+    """How gradients are summed over an axis with the recipe's codec; all of its ranks must call it."""
+    settings = recipe.parallel.codec
+    channel, back = wire.own_channel(axis), wire.own_channel(axis)
+    if settings.kind == "powersgd":
+        if recipe.parallel.tensor > 1:
+            raise RecipeError("'parallel.codec.kind' is 'powersgd', which needs whole matrices: set 'parallel.tensor' 1")
+        rank, decay, seed = settings.rank, settings.feedback_decay, recipe.seed
+        return lambda places: PowerSGD(wire, channel, places, rank, decay, seed, back)
+    sums = CodedSum(wire, channel, CODECS[settings.kind](settings), settings.feedback_decay, back)
+    return lambda places: sums
+
+
+def make_scatter(recipe: Recipe, wire: Wire, mesh: Mesh) -> CodedScatter:
+    """How gradients of which each rank gets its piece are summed with the recipe's codec; all ranks must call it."""
+    settings = recipe.parallel.codec
+    if settings.kind == "powersgd":
+        raise RecipeError(
+            "'parallel.codec.kind' is 'powersgd', which needs whole matrices on every rank; with 'parallel.shard' other "
+            f"than 'replicate', accepted: {', '.join(CODECS)}"
+        )
+    if recipe.parallel.tensor > 1 and recipe.parallel.shard != "zero1":
+        raise RecipeError(
+            "'parallel.codec.kind' other than 'none' with 'parallel.tensor' above 1 would let what all tensor ranks hold "
+            f"drift apart under 'parallel.shard' '{recipe.parallel.shard}'; accepted: 'replicate', 'zero1'"
+        )
+    return CodedScatter(wire, mesh, CODECS[settings.kind](settings), settings.feedback, settings.feedback_decay)
 
 
 def make_transformer_config(settings: schema.Model, vocabulary: int) -> TransformerConfig:

@@ -60,7 +60,7 @@ def states_formula(kind: str, optimizer: str, parameters: int, sizes: tuple[int,
     beside, 4 bytes a parameter, and ZeRO-3 those of two blocks and of the vocabulary.
     """
     _, shard, tensor = sizes
-    state = 8 if optimizer == "adamw" else 4
+    state = 4 if optimizer == "muon" else 8
     divided = {"replicate": 0, "zero1": state}.get(kind, 8 + state)
     return int(parameters * (8 + state - divided + divided / shard) / tensor)
 

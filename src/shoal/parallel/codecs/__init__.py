@@ -1,14 +1,20 @@
-"""Codecs by name, for the recipe's `parallel.codec.kind`; one file each."""
+"""Codecs by name, for the recipe's `parallel.codec.kind`; one file each. PowerSGD, which is none, has a seam of its own."""
 
 from collections.abc import Callable
 
-import torch
-
 from shoal.core import recipe
+from shoal.parallel.codecs.blocks import Blocks
 from shoal.parallel.codecs.codec import Codec
-from shoal.parallel.codecs.half import Half
+from shoal.parallel.codecs.half import Bfloat16, Float16
+from shoal.parallel.codecs.integers import Integers
+from shoal.parallel.codecs.sign import Sign
+from shoal.parallel.codecs.topk import TopK
 
 CODECS: dict[str, Callable[[recipe.Codec], Codec]] = {
-    "bf16": lambda settings: Half(torch.bfloat16),
-    "fp16": lambda settings: Half(torch.float16),
+    "bf16": lambda settings: Blocks(Bfloat16()),
+    "fp16": lambda settings: Blocks(Float16()),
+    "int8": lambda settings: Blocks(Integers(8)),
+    "int4": lambda settings: Blocks(Integers(4)),
+    "topk": lambda settings: Blocks(TopK(settings.keep)),
+    "sign": lambda settings: Blocks(Sign()),
 }

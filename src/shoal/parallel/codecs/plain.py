@@ -17,6 +17,7 @@ class Plain:
         """Copy."""
         payload.view(torch.float32).copy_(values)
 
-    def decode(self, payload: Tensor, values: Tensor) -> None:
-        """Copy."""
-        values.copy_(payload.view(torch.float32))
+    def decode(self, payload: Tensor, values: Tensor, add: bool = False) -> None:
+        """Copy, or add."""
+        numbers = payload.view(torch.float32)
+        values.add_(numbers) if add else values.copy_(numbers)

@@ -44,7 +44,6 @@ class ParameterServer:
     ) -> None:
         self.portion, self.codec = portion, codec
         self.flat, self.gradient = torch.zeros(portion.length), torch.zeros(portion.length)
-        self.decoded = torch.empty(portion.length)
         self.shards: Shards = {}
         for piece in portion.pieces:
             shape, size = shapes[piece.name], piece.end - piece.start
@@ -76,9 +75,7 @@ class ParameterServer:
         for index, rank in enumerate(ranks):
             pushed_at, payload = self._pushed.pop(rank)
             assert pushed_at == step
-            self.codec.decode(payload, self.decoded if index else self.gradient)
-            if index:
-                self.gradient.add_(self.decoded)
+            self.codec.decode(payload, self.gradient, add=index > 0)
         self._norm = (step, squared_norm(self.shards).item())
         return self._norm[1]
 

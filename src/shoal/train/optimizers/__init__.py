@@ -15,6 +15,7 @@ from shoal.train.optimizers.adamw import AdamW
 from shoal.train.optimizers.delayed import Collected, DelayedNesterov
 from shoal.train.optimizers.lookahead import Lookahead
 from shoal.train.optimizers.muon import Muon
+from shoal.train.optimizers.onebit_adam import OneBitAdam
 
 
 class Optimizer(Protocol):
@@ -75,6 +76,8 @@ def build_optimizer(shards: Shards, settings: recipe.Optimizer) -> Optimizer:
         # a parameter server may have none of one kind
         parts: list[Optimizer] = [Muon(whole, settings)] if whole else []
         optimizer = Together([*parts, AdamW(rest, settings, matrices)] if rest else parts)
+    elif settings.kind == "onebit_adam":
+        optimizer = OneBitAdam(named, settings, matrices)
     else:
         optimizer = AdamW(named, settings, matrices)
     return Lookahead(optimizer, named, settings.lookahead) if settings.lookahead.every else optimizer

@@ -1,0 +1,33 @@
+"""The raw results of a bench: one file, extended row by row, so that a bench that is killed loses only what it was at."""
+
+from pathlib import Path
+from typing import Any
+
+from shoal.core.files import read_json, write_json
+
+Row = dict[str, Any]
+
+
+class Raw:
+    """Rows of one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = read_json(path)["rows"] if path.exists() else []
+
+    def add(self, row: Row) -> None:
+        """Keep a row, on disk when this returns."""
+        self.rows.append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {"rows": self.rows})
+
+    def find(self, key: Row) -> Row | None:
+        """The row with all of these values."""
+        return next((row for row in self.rows if key.items() <= row.items()), None)
+
+    def share(self, row: Row) -> float | None:
+        """A row's speed as a share of the ideal: of its own loop where it has one."""
+        own = row.get("ideal_step_seconds")
+        ideal = self.find({"kind": "speed", "hosts": row["hosts"], "megabits": row["megabits"], "method": "ideal"})
+        alone = own if own is not None else ideal and ideal["step_seconds"]
+        return alone / row["step_seconds"] if alone and row["method"] != "ideal" else None

@@ -1,0 +1,286 @@
+"""`parallel.sync: auto`: how ranks should meet, from what the link carries and how long a step computes.
+
+Plain synchronous training where the link can hide it; else the mildest codec every step that can be hidden; else local
+updates with the fewest steps between meetings that lose 5% at most. What is measured is thrown away: a batch of nothing in
+particular goes forward and backward before gradients are watched, so training is what it would have been. Ranks inside one
+machine always train plainly, and measure nothing.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoal.core import recipe as schema
+from shoal.core.recipe import Recipe
+from shoal.core.recipe_file import build_recipe, recipe_tree
+from shoal.models.transformer import Transformer
+from shoal.parallel.codecs import CODECS
+from shoal.parallel.coded_sum import MESSAGE_BYTES
+from shoal.parallel.cost import Compute, Traffic, step_seconds
+from shoal.parallel.link import Link, measure, on_one_machine
+from shoal.parallel.wire import Wire
+from shoal.tasks import Task
+from shoal.train.checkpoint import newest_state
+
+HIDDEN = 0.97
+"""Share of ideal speed from which on communication counts as hidden."""
+
+ENOUGH = 0.95
+"""Share of ideal speed that local updates must reach."""
+
+WORTH = 0.01
+"""What a codec must add to the share of plain training: where latency is all, none helps."""
+
+MILDEST_FIRST = ("bf16", "int8", "int4", "topk")
+
+LOCAL_CODECS = ("int4", "topk")
+
+MOST_EVERY = 500
+"""More steps between meetings than anyone has shown to train well."""
+
+FEW_STEPS = 30
+"""Up to so many steps between meetings, the milder codec; beyond, the one that lets ranks meet more often."""
+
+ENCODED = {"bf16": 8e9, "int8": 5e9, "int4": 3.5e9, "topk": 0.85e9}
+"""Bytes of fp32 that a core encodes a second, feedback included, as bench/codecs.py measures it."""
+
+DECODED = 30e9
+"""Bytes of fp32 that a core decodes a second, at least."""
+
+WINDOW = 20
+"""Steps over which drift is looked for."""
+
+PASSES_TIMED = 3
+"""Runs of the batch that is thrown away; the first compiles."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A strategy, which share of ideal speed it is foretold to reach, and why in two lines."""
+
+    sync: str
+    codec: str
+    every: int
+    share: float
+    reasons: tuple[str, str]
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The recipe with it."""
+        tree = recipe_tree(recipe)
+        parallel = tree["parallel"]
+        parallel["sync"], parallel["codec"]["kind"], parallel["local"]["every"] = self.sync, self.codec, self.every
+        return build_recipe(tree)
+
+
+def choose(
+    link: Link,
+    compute: Compute,
+    parameters: int,
+    ranks: int,
+    settings: schema.Parallel,
+    last: float = 0.0,
+) -> Choice:
+    """The mildest strategy that the link hides, with the recipe's buckets, codec settings, fragments and overlap.
+
+    `last`: share of the parameters whose gradients come last of all.
+    """
+    plain = _share(link, compute, every_step(parameters, ranks, "none", settings, last), ranks)
+    measured = (
+        f"link: {_bits(link.bandwidth)}, {link.latency * 1e3:.3g} ms; computing {compute.total:.3g} s a step; "
+        f"plain fp32 would reach {plain:.0%} of ideal"
+    )
+    if plain >= HIDDEN:
+        return Choice("every", "none", settings.local.every, plain, (measured, "auto: plain, as the link hides it"))
+    shares = {
+        kind: _share(link, compute, every_step(parameters, ranks, kind, settings, last), ranks) for kind in MILDEST_FIRST
+    }
+    for enough in (HIDDEN, ENOUGH):
+        for kind, share in shares.items():
+            if share >= enough and share > plain + WORTH:
+                why = f"auto: {kind} every step, the mildest codec that the link hides ({share:.0%} of ideal)"
+                return Choice("every", kind, settings.local.every, share, (measured, why))
+    found = {kind: _fewest_steps(link, compute, parameters, ranks, kind, settings) for kind in LOCAL_CODECS}
+    kind = next((kind for kind, (every, share) in found.items() if share >= ENOUGH and every <= FEW_STEPS), "topk")
+    every, share = found[kind]
+    best = max((plain, "none"), *((share, kind) for kind, share in shares.items()))
+    if share < ENOUGH and share <= best[0] + WORTH:
+        why = (
+            f"auto: {best[1] if best[1] != 'none' else 'plain'} every step ({best[0]:.0%} of ideal): nothing is much faster"
+        )
+        return Choice("every", best[1], settings.local.every, best[0], (measured, why))
+    why = f"auto: local updates every {every} steps with {kind} ({share:.0%} of ideal); every step, {best[1]}: {best[0]:.0%}"
+    return Choice("local", kind, every, share, (measured, why))
+
+
+def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel, last: float) -> Traffic:
+    """What sums of gradients send in a step, with a codec or `none`."""
+    bucket = settings.bucket_megabytes * 2**20
+    bucket, hops = (bucket, 2 * (ranks - 1)) if kind == "none" else (min(bucket, MESSAGE_BYTES), 2)
+    sent, work = _meeting(parameters, ranks, kind, settings)
+    return Traffic(sent, hops, max(1, round(4 * parameters / bucket)), work, last=last)
+
+
+def local_update(parameters: int, ranks: int, kind: str, every: int, settings: schema.Parallel) -> Traffic:
+    """What a local update sends at a meeting, as the recipe has it: fragments, and steps that one may travel."""
+    local = settings.local
+    sent, work = _meeting(parameters, ranks, kind, settings)
+    return Traffic(sent, 2, local.fragments, work, every, local.overlap)
+
+
+def _meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -> tuple[float, float]:
+    """(bytes that a rank sends, seconds of encoding and decoding) for a sum of that many numbers."""
+    if kind == "none":
+        return 8 * parameters * (ranks - 1) / ranks, 0.0
+    codec = CODECS[kind](settings.codec)
+    # encoded are all numbers and the sums of this rank's piece; decoded are the others' pieces, and all sums
+    work = 4 * parameters * ((1 + 1 / ranks) / ENCODED[kind] + 2 / DECODED)
+    return 2 * (ranks - 1) * codec.nbytes(-(-parameters // ranks)), work
+
+
+def _fewest_steps(
+    link: Link, compute: Compute, parameters: int, ranks: int, kind: str, settings: schema.Parallel
+) -> tuple[int, float]:
+    """(steps between meetings, share of ideal): the fewest that reach it, or the most that are tried."""
+    least = max(2, settings.local.fragments * max(1, settings.local.overlap))
+    share = 0.0
+    for every in range(least, max(least, MOST_EVERY) + 1):
+        share = _share(link, compute, local_update(parameters, ranks, kind, every, settings), ranks)
+        if share >= ENOUGH:
+            return every, share
+    return max(least, MOST_EVERY), share
+
+
+def _share(link: Link, compute: Compute, traffic: Traffic, ranks: int) -> float:
+    return compute.total / step_seconds(compute, traffic, link, ranks)
+
+
+def _bits(bandwidth: float) -> str:
+    megabits = 8e-6 * bandwidth
+    return f"{megabits / 1000:.3g} Gbit/s" if megabits >= 1000 else f"{megabits:.3g} Mbit/s"
+
+
+class Auto:
+    """Decides for one run, and watches whether it would still decide so.
+
+    `decided`: what a checkpoint was made with, which holds; the link and the computing are measured only without.
+    """
+
+    def __init__(self, recipe: Recipe, wire: Wire, decided: dict[str, Any] | None = None) -> None:
+        self.recipe, self.wire = recipe, wire
+        self.choice = None if decided is None else Choice(**{**decided, "reasons": tuple(decided["reasons"])})
+        self.compute: Compute | None = None
+        self.parameters, self.last = 0, 0.0
+        self.seconds: list[tuple[float, float]] = []
+        self.usual: float | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is anything to decide."""
+        parallel = self.recipe.parallel
+        explicit = parallel.sync != "auto" or parallel.codec.kind != "none" or parallel.exact
+        return not (explicit or self.wire.world.size == 1 or parallel.shard != "replicate" or parallel.tensor > 1)
+
+    def decide(
+        self, model: Transformer, task: Task, precision: AbstractContextManager[None], sequences: int, passes: int
+    ) -> Recipe:
+        """The recipe as chosen; every rank must call it. A step is `passes` of `sequences` on this rank."""
+        if not self.asked:
+            return self.recipe
+        if self.choice is None:
+            if on_one_machine(self.wire):
+                return self.recipe
+            self.parameters = sum(parameter.numel() for parameter in model.parameters())
+            self.last = model.embedding.weight.numel() / self.parameters
+            self.compute = time_step(model, task, precision, self.wire, sequences, passes)
+            self.choice = self._now()
+        return self.choice.apply(self.recipe)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be told at the start."""
+        return list(self.choice.reasons) if self.choice is not None else []
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint must keep."""
+        return None if self.choice is None else asdict(self.choice)
+
+    def keep(self, step: float, blocked: float) -> None:
+        """Remember the seconds of a step, and of those blocked."""
+        self.seconds = [*self.seconds[1 - WINDOW :], (step, blocked)]
+
+    def look_again(self, note: Callable[[str], None]) -> None:
+        """Measure again where steps have come to take longer or shorter; every rank must call it after the same step.
+
+        Tells what would be chosen now. The run keeps what it has: a codec's feedback and the copies of a local update
+        are its state, and changing them in mid-run would be another training.
+        """
+        if self.compute is None or self.choice is None or len(self.seconds) < WINDOW:
+            return
+        mean = statistics.mean(step for step, _ in self.seconds)
+        blocked = statistics.mean(blocked for _, blocked in self.seconds) / mean
+        self.seconds = []
+        self.usual = blocked if self.usual is None else self.usual
+        if not self.wire.gather_objects(abs(blocked - self.usual) > 1 - ENOUGH)[0]:
+            return
+        self.usual = blocked
+        now = self._now()
+        same = (now.sync, now.codec, now.every) == (self.choice.sync, self.choice.codec, self.choice.every)
+        note(f"the link has changed ({blocked:.0%} of a step is waiting). {now.reasons[0]}")
+        note(
+            f"{now.reasons[1]}; {'as it does' if same else 'a run that begins now would; this one keeps what it began with'}"
+        )
+
+    def _now(self) -> Choice:
+        assert self.compute is not None
+        equal_shares = self.recipe.train.global_batch % self.wire.world.size == 0
+        link = measure(self.wire)
+        chosen = choose(link, self.compute, self.parameters, self.wire.world.size, self.recipe.parallel, self.last)
+        if chosen.sync == "local" and not equal_shares:
+            why = "auto: topk every step: local updates need as many sequences on every rank (train.global_batch)"
+            return replace(chosen, sync="every", codec="topk", reasons=(chosen.reasons[0], why))
+        return chosen
+
+
+def decided(wire: Wire, checkpoints: Path) -> dict[str, Any] | None:
+    """What the run of the newest checkpoint had chosen by itself, the same on every rank; None if nothing."""
+    found = newest_state(checkpoints) if wire.world.is_main else None
+    chosen: dict[str, Any] | None = wire.gather_objects(found and found[1].get("chosen"))[0]
+    return chosen
+
+
+def time_step(
+    model: Transformer, task: Task, precision: AbstractContextManager[None], wire: Wire, sequences: int, passes: int
+) -> Compute:
+    """Seconds of forward and backward on the slowest rank, for a step of `passes` of `sequences`; leaves no trace."""
+    device = wire.world.device
+    shape = (sequences, model.config.context + 1)
+    tokens = (np.arange(np.prod(shape)) % model.config.vocabulary).astype(np.int64).reshape(shape)
+    fastest = torch.full((2,), torch.inf, dtype=torch.float64, device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for _ in range(PASSES_TIMED):
+            began = time.perf_counter()
+            with precision:
+                loss_sum, _ = task.loss(model, task.batch(tokens, device))
+            _wait(device)
+            between = time.perf_counter()
+            loss_sum.backward()
+            _wait(device)
+            took = torch.tensor([between - began, time.perf_counter() - between], dtype=torch.float64, device=device)
+            fastest = torch.minimum(fastest, took)
+            for parameter in model.parameters():
+                parameter.grad = None
+    forward, backward = wire.largest(fastest, wire.everyone).tolist()
+    return Compute(passes * forward + (passes - 1) * backward, backward)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,112 @@
+"""`parallel.sync: auto`: which strategy for which link, and that choosing leaves no trace."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shoal.core import recipe as schema
+from shoal.core.recipe import Recipe
+from shoal.models.presets import make_config
+from shoal.models.transformer import Transformer
+from shoal.parallel.cost import Compute
+from shoal.parallel.link import Link, measure
+from shoal.parallel.throttle import FRAMING, Throttle
+from shoal.parallel.wire import Wire
+from shoal.parallel.world import World
+from shoal.tasks import TASKS
+from shoal.train.auto import Auto, Choice, choose, time_step
+from tests.ranks import alone, run_ranks
+from tests.train.runs import build_parts, tiny_recipe
+
+PARAMETERS = 13_900_000
+COMPUTE = Compute(forward=1.0, backward=2.0, update=0.2)
+
+
+def on_link(megabits: float, latency: float = 1e-4, **changes: Any) -> Choice:
+    link = Link(megabits * 1e6 / 8, latency)
+    return choose(link, COMPUTE, PARAMETERS, 2, schema.Parallel(**changes))
+
+
+def test_a_fast_link_gives_plain_training() -> None:
+    choice = on_link(10_000)
+    assert (choice.sync, choice.codec) == ("every", "none")
+    assert choice.share > 0.97
+
+
+def test_slower_links_give_milder_codecs_first_and_local_updates_last() -> None:
+    chosen = [(choice.sync, choice.codec) for choice in map(on_link, (10_000, 200, 100, 50, 10, 1))]
+    order = [("every", kind) for kind in ("none", "bf16", "int8", "int4", "topk")] + [("local", "int4"), ("local", "topk")]
+    places = [order.index(pair) for pair in chosen]
+    assert places == sorted(places)
+    assert len(set(places)) >= 4
+    assert chosen[-1][0] == "local"
+
+
+def test_local_updates_take_the_fewest_steps_that_reach_it() -> None:
+    choice = on_link(1)
+    assert choice.sync == "local"
+    assert choice.share >= 0.95
+    slower = on_link(0.5)
+    assert slower.every > choice.every
+
+
+def test_overlap_lets_ranks_meet_more_often() -> None:
+    streaming = on_link(1, local=schema.Local(fragments=4, overlap=2))
+    assert streaming.every < on_link(1).every
+
+
+def test_where_latency_is_all_codecs_are_not_chosen() -> None:
+    assert on_link(10_000, latency=0.1).codec != "bf16"
+
+
+def test_the_reasons_are_two_lines_with_the_numbers() -> None:
+    first, second = on_link(50).reasons
+    assert "50 Mbit/s" in first and "3.2 s a step" in first
+    assert second.startswith("auto: ")
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [{"sync": "every"}, {"sync": "local"}, {"shard": "zero1"}, {"tensor": 2}, {"exact": True}, {"codec": {"kind": "int8"}}],
+)
+def test_what_the_recipe_says_is_not_decided(corpus: Path, parallel: dict[str, Any]) -> None:
+    two = Wire(replace(alone(), size=2))
+    assert Auto(tiny_recipe(corpus), two).asked
+    assert not Auto(tiny_recipe(corpus, parallel=parallel), two).asked
+    assert not Auto(tiny_recipe(corpus), Wire(alone())).asked
+
+
+def test_timing_a_step_leaves_no_trace() -> None:
+    wire = Wire(alone())
+    model = Transformer(make_config("gpt2-small", vocabulary=30, context=16, layers=1, dim=16, heads=2)).materialise()
+    model.initialise(torch.Generator().manual_seed(1), 0.02, None, False)
+    before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    compute = time_step(model, TASKS["causal"](), nullcontext(), wire, sequences=2, passes=3)
+    assert compute.forward > 2 * compute.backward > 0
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def slow_ranks(world: World, recipe: Recipe, folder: Path) -> tuple[Link, dict[str, Any] | None, dict[str, Any] | None]:
+    link = measure(Wire(world, throttle=Throttle(8 * FRAMING, 0.01, world.device)))
+    fast = build_parts(recipe, folder / "fast", world)
+    fast.telemetry.close()
+    slow = replace(recipe, parallel=schema.Parallel(link=schema.Link(megabits=0.5)))
+    parts = build_parts(slow, folder / "slow", world)
+    parts.telemetry.close()
+    return link, fast.auto.state, parts.auto.state
+
+
+def test_ranks_measure_the_link_and_agree_on_what_it_asks_for(corpus: Path, tmp_path: Path) -> None:
+    found = run_ranks(2, slow_ranks, tiny_recipe(corpus), tmp_path)
+    assert found[0] == found[1]
+    link, inside, slow = found[0]
+    assert link.bandwidth == pytest.approx(1e6, rel=0.2)
+    assert link.latency == pytest.approx(0.01, rel=0.5)
+    assert inside is None  # one machine: plain, and nothing was measured
+    assert slow is not None and (slow["sync"], slow["codec"]) != ("every", "none")
