@@ -10,6 +10,7 @@ The optimizer is on the servers. The loop's `optimizer.step(share)` therefore on
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -112,7 +113,7 @@ class MeetAtServers(Sync):
         if not self.wire.world.is_main:
             return {}
         return {
-            f"{name}/feedback-{rank}": torch.from_numpy(value).clone()
+            f"{name}/feedback-{rank}": torch.from_numpy(np.array(value))
             for rank, kept in everyone.items()
             for name, value in kept.items()
         }
