@@ -15,7 +15,7 @@ from shoal.parallel.mesh import Axis, Mesh
 from shoal.parallel.momentum import Momentum
 from shoal.parallel.shards import whole_shards
 from shoal.parallel.wire import Wire
-from shoal.train.optimizers import build_optimizer
+from shoal.train.optimizers import Optimizer, build_delayed_optimizer, build_optimizer
 from shoal.train.optimizers.muon import orthogonalise
 from tests.ranks import alone
 
@@ -167,6 +167,49 @@ def test_lookahead_pulls_halfway_every_third_step() -> None:
     run_steps(plain, build_optimizer(whole_shards(plain), SETTINGS["adamw"]), 3)
     for parameter, fast, slow in zip(model.parameters(), plain.parameters(), start, strict=True):
         torch.testing.assert_close(parameter.detach(), slow + 0.5 * (fast.detach() - slow))
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_delayed_nesterov_takes_adams_nesterov_step_in_parts(each: int) -> None:
+    # equal gradients within a cycle are one step of Dozat's Adam with Nesterov's momentum, written down plainly
+    settings = recipe.Optimizer(learning_rate=0.1, weight_decay=0.0, beta1=0.9, beta2=0.95)
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3))
+    optimizer = build_delayed_optimizer(each, settings, whole_shards(model))
+    expected, m, v = model.weight.detach().clone(), torch.zeros(2, 3).double(), torch.zeros(2, 3).double()
+    for step in range(1, 6):
+        gradient = torch.cos(expected * step)
+        for _ in range(each):
+            model.weight.grad = gradient.clone()
+            optimizer.step(0.5)
+        m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
+        direction = 0.9 * m / (1 - 0.9 ** (step + 1)) + 0.1 * gradient / (1 - 0.9**step)
+        expected -= 0.05 * direction / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+        torch.testing.assert_close(model.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "lookahead-adamw"])
+@pytest.mark.parametrize("pushes", [4, 5])
+def test_an_optimizer_of_single_pushes_goes_on_bitwise_in_mid_cycle(name: str, pushes: int) -> None:
+    def build(model: Small) -> Optimizer:
+        return build_delayed_optimizer(3, SETTINGS[name], whole_shards(model))
+
+    model, resumed = Small(), Small()
+    optimizer = build(model)
+    run_steps(model, optimizer, pushes)
+    resumed.load_state_dict(model.state_dict())
+    again = build(resumed)
+    again.load_state_dict({key: value.clone() for key, value in optimizer.state_dict().items()})
+    assert run_steps(model, optimizer, 5) == run_steps(resumed, again, 5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_single_pushes_lower_the_loss_as_whole_steps_do(name: str) -> None:
+    losses = []
+    for each in (1, 2):
+        model = Small()
+        losses.append(run_steps(model, build_delayed_optimizer(each, SETTINGS[name], whole_shards(model)), 20 * each)[-1])
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
 def test_onebit_adam_is_adam_until_its_variance_is_frozen() -> None:

@@ -30,6 +30,7 @@ from shoal.parallel.launch import ERROR_FOLDER, launch
 from shoal.parallel.world import is_rank
 from shoal.serve.generation import generate, load_language_model
 from shoal.serve.sampling import Sampling
+from shoal.train.cluster import check_cluster, pretrain_on_servers
 from shoal.train.elastic import Workers, is_of_this_job, launch_elastic, mark_job, newest_checkpoint
 from shoal.train.layout import find_layout, rows
 from shoal.train.pretrain import Session, pretrain
@@ -71,6 +72,7 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
         raise InputError("--resume goes on and --overwrite starts anew: give one of them")
     recipe = read_recipe(arguments.recipe, overrides)
     workers.check(recipe)
+    check_cluster(recipe, workers.most, workers.elastic)
     if arguments.world < 0 or (arguments.world and not arguments.dry_run):
         raise InputError(f"--world is {arguments.world}; accepted: a whole number above 0, and only beside --dry-run")
     if arguments.dry_run:
@@ -86,10 +88,13 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
         if arguments.overwrite:
             _clear(folder)
         mark_job(folder)
-    if (workers.most > 1 or workers.elastic) and not is_rank():
+    session = Session(folder, arguments.resume, arguments.quiet)
+    if recipe.parallel.sync == "server":
+        result = pretrain_on_servers(recipe, session, workers.most)
+    elif (workers.most > 1 or workers.elastic) and not is_rank():
         result = _launch(recipe, folder, arguments, workers)
     else:
-        trained = pretrain(recipe, Session(folder, arguments.resume, arguments.quiet))
+        trained = pretrain(recipe, session)
         if trained is None or launched:
             return None
         result = trained

@@ -255,7 +255,9 @@ class Server:
     bound: Count = 2
     """`stale`: steps that a worker may be ahead of the slowest."""
     lease: PositiveFloat = 30.0
-    """Seconds without a sign after which a worker no longer counts for the bound."""
+    """Seconds without a sign after which the others no longer wait for a worker."""
+    restarts: Count = 3
+    """How often a worker that died is started again."""
 
 
 @section

@@ -160,6 +160,25 @@ class Checkpoints:
             remove_folder(old)
 
 
+class SavedElsewhere:
+    """The checkpoints of a worker that holds nothing of its own: the main one saves for all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Nothing."""
+
+    def wait(self) -> None:
+        """Nothing."""
+
+    def abandon(self) -> None:
+        """Nothing."""
+
+    def newest(self) -> None:
+        """None: ask the main rank's."""
+
+
 @dataclass
 class Whole:
     """A tensor in a checkpoint: its shape and type, and in which files its parts are."""

@@ -26,9 +26,9 @@ from shoal.parallel.sync import Sync
 from shoal.parallel.world import World
 from shoal.tasks import Task
 from shoal.train.auto import Auto
-from shoal.train.checkpoint import Checkpoints, Part, Saved, Snapshot
+from shoal.train.checkpoint import Checkpoints, Part, Saved, SavedElsewhere, Snapshot
 from shoal.train.optimizers import Optimizer
-from shoal.train.schedule import Budget, learning_rate_share
+from shoal.train.schedule import Budget, SharedBudget, learning_rate_share
 from shoal.train.stragglers import FIGURES, Stragglers
 from shoal.train.telemetry import Silence, Telemetry
 
@@ -73,9 +73,9 @@ class Parts:
     batches: Batches
     optimizer: Optimizer
     sync: Sync
-    budget: Budget
+    budget: Budget | SharedBudget
     evaluate: Callable[..., dict[str, float]]
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | SavedElsewhere
     telemetry: Telemetry | Silence
     precision: AbstractContextManager[None]
     parameters: int

@@ -62,12 +62,15 @@ def pretrain(recipe: Recipe, session: Session) -> dict[str, Any] | None:
         memory = parts.sync.wire.gather_objects(memory_bytes(world.device))
         # again, as a machine that was busy for a moment at the start would flatter MFU for the whole run
         peak = max(parts.peak_flops, peak_of_all(parts.sync.wire, recipe.train.precision))
-        if not world.is_main:
-            return None
-        result = _result(parts, session.run, peak, evaluated, memory)
-        _write_model(parts, session.run, result)
-        write_json(session.run.result, result)
-        return result
+        return finish(parts, session.run, peak, evaluated, memory) if world.is_main else None
+
+
+def finish(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, float], memory: list[int]) -> dict[str, Any]:
+    """Write model and result of a trained run; `peak`: the ranks' matrix peak, and `memory`: what each has had at most."""
+    result = _result(parts, run, peak, evaluated, memory)
+    _write_model(parts, run, result)
+    write_json(run.result, result)
+    return result
 
 
 def _result(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, float], memory: list[int]) -> dict[str, Any]:

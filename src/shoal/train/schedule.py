@@ -5,6 +5,7 @@ run does.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.core import recipe
@@ -39,6 +40,17 @@ class Budget:
         known = [self.steps] if self.steps else []
         known += [math.ceil(self.tokens / tokens_per_step)] if self.tokens else []
         return min(known, default=None)
+
+
+class SharedBudget:
+    """The budget of workers that have no common step: how much of it all of them have used, `done` tells."""
+
+    def __init__(self, done: Callable[[], float]) -> None:
+        self.done = done
+
+    def progress(self, step: int, tokens: int, seconds: float) -> float:
+        """Share of the run that is done, whatever this worker's part in it; 1 or more means it is over."""
+        return self.done()
 
 
 def learning_rate_share(schedule: recipe.Schedule, progress: float, step: int) -> float:

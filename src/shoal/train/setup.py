@@ -44,7 +44,7 @@ from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import TASKS
 from shoal.train.auto import Auto, decided
-from shoal.train.checkpoint import Checkpoints, Saved
+from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.evaluation import Evaluator
 from shoal.train.exact import resolve
 from shoal.train.loop import Parts, restore
@@ -114,11 +114,6 @@ def build(
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
     model = build_model(recipe, corpus.vocabulary, world.device)
     config = model.config
-    if config.vocabulary < corpus.vocabulary:
-        raise InputError(
-            f"{recipe.corpus_directory} has a vocabulary of {corpus.vocabulary}, the model only {config.vocabulary}; "
-            "prepare the corpus with the model's tokenizer (--tokenizer.path)"
-        )
     size, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token(config.context)
     share = -(-train.global_batch // mesh.data.size)
     together = min(share, train.micro_batch or share)
@@ -305,10 +300,16 @@ def make_transformer_config(settings: schema.Model, vocabulary: int) -> Transfor
 
 
 def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transformer:
-    """Random weights from the recipe's seed, or those of `model.init_from`."""
+    """Random weights from the recipe's seed, or those of `model.init_from`, if that has all words of the corpus."""
     settings = recipe.model
     if settings.init_from:
-        return _model_from(settings).to(device)
+        model = _model_from(settings).to(device)
+        if model.config.vocabulary < vocabulary:
+            raise InputError(
+                f"{recipe.corpus_directory} has a vocabulary of {vocabulary}, the model only {model.config.vocabulary}; "
+                "prepare the corpus with the model's tokenizer (--tokenizer.path)"
+            )
+        return model
     model = Transformer(make_transformer_config(settings, vocabulary)).materialise()
     random = generator(recipe.seed, "weights")
     model.initialise(random, settings.init_std or 0.02, settings.embedding_std, bool(settings.zero_init))
@@ -368,13 +369,18 @@ def _resume(parts: Parts, run: RunDirectory) -> list[str]:
     if path is None:
         raise InputError(f"{run.checkpoints}: no checkpoint to go on from; leave --resume out to begin")
     saved = _opened(wire, run.checkpoints, path)
+    put_back(parts, run, saved)
+    return [*notes, f"going on from step {saved.step}"]
+
+
+def put_back(parts: Parts, run: RunDirectory, saved: Saved) -> None:
+    """Restore a checkpoint; `InputError` when it is of another model or optimizer."""
     try:
         restore(parts, saved)
     except (RuntimeError, KeyError) as error:
         raise InputError(
             f"{run.checkpoints}: the checkpoint doesn't fit this recipe's model and optimizer: {error}"
         ) from None
-    return [*notes, f"going on from step {saved.step}"]
 
 
 def _opened(wire: Wire, folder: Path, name: str) -> Saved:
@@ -394,7 +400,7 @@ def _opened(wire: Wire, folder: Path, name: str) -> Saved:
     return saved
 
 
-def _newest(checkpoints: Checkpoints) -> tuple[str | None, list[str], CheckpointError | None]:
+def _newest(checkpoints: Checkpoints | SavedElsewhere) -> tuple[str | None, list[str], CheckpointError | None]:
     """(name of the newest whole checkpoint, what is to be told, what is wrong)."""
     try:
         found = checkpoints.newest()

@@ -12,6 +12,7 @@ from shoal.core import recipe
 from shoal.core.errors import RecipeError
 from shoal.parallel.shards import Shards
 from shoal.train.optimizers.adamw import AdamW
+from shoal.train.optimizers.delayed import Collected, DelayedNesterov
 from shoal.train.optimizers.lookahead import Lookahead
 from shoal.train.optimizers.muon import Muon
 from shoal.train.optimizers.onebit_adam import OneBitAdam
@@ -72,9 +73,20 @@ def build_optimizer(shards: Shards, settings: recipe.Optimizer) -> Optimizer:
     if settings.kind == "muon":
         whole = {name: value for name, value in named.items() if name in matrices and name.startswith("blocks.")}
         rest = {name: value for name, value in named.items() if name not in whole}
-        optimizer = Together([Muon(whole, settings), AdamW(rest, settings, matrices)])
+        # a parameter server may have none of one kind
+        parts: list[Optimizer] = [Muon(whole, settings)] if whole else []
+        optimizer = Together([*parts, AdamW(rest, settings, matrices)] if rest else parts)
     elif settings.kind == "onebit_adam":
         optimizer = OneBitAdam(named, settings, matrices)
     else:
         optimizer = AdamW(named, settings, matrices)
     return Lookahead(optimizer, named, settings.lookahead) if settings.lookahead.every else optimizer
+
+
+def build_delayed_optimizer(each: int, settings: recipe.Optimizer, shards: Shards) -> Optimizer:
+    """The recipe's optimizer for gradients of one worker at a time, `each` of which make a step."""
+    named = {name: shard.value for name, shard in shards.items()}
+    if settings.kind == "adamw" and not settings.lookahead.every:
+        matrices = {name for name, shard in shards.items() if len(shard.shape) == 2}
+        return DelayedNesterov(named, settings, matrices, each)
+    return Collected(build_optimizer(shards, settings), named, each)

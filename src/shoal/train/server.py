@@ -1,0 +1,330 @@
+"""A worker that trains through parameter servers: the same loop and model as any other, with other parts around them.
+
+The main worker also speaks, saves and evaluates for all. What it saves has the form of every other run's checkpoint: the
+servers' parameters and optimizer state, put together. So a run may go on with any number of servers and workers, and, where
+it was synchronous, without servers too.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoal.core.errors import InputError, RecipeError
+from shoal.core.recipe import Recipe
+from shoal.core.run_directory import RunDirectory
+from shoal.data.batches import TrainingBatches, Windows
+from shoal.data.ledger import Ledger, Share
+from shoal.data.shards import Corpus
+from shoal.models.transformer import Transformer
+from shoal.parallel.codecs import CODECS
+from shoal.parallel.codecs.codec import Codec
+from shoal.parallel.codecs.plain import Plain
+from shoal.parallel.mesh import Axis, Mesh
+from shoal.parallel.server.client import Client, Remote
+from shoal.parallel.server.clock import DroppedError, Pace, Standing
+from shoal.parallel.server.partition import Portion, divide_parameters
+from shoal.parallel.server.syncs import MeetAtServers, PassByServers, ServedOptimizer
+from shoal.parallel.shards import whole_shards
+from shoal.parallel.wire import Wire
+from shoal.parallel.world import World, is_rank
+from shoal.tasks import TASKS
+from shoal.train.auto import Auto
+from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
+from shoal.train.evaluation import Evaluator
+from shoal.train.loop import Parts, train
+from shoal.train.model_setup import compile_blocks, recompute_blocks, use_native_kernels
+from shoal.train.schedule import Budget, SharedBudget
+from shoal.train.setup import build_model, make_precision, matrix_peak, put_back
+from shoal.train.telemetry import Silence, Telemetry
+
+FIRST_SIGN_SECONDS = 180.0
+"""How long a worker may take to start: a new process, its imports, the first compilation of kernels."""
+
+NEARLY_DONE = 1 - 1e-9
+"""The share of the budget that is used while a worker still has a piece to compute."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A worker's place: `rank` of `workers`, and the clock and the servers, which hold `portions`."""
+
+    rank: int
+    workers: int
+    clock: Remote
+    servers: Sequence[Remote]
+    portions: Sequence[Portion]
+
+
+def check_served(recipe: Recipe, workers: int, elastic: bool) -> None:
+    """Raise `InputError` for what can't be trained through servers; nothing where the recipe has none."""
+    parallel, server = recipe.parallel, recipe.parallel.server
+    if parallel.sync != "server":
+        return
+    if is_rank() or elastic:
+        raise InputError(
+            "with 'parallel.sync' server, start one process with --workers N: Ray starts the others, on all machines of its "
+            "cluster, and starts those again that die"
+        )
+    if parallel.shard != "replicate" or parallel.tensor > 1 or parallel.exact:
+        raise RecipeError(
+            "with 'parallel.sync' server every worker computes with the whole model: leave 'parallel.shard' at replicate, "
+            "'parallel.tensor' at 1, and 'parallel.exact' off"
+        )
+    if parallel.link.megabits or parallel.link.latency:
+        raise RecipeError(
+            "'parallel.link' slows down what ranks send each other, which with 'parallel.sync' server is nothing"
+        )
+    if recipe.optimizer.kind == "onebit_adam":
+        raise RecipeError(
+            "'optimizer.kind' onebit_adam sends momentum from rank to rank; with 'parallel.sync' server: adamw, muon"
+        )
+    if server.mode != "synchronous" and recipe.train.global_batch % workers:
+        raise RecipeError(
+            f"'train.global_batch' is {recipe.train.global_batch}, which {workers} workers can't share equally; with "
+            f"'parallel.server.mode' {server.mode} they must: give a multiple of {workers}"
+        )
+    make_codec(recipe)
+
+
+def make_codec(recipe: Recipe) -> Codec:
+    """How pushes are made small."""
+    settings = recipe.parallel.codec
+    if settings.kind == "none":
+        return Plain()
+    if settings.kind not in CODECS:
+        raise RecipeError(
+            f"'parallel.codec.kind' is {settings.kind}, which parameter servers don't know; accepted: "
+            f"none, {', '.join(CODECS)}"
+        )
+    return CODECS[settings.kind](settings)
+
+
+def divide_model(recipe: Recipe, model: Transformer) -> tuple[list[Portion], dict[str, torch.Size]]:
+    """(what each server holds, the parameters' shapes); Muon's matrices stay whole."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    sizes = {name: shape.numel() for name, shape in shapes.items()}
+    whole = recipe.optimizer.kind == "muon"
+    return divide_parameters(sizes, recipe.parallel.server.shards, whole, make_codec(recipe).block), shapes
+
+
+def pace_of(recipe: Recipe, workers: int, context: int) -> Pace:
+    """How the recipe's workers go together, and when they have done enough."""
+    train, server = recipe.train, recipe.parallel.server
+    budget = Budget.of(train)
+    ends = [budget.steps * train.global_batch] if budget.steps else []
+    ends += [math.ceil(budget.tokens / context)] if budget.tokens else []
+    bound = server.bound if server.mode == "stale" else None
+    piece = 0 if server.mode == "synchronous" else train.global_batch // workers
+    return Pace(workers, bound, server.lease, FIRST_SIGN_SECONDS, piece, min(ends, default=0), budget.seconds)
+
+
+class StepBatches:
+    """Batches of workers that meet: each reads its share of every step."""
+
+    def __init__(self, inner: TrainingBatches, client: Client) -> None:
+        self.inner, self.client = inner, client
+        self.next_step, self.state_dict, self.load_state_dict = inner.next_step, inner.state_dict, inner.load_state_dict
+
+    def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger | None:
+        """What all workers have read; of one that died since, the samples are missing."""
+
+        def shares(mine: Share) -> list[Share]:
+            everyone = self.client.ask("gather", step - 1, "ledger", mine)
+            return [everyone.get(rank, Share()) for rank in range(self.client.wire.world.size)]
+
+        return self.inner.close(step, shares)
+
+    def go_to(self, standing: Standing) -> None:
+        """Read on from there."""
+        self.inner.load_state_dict(self.inner.state_dict() | {"position": standing.position})
+
+    @property
+    def standing(self) -> Standing:
+        """Where the next step begins."""
+        return Standing(position=self.inner.position)
+
+
+class PieceBatches:
+    """Batches of workers that don't meet: each reads the piece that the clock gave it. There is no ledger of these."""
+
+    def __init__(self, inner: TrainingBatches, sync: PassByServers) -> None:
+        self.inner, self.sync = inner, sync
+        self.standing = Standing()
+
+    def next_step(self) -> list[tuple[int, Windows]]:
+        """The piece's micro-batches."""
+        self.inner.position = self.sync.piece
+        return self.inner.next_step()
+
+    def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger | None:
+        """None."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where new pieces begin, and those that were given out and not yet read."""
+        standing = self.sync.client.finish([self.sync.client.clock("now_standing")])[0]
+        state = {key: value for key, value in self.inner.state_dict().items() if key != "ledger"}
+        return state | {"position": standing.position, "unread": list(standing.unread)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.inner.load_state_dict(state)
+        self.standing = Standing(position=state["position"], unread=tuple(state.get("unread", ())))
+
+    def go_to(self, standing: Standing) -> None:
+        """The clock gives the next piece."""
+
+
+class Worker:
+    """One worker's parts, and how it comes to the others; `world.rank` 0 is the main one."""
+
+    def __init__(
+        self, recipe: Recipe, run: RunDirectory, seat: Seat, stop_requested: Callable[[], bool] = lambda: False
+    ) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() and recipe.train.device != "cpu" else "cpu")
+        world = World(seat.rank, seat.workers, device=device)
+        self.recipe, self.run, self.world = recipe, run, world
+        corpus = Corpus.open(Path(recipe.corpus_directory))
+        model = build_model(recipe, corpus.vocabulary, device)
+        context, settings = model.config.context, recipe.train
+        share = -(-settings.global_batch // seat.workers)
+        together = min(share, settings.micro_batch or share)
+        use_native_kernels(model, settings.precision, together * context)
+        recompute_blocks(model, settings.recompute)
+        self.compiled = compile_blocks(model, settings.compile)
+
+        codec = recipe.parallel.codec
+        feedback = codec.feedback and codec.kind != "none"
+        self.client = Client(
+            Wire(world), seat.clock, seat.servers, seat.portions, make_codec(recipe), feedback, codec.feedback_decay
+        )
+        self.optimizer = ServedOptimizer(self.client)
+        self._make_sync(model, corpus, context)
+        task, precision = TASKS[recipe.task](), make_precision(settings.precision, device)
+        evaluation = recipe.evaluation
+        evaluate = Evaluator(
+            task, corpus.split("held_out"), context, together, self.client.wire, Axis(), precision,
+            evaluation.sequences, evaluation.final_sequences,
+        )  # fmt: skip
+        main = world.is_main
+        self.parts = Parts(
+            recipe, model, task, self.batches, self.optimizer, self.sync, self.budget,
+            evaluate if main else lambda model, final=True: {},
+            Checkpoints(run.checkpoints, recipe.checkpoint.keep) if main else SavedElsewhere(run.checkpoints),
+            Silence(), precision, sum(parameter.numel() for parameter in model.parameters()),
+            model.flops_per_token(context), matrix_peak(device, settings.precision) * seat.workers, stop_requested,
+            Auto(recipe, self.client.wire),
+        )  # fmt: skip
+
+    def _make_sync(self, model: Transformer, corpus: Corpus, context: int) -> None:
+        """The sync, what it reads, and when it ends: with a common step, or without."""
+        recipe, world, rank = self.recipe, self.world, self.world.rank
+        batch, micro_batch, server = recipe.train.global_batch, recipe.train.micro_batch, recipe.parallel.server
+        mesh = Mesh(data=Axis(world.size, rank), together=Axis(world.size, rank))
+        stream = corpus.split("train")
+        self.sync: MeetAtServers | PassByServers
+        self.batches: StepBatches | PieceBatches
+        self.budget: Budget | SharedBudget
+        if server.mode == "synchronous":
+            self.sync = MeetAtServers(self.client, self.optimizer, mesh, batch)
+            inner = TrainingBatches(
+                stream, context, batch, micro_batch, recipe.seed, rank, world.size, recipe.data.partition
+            )  # fmt: skip
+            self.batches, self.budget = StepBatches(inner, self.client), Budget.of(recipe.train)
+        else:
+            sync = PassByServers(self.client, self.optimizer, mesh, bounded=server.mode == "stale")
+            inner = TrainingBatches(stream, context, batch // world.size, micro_batch, recipe.seed)
+            self.sync, self.batches = sync, PieceBatches(inner, sync)
+            self.budget = SharedBudget(lambda: 1.0 if sync.news.piece is None else min(sync.news.done, NEARLY_DONE))
+        self.sync.attach(model, whole_shards(model))
+
+    def seed(self, resume: bool, quiet: bool) -> None:
+        """Main rank: give the servers what they begin with, new or from the run's newest whole checkpoint; then speak."""
+        parts, progress = self.parts, self.parts.progress
+        notes: list[str] = []
+        if resume:
+            found = parts.checkpoints.newest()
+            if found is None:
+                raise InputError(f"{self.run.checkpoints}: no checkpoint to go on from; leave --resume out to begin")
+            path, notes = found
+            put_back(parts, self.run, Saved.open(path))
+            notes = [*notes, f"going on from step {progress.step}"]
+        self.client.seed(progress.step, self.optimizer.loaded)
+        kept = self.sync.kept_by_rank(self.world.size) if isinstance(self.sync, MeetAtServers) else {}
+        standing = replace(
+            self.batches.standing, step=progress.step, tokens=progress.tokens, seconds=progress.seconds
+        )  # fmt: skip
+        self.client.finish([self.client.clock("seed", standing, kept)])
+        expected = None  # without a common step, nobody knows how many will be the main worker's
+        if isinstance(self.budget, Budget):
+            expected = self.budget.expected_steps(self.recipe.train.global_batch * parts.model.config.context)
+        telemetry = Telemetry(self.run, progress.step if resume else None, expected, quiet)
+        self.parts = replace(parts, telemetry=telemetry)
+        self.sync.tell = telemetry.note
+        for note in [*notes, self._describe()]:
+            telemetry.note(note)
+
+    def train(self) -> dict[str, float]:
+        """Join the others and train to the end of the budget; a worker that was dropped meanwhile joins anew."""
+        with _signs_of_life(self.client, self.recipe.parallel.server.lease):
+            while True:
+                try:
+                    self._join()
+                    evaluated = train(self.parts)
+                except DroppedError as dropped:
+                    self.parts.telemetry.note(f"{dropped}; joining anew")
+                    continue
+                # what came after this worker's last step is known only now
+                if isinstance(self.sync, PassByServers):
+                    self.parts.progress.tokens = self.client.finish([self.client.clock("now_standing")])[0].tokens
+                return evaluated
+
+    def _join(self) -> None:
+        standing, news, kept = self.client.ask("join")
+        progress = self.parts.progress
+        progress.tokens, progress.seconds = standing.tokens, standing.seconds
+        progress.step = max(progress.step, standing.step)
+        self.batches.go_to(standing)
+        if isinstance(self.sync, MeetAtServers):
+            self.sync.step = standing.step
+        else:
+            self.sync.news = news
+        if kept:
+            self.client.load_kept(kept)
+        self.client.pull()
+
+    def _describe(self) -> str:
+        server, parts, threads = self.recipe.parallel.server, self.parts, torch.get_num_threads()
+        count = len(self.client.servers)
+        bound = f" by up to {server.bound} steps" if server.mode == "stale" else ""
+        return (
+            f"{parts.parameters / 1e6:.1f}M parameters on {count} server{'s' * (count > 1)}, {server.mode}{bound}, "
+            f"{self.world.size} worker{'s' * (self.world.size > 1)} × {threads} thread{'s' * (threads > 1)}, "
+            f"{self.compiled}; {self.client.step_bytes / 1e6:,.2f} MB pushed and pulled a step"
+        )
+
+
+@contextmanager
+def _signs_of_life(client: Client, lease: float) -> Iterator[None]:
+    """Renew this worker's lease while it lives, whatever it waits for or computes."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(lease / 4):
+            try:
+                client.clock("renew", client.rank)()
+            except Exception:  # the clock, or Ray, is gone: whoever trains will notice
+                return
+
+    thread = threading.Thread(target=renew, name="signs-of-life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()

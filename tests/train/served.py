@@ -1,0 +1,82 @@
+"""Training through parameter servers in this process: a thread a worker, and no Ray."""
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.core.recipe import Recipe
+from shoal.core.run_directory import RunDirectory
+from shoal.data.shards import Corpus
+from shoal.models.transformer import Transformer
+from shoal.parallel.server.client import Remote
+from shoal.parallel.server.clock import Clock
+from shoal.parallel.server.shard import ParameterServer
+from shoal.train.cluster import build_server_optimizer
+from shoal.train.server import Seat, Worker, divide_model, make_codec, pace_of
+from shoal.train.sizes import transformer_config
+from shoal.train.telemetry import read_metrics
+
+NOTHING = nullcontext()
+
+
+def here(target: Any, lock: AbstractContextManager[Any] = NOTHING) -> Remote:
+    """Calls on an object of this process, at once; with the object's lock, one at a time."""
+
+    def call(method: str, *arguments: Any) -> Callable[[], Any]:
+        with lock:
+            result = getattr(target, method)(*arguments)
+        return lambda: result
+
+    return call
+
+
+class ServedRun:
+    """Servers and `workers` workers of one recipe, in `folder`."""
+
+    def __init__(self, recipe: Recipe, folder: Path, workers: int) -> None:
+        torch.set_num_threads(1)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.recipe, self.run, self.workers = recipe, RunDirectory(folder), workers
+        model = Transformer(transformer_config(recipe, Corpus.open(Path(recipe.corpus_directory)).vocabulary))
+        self.portions, shapes = divide_model(recipe, model)
+        self.clock = Clock(pace_of(recipe, workers, model.config.context))
+        build = partial(build_server_optimizer, recipe, workers)
+        self.servers = [ParameterServer(portion, shapes, make_codec(recipe), build) for portion in self.portions]
+        self.locks = [threading.Lock() for _ in self.servers]
+
+    def worker(self, rank: int, stop_requested: Callable[[], bool] = lambda: False) -> Worker:
+        """One of them, not yet started."""
+        servers = [here(server, lock) for server, lock in zip(self.servers, self.locks, strict=True)]
+        seat = Seat(rank, self.workers, here(self.clock), servers, self.portions)
+        return Worker(self.recipe, self.run, seat, stop_requested)
+
+    def train(self, resume: bool = False) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """All of them, to the end; (the main worker's records, its weights)."""
+        workers = [self.worker(rank) for rank in range(self.workers)]
+        failures: list[BaseException] = []
+
+        def train(worker: Worker) -> None:
+            try:
+                worker.train()
+            except BaseException as error:
+                failures.append(error)
+                self.clock.fail(worker.world.rank, str(error), 1)
+            if not worker.world.is_main:
+                self.clock.leave(worker.world.rank)
+
+        workers[0].seed(resume, quiet=True)
+        threads = [threading.Thread(target=train, args=(worker,)) for worker in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        workers[0].parts.telemetry.close()
+        if failures:
+            raise failures[0]
+        return read_metrics(self.run.metrics)[0], dict(workers[0].parts.model.state_dict())

@@ -1,0 +1,129 @@
+"""Training through parameter servers, with threads for workers: what it must equal, and how it goes on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shoal.core.errors import InputError, Interrupted
+from shoal.core.recipe import Recipe
+from shoal.core.run_directory import RunDirectory
+from shoal.data.audit import audit
+from shoal.data.ledger import read_ledger
+from shoal.train import cluster
+from shoal.train.cluster import check_cluster
+from shoal.train.loop import train
+from shoal.train.server import make_codec
+from shoal.train.telemetry import read_metrics
+from tests.ranks import alone
+from tests.train.runs import build_parts, run_training, tiny_recipe
+from tests.train.served import ServedRun
+
+
+def served(corpus: Path, mode: str = "synchronous", shards: int = 2, bound: int = 2, **sections: Any) -> Recipe:
+    server = {"mode": mode, "shards": shards, "bound": bound, "lease": 60.0}
+    parallel = {"sync": "server", "server": server} | sections.pop("parallel", {})
+    return tiny_recipe(corpus, parallel=parallel, **sections)
+
+
+def losses(records: list[dict[str, Any]]) -> list[float]:
+    return [record["loss"] for record in records]
+
+
+def test_one_worker_and_one_server_are_plain_training_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
+    plain, weights = run_training(alone(), tiny_recipe(corpus), tmp_path / "plain")
+    records, own = ServedRun(served(corpus, shards=1), tmp_path / "served", 1).train()
+    assert losses(records) == losses(plain)
+    assert all(torch.equal(own[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_synchronous_workers_do_what_one_rank_does(corpus: Path, tmp_path: Path, kind: str) -> None:
+    changes = {"optimizer": {"kind": kind}, "train": {"global_batch": 7, "micro_batch": 2}}
+    plain, _ = run_training(alone(), tiny_recipe(corpus, **changes), tmp_path / "plain")
+    for workers, shards in ((2, 3), (4, 1)):
+        records, _ = ServedRun(served(corpus, shards=shards, **changes), tmp_path / str(workers), workers).train()
+        assert losses(records) == pytest.approx(losses(plain), rel=1e-5)
+        assert [record["tokens"] for record in records] == [record["tokens"] for record in plain]
+        for record, other in zip(records, plain, strict=True):
+            assert record["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_stale_workers_without_a_bound_to_use_do_what_one_rank_does(corpus: Path, tmp_path: Path) -> None:
+    # with no step ahead, and an optimizer that takes the mean of all: the same updates; a worker's loss is of its share
+    changes = {"optimizer": {"kind": "muon"}, "train": {"clip": 0.0}, "schedule": {"kind": "constant", "warmup": 0.0}}
+    _, weights = run_training(alone(), tiny_recipe(corpus, **changes), tmp_path / "plain")
+    _, own = ServedRun(served(corpus, "stale", bound=0, **changes), tmp_path / "stale", 2).train()
+    for name, value in weights.items():
+        torch.testing.assert_close(own[name], value, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("mode", ["stale", "asynchronous"])
+def test_workers_without_a_common_step_use_just_the_budget_of_tokens(corpus: Path, tmp_path: Path, mode: str) -> None:
+    run = ServedRun(served(corpus, mode, train={"steps": 30}), tmp_path / mode, 2)
+    records, _ = run.train()
+    assert run.clock.now_standing().tokens == 30 * 8 * 16
+    assert records[-1]["loss"] < records[0]["loss"] - 0.2
+
+
+def test_bytes_counted_are_those_pushed_and_pulled(corpus: Path, tmp_path: Path) -> None:
+    recipe = served(corpus, parallel={"codec": {"kind": "bf16"}}, train={"steps": 2})
+    run = ServedRun(recipe, tmp_path / "run", 1)
+    worker = run.worker(0)
+    records, _ = run.train()
+    parameters = sum(value.numel() for value in worker.parts.model.parameters())
+    codec, lengths = make_codec(recipe), [portion.length for portion in run.portions]
+    assert records[-1]["wire_bytes"] == sum(codec.nbytes(length) + 4 * length for length in lengths)
+    assert records[-1]["wire_bytes"] == pytest.approx((2 + 4) * parameters, rel=0.01)  # but for what fills blocks up
+
+
+def interrupted(run: ServedRun, steps: int, resume: bool = False) -> None:
+    worker = run.worker(0)
+    worker.parts = replace(worker.parts, stop_requested=lambda: worker.parts.progress.step == steps - 1)
+    worker.seed(resume, quiet=True)
+    with pytest.raises(Interrupted):
+        worker.train()
+    worker.parts.telemetry.close()
+
+
+@pytest.mark.parametrize("codec", ["none", "bf16"])
+def test_resumed_a_synchronous_run_goes_on_bitwise(corpus: Path, tmp_path: Path, codec: str) -> None:
+    recipe = served(corpus, parallel={"codec": {"kind": codec}})
+    _, whole = ServedRun(recipe, tmp_path / "whole", 1).train()
+    interrupted(ServedRun(recipe, tmp_path / "halves", 1), 9)
+    records, own = ServedRun(recipe, tmp_path / "halves", 1).train(resume=True)
+    assert [record["step"] for record in records] == list(range(1, 21))
+    assert all(torch.equal(own[name], value) for name, value in whole.items())
+    found = audit(read_ledger(RunDirectory(tmp_path / "halves").ledger))
+    assert (found.consumed, found.faults) == (20 * 8, [])
+
+
+def test_a_run_goes_on_with_other_servers_and_without(corpus: Path, tmp_path: Path) -> None:
+    plain, _ = run_training(alone(), tiny_recipe(corpus), tmp_path / "plain")
+    interrupted(ServedRun(served(corpus, shards=3), tmp_path / "run", 1), 7)
+    interrupted(ServedRun(served(corpus, shards=1), tmp_path / "run", 1), 14, resume=True)
+    parts = build_parts(tiny_recipe(corpus), tmp_path / "run", alone(), resume=True)
+    train(parts)
+    parts.telemetry.close()
+    records, _ = read_metrics(RunDirectory(tmp_path / "run").metrics)
+    assert losses(records) == pytest.approx(losses(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "workers", "elastic", "message"),
+    [
+        ({"parallel": {"shard": "zero1"}}, 2, False, "'parallel.shard' at replicate"),
+        ({"mode": "stale"}, 3, False, "'train.global_batch' is 8, which 3 workers can't share equally"),
+        ({}, 2, True, "start one process with --workers N"),
+        ({"parallel": {"link": {"megabits": 1.0}}}, 2, False, "'parallel.link' slows down"),
+        ({}, 2, False, r"pip install 'shoal\[cluster\]'"),
+    ],
+)
+def test_what_servers_cannot_do_is_refused_before_anything_starts(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], workers: int, elastic: bool, message: str
+) -> None:
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=message):
+        check_cluster(served(corpus, **changes), workers, elastic)
