@@ -25,7 +25,7 @@ from shoal.core.files import write_text
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.parallel.launch import RanksLostError, launch
-from shoal.train.setup import mesh_sizes
+from shoal.train.strategies import mesh_sizes
 
 FAILURES_WITHOUT_PROGRESS = 3
 """How often in a row ranks may be lost before a new step or checkpoint, until the cause is taken for one that stays."""

@@ -25,7 +25,8 @@ from shoal.parallel.world import World
 from shoal.train.loop import empty_totals
 from shoal.train.model_setup import divide_products, recompute_blocks
 from shoal.train.optimizers import Optimizer, build_optimizer
-from shoal.train.setup import make_precision, make_sync, mesh_sizes
+from shoal.train.setup import make_precision
+from shoal.train.strategies import make_sync, mesh_sizes
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from shoal.train.loop import Parts, train
 from shoal.train.model_setup import check_divisible
 from shoal.train.optimizers import build_optimizer
 from shoal.train.schedule import Budget, learning_rate_share
-from shoal.train.setup import build_model, make_precision, mesh_sizes, prepare_model
+from shoal.train.setup import build_model, make_precision, prepare_model
+from shoal.train.strategies import mesh_sizes
 from shoal.train.telemetry import Silence
 
 VOCABULARY = 53  # odd, so that dividing it leaves a remainder

@@ -12,7 +12,8 @@ from shoal.train.exact import resolve
 from shoal.train.model_setup import check_divisible
 from shoal.train.optimizers import check_optimizer
 from shoal.train.schedule import Budget
-from shoal.train.setup import make_transformer_config, mesh_sizes
+from shoal.train.setup import make_transformer_config
+from shoal.train.strategies import mesh_sizes
 
 PROCESS_BYTES = 450_000_000
 """What Python, torch and its compiler hold resident before the first tensor."""

@@ -1,0 +1,168 @@
+"""From a recipe to how ranks divide the work and meet: the tables of strategies, and which go together."""
+
+from collections.abc import Callable
+
+import torch
+
+from shoal.core.errors import RecipeError
+from shoal.core.recipe import Recipe
+from shoal.models.transformer import Transformer
+from shoal.parallel.all_reduce import AllReduce
+from shoal.parallel.codecs import CODECS
+from shoal.parallel.codecs.powersgd import PowerSGD
+from shoal.parallel.coded_all_reduce import CodedAllReduce, MakeSums
+from shoal.parallel.coded_scatter import CodedScatter
+from shoal.parallel.coded_sum import MESSAGE_BYTES, CodedSum
+from shoal.parallel.exact import ExactSum
+from shoal.parallel.fully_sharded import FullySharded
+from shoal.parallel.local import Local
+from shoal.parallel.mesh import Axis, Mesh, divide, within_copy
+from shoal.parallel.momentum import Momentum
+from shoal.parallel.sharded_optimizer import ShardedOptimizer
+from shoal.parallel.sync import Sync
+from shoal.parallel.wire import Wire
+
+Division = Callable[[Wire, Mesh, Recipe, Transformer], Sync]
+
+DIVISIONS: dict[str, Division] = {
+    "replicate": lambda wire, mesh, recipe, model: AllReduce(wire, mesh, bucket_bytes(recipe)),
+    "zero1": lambda wire, mesh, recipe, model: ShardedOptimizer(wire, mesh, bucket_bytes(recipe)),
+    "zero2": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=True, in_flight=in_flight(recipe)
+    ),
+    "zero3": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=False, in_flight=in_flight(recipe)
+    ),
+}
+"""Name to strategy, for the recipe's `parallel.shard`."""
+
+CODED_DIVISIONS: dict[str, Division] = {
+    "replicate": lambda wire, mesh, recipe, model: CodedAllReduce(
+        wire,
+        mesh,
+        make_sums(recipe, wire, mesh.data),
+        min(bucket_bytes(recipe), MESSAGE_BYTES),
+        whole=recipe.parallel.codec.kind == "powersgd",
+        feedback=recipe.parallel.codec.feedback,
+        momentum=_momentum(recipe, wire, mesh),
+    ),
+    "zero1": lambda wire, mesh, recipe, model: ShardedOptimizer(
+        wire, mesh, bucket_bytes(recipe), make_scatter(recipe, wire, mesh)
+    ),
+    "zero2": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=True, in_flight=in_flight(recipe), coded=make_scatter(recipe, wire, mesh)
+    ),
+    "zero3": lambda wire, mesh, recipe, model: FullySharded(
+        wire, mesh, list(model.blocks), keep=False, in_flight=in_flight(recipe), coded=make_scatter(recipe, wire, mesh)
+    ),
+}
+"""The same where gradients travel encoded."""
+
+CLOSING_CODEC = "int8"
+"""For the last mean of local updates, after which nothing makes up for what a codec drops; twice what int4 sends."""
+
+
+def mesh_sizes(recipe: Recipe, world: int) -> tuple[int, int, int]:
+    """(replicate, shard, tensor) for so many ranks; `InputError` when they can't be arranged so."""
+    parallel = recipe.parallel
+    if parallel.shard_ranks and parallel.shard == "replicate":
+        raise RecipeError("'parallel.shard_ranks' is for 'parallel.shard' other than 'replicate': nothing is divided here")
+    return divide(world, 1 if parallel.shard == "replicate" else parallel.shard_ranks, parallel.tensor)
+
+
+def describe(recipe: Recipe, mesh: Mesh) -> str:
+    """How the ranks are arranged, where that is more than copies."""
+    sharded = f", {recipe.parallel.shard} over {mesh.shard.size}" if mesh.shard.size > 1 else ""
+    divided = f", tensor over {mesh.tensor.size}" if mesh.tensor.size > 1 else ""
+    return (
+        sharded + divided + (f", {mesh.replicate.size} copies" if mesh.replicate.size > 1 and (sharded or divided) else "")
+    )
+
+
+def bucket_bytes(recipe: Recipe) -> int:
+    """Gradients in a message."""
+    return int(recipe.parallel.bucket_megabytes * 2**20)
+
+
+def in_flight(recipe: Recipe) -> torch.dtype | None:
+    """The type of gathered weights, where it is not the weights' own."""
+    return torch.bfloat16 if recipe.train.precision == "bf16" else None
+
+
+def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
+    """The recipe's strategy; alone, there is nothing to divide, and nobody to meet."""
+    parallel = recipe.parallel
+    if recipe.optimizer.kind == "onebit_adam" and (
+        parallel.exact or parallel.shard != "replicate" or parallel.sync == "local" or parallel.codec.kind == "none"
+    ):
+        raise RecipeError(
+            "'optimizer.kind' is 'onebit_adam', whose momentum travels encoded every step: set 'parallel.codec.kind' (sign) "
+            "and 'parallel.sync' every, with 'parallel.shard' replicate and without 'parallel.exact'"
+        )
+    if parallel.exact:
+        return ExactSum(wire, mesh, parallel.virtual_shards, parallel.threads or 1)
+    kind = parallel.shard if mesh.shard.size > 1 else "replicate"
+    if parallel.sync == "local" and mesh.replicate.size > 1:
+        return _make_local(recipe, wire, mesh, DIVISIONS[kind](wire, within_copy(wire.world, mesh), recipe, model))
+    return (DIVISIONS if parallel.codec.kind == "none" else CODED_DIVISIONS)[kind](wire, mesh, recipe, model)
+
+
+def _make_local(recipe: Recipe, wire: Wire, mesh: Mesh, inner: Sync) -> Local:
+    """Copies of the model that step apart, each divided and summed by `inner`."""
+    parallel, batch = recipe.parallel, recipe.train.global_batch
+    if batch % mesh.data.size:
+        raise RecipeError(
+            f"'parallel.sync' is 'local', where every rank must read as many sequences: 'train.global_batch' is {batch}, "
+            f"which {mesh.data.size} ranks can't share equally"
+        )
+    kind = parallel.codec.kind
+    if kind == "none":
+        return Local(wire, mesh, inner, parallel.local)
+    if kind == "powersgd" or mesh.tensor.size > 1:
+        raise RecipeError(
+            f"'parallel.codec.kind' is {kind!r}, which local updates can't use "
+            f"{'as fragments are no matrices' if kind == 'powersgd' else 'with parallel.tensor above 1'}; accepted: "
+            f"{'bf16, fp16, int8, int4, topk, sign' if kind == 'powersgd' else 'none'}"
+        )
+    channel, back = wire.own_channel(mesh.replicate), wire.own_channel(mesh.replicate)
+    sums, closing = (
+        CodedSum(wire, channel, CODECS[name](parallel.codec), parallel.codec.feedback_decay, back)
+        for name in (kind, CLOSING_CODEC)
+    )
+    return Local(wire, mesh, inner, parallel.local, sums, parallel.codec.feedback, closing)
+
+
+def _momentum(recipe: Recipe, wire: Wire, mesh: Mesh) -> Momentum | None:
+    """What 1-bit Adam sends; a dry run tells of the steps after the warm-up."""
+    settings = recipe.optimizer
+    warmup = 0 if wire.imagined else settings.onebit_warmup
+    return Momentum(settings.beta1, warmup, mesh.data.size) if settings.kind == "onebit_adam" else None
+
+
+def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:
+    """How gradients are summed over an axis with the recipe's codec; all of its ranks must call it."""
+    settings = recipe.parallel.codec
+    channel, back = wire.own_channel(axis), wire.own_channel(axis)
+    if settings.kind == "powersgd":
+        if recipe.parallel.tensor > 1:
+            raise RecipeError("'parallel.codec.kind' is 'powersgd', which needs whole matrices: set 'parallel.tensor' 1")
+        rank, decay, seed = settings.rank, settings.feedback_decay, recipe.seed
+        return lambda places: PowerSGD(wire, channel, places, rank, decay, seed, back)
+    sums = CodedSum(wire, channel, CODECS[settings.kind](settings), settings.feedback_decay, back)
+    return lambda places: sums
+
+
+def make_scatter(recipe: Recipe, wire: Wire, mesh: Mesh) -> CodedScatter:
+    """How gradients of which each rank gets its piece are summed with the recipe's codec; all ranks must call it."""
+    settings = recipe.parallel.codec
+    if settings.kind == "powersgd":
+        raise RecipeError(
+            "'parallel.codec.kind' is 'powersgd', which needs whole matrices on every rank; with 'parallel.shard' other "
+            f"than 'replicate', accepted: {', '.join(CODECS)}"
+        )
+    if recipe.parallel.tensor > 1 and recipe.parallel.shard != "zero1":
+        raise RecipeError(
+            "'parallel.codec.kind' other than 'none' with 'parallel.tensor' above 1 would let what all tensor ranks hold "
+            f"drift apart under 'parallel.shard' '{recipe.parallel.shard}'; accepted: 'replicate', 'zero1'"
+        )
+    return CodedScatter(wire, mesh, CODECS[settings.kind](settings), settings.feedback, settings.feedback_decay)
