@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types floors check bench clean
+.PHONY: demo test test-cluster lint types floors check bench clean
 
 demo: .venv/ready            ## the main job, end to end, in minutes
 	$(BIN)/shoal demo
 
 test: .venv/ready-dev lint types floors   ## everything that must pass
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-cluster: .venv/ready-dev ## parameter servers on a real Ray, which `test` leaves out where Ray is missing
+	$(BIN)/pip install --quiet --editable '.[cluster]'
+	$(BIN)/python -m pytest tests/train/test_cluster.py
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check src tests bench

@@ -71,12 +71,16 @@ def mesh_sizes(recipe: Recipe, world: int) -> tuple[int, int, int]:
 
 
 def describe(recipe: Recipe, mesh: Mesh) -> str:
-    """How the ranks are arranged, where that is more than copies."""
-    sharded = f", {recipe.parallel.shard} over {mesh.shard.size}" if mesh.shard.size > 1 else ""
+    """How the ranks are arranged and meet, where that is more than copies that sum plain gradients at every step."""
+    parallel, local = recipe.parallel, recipe.parallel.local
+    sharded = f", {parallel.shard} over {mesh.shard.size}" if mesh.shard.size > 1 else ""
     divided = f", tensor over {mesh.tensor.size}" if mesh.tensor.size > 1 else ""
-    return (
-        sharded + divided + (f", {mesh.replicate.size} copies" if mesh.replicate.size > 1 and (sharded or divided) else "")
-    )
+    copies = f", {mesh.replicate.size} copies" if mesh.replicate.size > 1 and (sharded or divided) else ""
+    apart = parallel.sync == "local" and mesh.replicate.size > 1
+    parts = f" in {local.fragments} parts" if local.fragments > 1 else ""
+    meeting = f", meeting every {local.every} steps{parts}" if apart else ""
+    coded = f", {parallel.codec.kind} on the wire" if parallel.codec.kind != "none" and mesh.data.size > 1 else ""
+    return sharded + divided + copies + meeting + coded
 
 
 def bucket_bytes(recipe: Recipe) -> int:
