@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from shoal.bench.methods import METHODS, Keys
 from shoal.bench.places import places, run_ranks
 from shoal.bench.raw import Raw, Row
@@ -92,3 +94,20 @@ def _train(plan: Plan, number: int, method: Keys, seed: int, facts: dict[str, An
         "steps": steps,
         "tokens": result["tokens"],
     }
+
+
+def table(raw: Raw) -> Table:
+    """Held-out losses at equal tokens: means over seeds, and how far from plain training with the same seeds."""
+    rows = [row for row in raw.rows if row["kind"] == "loss"]
+    drawn = Table("ranks", "method", "seeds", "held-out loss", "of plain training", "bits a parameter a step", box=None)
+    for hosts, method in dict.fromkeys((row["hosts"], row["method"]) for row in rows):
+        mine = {row["seed"]: row for row in rows if (row["hosts"], row["method"]) == (hosts, method)}
+        plain = {row["seed"]: row["eval_loss"] for row in rows if (row["hosts"], row["method"]) == (hosts, "fp32")}
+        ratios = [row["eval_loss"] / plain[seed] - 1 for seed, row in mine.items() if seed in plain]
+        spread = f" ± {statistics.stdev(ratios):.2%}" if len(ratios) > 1 else ""
+        drawn.add_row(
+            str(hosts), method, str(len(mine)), f"{statistics.mean(row['eval_loss'] for row in mine.values()):.4f}",
+            f"{statistics.mean(ratios):+.2%}{spread}" if ratios else "",
+            f"{statistics.mean(8 * row['wire_bytes'] / row['parameters'] for row in mine.values()):.3f}",
+        )  # fmt: skip
+    return drawn

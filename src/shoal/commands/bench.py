@@ -100,7 +100,9 @@ def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if arguments.picture is not None:
         draw(raw, plan.hosts[0], arguments.picture)
     if not arguments.json:
-        Console(highlight=False).print(network.table(raw))
+        for table in (network.table(raw), losses.table(raw)):
+            if table.row_count:
+                Console(highlight=False).print(table, "")
     if failed:
         raise ShoalError(f"{len(failed)} not measured: " + "; ".join(text.splitlines()[0] for text in failed))
     return {"rows": raw.rows, "cost_model": network.check_cost_model(plan, raw)}

@@ -84,7 +84,8 @@ class Local(Sync):
         self.length = each * self.settings.fragments  # the last is padded
         self.pieces = [(start, start + each) for start in range(0, self.length, each)]
         self.common = self._read(0, self.length)
-        self.momentum = torch.zeros_like(self.common)
+        with_momentum = self.settings.outer == "nesterov" and self.settings.momentum > 0
+        self.momentum = torch.zeros_like(self.common) if with_momentum else None
         self.dropped = torch.zeros_like(self.common) if self.sums and self.feedback else None
         self.meetings = [0] * self.settings.fragments
         self.flight: Flight | None = None
@@ -166,7 +167,7 @@ class Local(Sync):
         """Common weights, outer momentum, what is under way, and how far it has come."""
         state = {
             **self.flat.by_name(self.common, "common"),
-            **self.flat.by_name(self.momentum, "momentum"),
+            **(self.flat.by_name(self.momentum, "momentum") if self.momentum is not None else {}),
             "local/steps": torch.tensor(self.steps),
             "local/meetings": torch.tensor(self.meetings),
         }
@@ -189,7 +190,8 @@ class Local(Sync):
             return
         self.steps = int(state["local/steps"])
         self.flat.from_names(state, "common", self.common)
-        self.flat.from_names(state, "momentum", self.momentum)
+        if self.momentum is not None:
+            self.flat.from_names(state, "momentum", self.momentum)
         meetings = state["local/meetings"].tolist()
         self.meetings = meetings if len(meetings) == len(self.pieces) else [max(meetings)] * len(self.pieces)
         if "local/flight" in state and len(meetings) == len(self.pieces):
@@ -258,7 +260,8 @@ class Local(Sync):
         start, end = self.pieces[flight.fragment]
         common, gradient = self.common[start:end], flight.values.div_(self.apart.size)
         if bool(gradient.isfinite().all()):
-            self._outer_step(flight.fragment, common, self.momentum[start:end], gradient)
+            momentum = None if self.momentum is None else self.momentum[start:end]
+            self._outer_step(flight.fragment, common, momentum, gradient)
         own = self._read(start, end)
         if self.settings.mix:
             own.lerp_(common, 1 - self.settings.mix)
@@ -267,10 +270,10 @@ class Local(Sync):
         # a copy that has lost itself takes the common weights
         self._write(start, torch.where(own.isfinite(), own, common))
 
-    def _outer_step(self, fragment: int, common: Tensor, momentum: Tensor, gradient: Tensor) -> None:
+    def _outer_step(self, fragment: int, common: Tensor, momentum: Tensor | None, gradient: Tensor) -> None:
         rate = self.settings.learning_rate
         self.meetings[fragment] += 1
-        if self.settings.outer == "sgd" or not self.settings.momentum:
+        if momentum is None:
             common.sub_(gradient, alpha=rate)
             return
         warm = min(1.0, self.meetings[fragment] / self.settings.warmup) if self.settings.warmup else 1.0

@@ -42,7 +42,9 @@ def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
         "tokens": steps * per_step if steps is not None else None,
         "steps": steps,
         "states_bytes": states,
-        "memory_bytes": states + other_memory(config, sequences * config.context, tensor, recipe.train.recompute),
+        "memory_bytes": states
+        + meeting_memory(recipe, parameters, sizes)
+        + other_memory(config, sequences * config.context, tensor, recipe.train.recompute),
     }
 
 
@@ -64,6 +66,17 @@ def states_formula(kind: str, optimizer: str, parameters: int, sizes: tuple[int,
     state = 4 if optimizer == "muon" else 8
     divided = {"replicate": 0, "zero1": state}.get(kind, 8 + state)
     return int(parameters * (8 + state - divided + divided / shard) / tensor)
+
+
+def meeting_memory(recipe: Recipe, parameters: int, sizes: tuple[int, int, int]) -> int:
+    """Bytes of what ranks keep in order to meet: feedback; where they step apart, common weights and outer momentum too."""
+    replicate, shard, tensor = sizes
+    coded = recipe.parallel.codec.kind != "none" and recipe.parallel.codec.feedback
+    if recipe.parallel.sync != "local" or replicate == 1:
+        return 4 * parameters // tensor * (coded and replicate * shard > 1)
+    momentum = recipe.parallel.local.outer == "nesterov"
+    divided = shard if recipe.parallel.shard != "replicate" else 1
+    return 4 * parameters // (divided * tensor) * (1 + momentum + coded)
 
 
 def other_memory(config: TransformerConfig, tokens: int, tensor: int, recompute: str) -> int:
