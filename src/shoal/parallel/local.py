@@ -37,6 +37,7 @@ class Flight:
     """A fragment under way: its sum over the copies arrives in `values`; `sent` are the weights that left."""
 
     fragment: int
+    departure: int
     arrival: int
     values: Tensor
     sent: Tensor
@@ -89,6 +90,7 @@ class Local(Sync):
         self.dropped = torch.zeros_like(self.common) if self.sums and self.feedback else None
         self.meetings = [0] * self.settings.fragments
         self.flight: Flight | None = None
+        self._message: tuple[Tensor, Any] | None = None
 
     def begin_backward(self, last: bool) -> None:
         """A forward and backward pass follow."""
@@ -103,13 +105,21 @@ class Local(Sync):
                 self.wire.finish(work)
 
     def sum_totals(self, totals: Tensor) -> Tensor:
-        """The sums over all ranks where these meet after this step; else this copy's, scaled up."""
+        """Loss and targets as if all copies had this one's; where ranks meet, the rest as it was at the meeting before.
+
+        Nobody waits for that: else who is ahead would wait at every meeting, though fragments have steps to arrive in.
+        """
         mine = self.inner.sum_totals(totals)
-        if self._meets(self.steps + 1):
+        if self.steps < self.settings.after:
             return self.wire.sum(mine, self.apart)
-        mine[:2] *= self.apart.size
-        mine[2:] = 0
-        return mine
+        found = mine.clone()
+        found[:2] *= self.apart.size
+        found[2:4] = 0  # what only all together can decide
+        if self._departing(self.steps + 1):
+            if self._message is not None:
+                found[2:] = self._arrived_message()[2:]
+            self._message = mine, self.wire.start_sum(mine, self.apart)
+        return found
 
     def grad_norm(self) -> Tensor:
         """As if all copies had this one's gradients: so scaled are its totals, too."""
@@ -133,6 +143,7 @@ class Local(Sync):
 
     def settle(self) -> None:
         """All copies end with the mean of their weights; the outer optimizer would go on in its old direction."""
+        self._arrived_message()
         if self.flight is not None:
             self.flight.arrival = self.steps
             self._land()
@@ -165,6 +176,7 @@ class Local(Sync):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Common weights, outer momentum, what is under way, and how far it has come."""
+        self._arrived_message()
         state = {
             **self.flat.by_name(self.common, "common"),
             **(self.flat.by_name(self.momentum, "momentum") if self.momentum is not None else {}),
@@ -178,7 +190,7 @@ class Local(Sync):
             start, end = self.pieces[self.flight.fragment]
             whole[start:end] = self.flight.values
             state |= self.flat.by_name(whole, "arriving")
-            state["local/flight"] = torch.tensor([self.flight.fragment, self.flight.arrival])
+            state["local/flight"] = torch.tensor([self.flight.fragment, self.flight.departure, self.flight.arrival])
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -195,11 +207,11 @@ class Local(Sync):
         meetings = state["local/meetings"].tolist()
         self.meetings = meetings if len(meetings) == len(self.pieces) else [max(meetings)] * len(self.pieces)
         if "local/flight" in state and len(meetings) == len(self.pieces):
-            fragment, arrival = state["local/flight"].tolist()
+            fragment, departure, arrival = state["local/flight"].tolist()
             whole = torch.zeros_like(self.common)
             self.flat.from_names(state, "arriving", whole)
             start, end = self.pieces[fragment]
-            self.flight = Flight(fragment, arrival, whole[start:end].clone(), torch.empty(0))
+            self.flight = Flight(fragment, departure, arrival, whole[start:end].clone(), torch.empty(0))
 
     def own_state(self) -> dict[str, Tensor]:
         """What the codec has dropped of this copy, and the weights that it sent of a fragment under way."""
@@ -228,8 +240,12 @@ class Local(Sync):
     def _scale(self) -> int:
         return 1 if self.steps < self.settings.after else self.apart.size
 
-    def _meets(self, step: int) -> bool:
-        return step <= self.settings.after or bool(self._departing(step))
+    def _arrived_message(self) -> Tensor:
+        """The sums of the totals that were sent at the last meeting."""
+        totals, work = self._message or (torch.empty(0), None)
+        self._message = None
+        self.wire.finish(work)
+        return totals
 
     def _departing(self, step: int) -> list[int]:
         """The fragments that leave after `step`; the last one at multiples of `every`."""
@@ -241,7 +257,7 @@ class Local(Sync):
         start, end = self.pieces[fragment]
         sent = self._read(start, end)
         values = self.common[start:end] - sent
-        flight = Flight(fragment, arrival, values, sent)
+        flight = Flight(fragment, self.steps, arrival, values, sent)
         if self.sums is None:
             flight.work = self.wire.start_sum(values, self.apart)
         else:
@@ -258,17 +274,18 @@ class Local(Sync):
         self.flight = None
         self.wire.finish(flight.work)
         start, end = self.pieces[flight.fragment]
-        common, gradient = self.common[start:end], flight.values.div_(self.apart.size)
-        if bool(gradient.isfinite().all()):
+        common = self.common[start:end]
+        if _is_finite(flight.values):
             momentum = None if self.momentum is None else self.momentum[start:end]
-            self._outer_step(flight.fragment, common, momentum, gradient)
-        own = self._read(start, end)
+            self._outer_step(flight.fragment, common, momentum, flight.values.div_(self.apart.size))
         if self.settings.mix:
-            own.lerp_(common, 1 - self.settings.mix)
+            own = self._read(start, end).lerp_(common, 1 - self.settings.mix)
+        elif flight.arrival == flight.departure:
+            own = common
         else:
-            own.sub_(flight.sent).add_(common)
+            own = self._read(start, end).add_(flight.sent.neg_().add_(common))
         # a copy that has lost itself takes the common weights
-        self._write(start, torch.where(own.isfinite(), own, common))
+        self._write(start, own if _is_finite(own) else common)
 
     def _outer_step(self, fragment: int, common: Tensor, momentum: Tensor | None, gradient: Tensor) -> None:
         rate = self.settings.learning_rate
@@ -290,6 +307,11 @@ class Local(Sync):
 
     def _write(self, start: int, values: Tensor) -> None:
         self.flat.write(self.shards, start, values)
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all are, in one pass: a sum of weights or of their differences is far from fp32's end."""
+    return bool(values.sum().isfinite())
 
 
 class Flat:
