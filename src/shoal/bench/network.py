@@ -127,7 +127,7 @@ def _shoal(plan: Plan, where: Sequence[Place], megabits: float, method: str) -> 
     steps = _steps(plan, method)
     keys |= {
         "name": "network",
-        "train.steps": WARMUP + steps,
+        "train.steps": WARMUP + steps + 1,  # the last also ends the run, which copies that step apart do together
         "train.tokens": 0,
         "train.minutes": 0.0,
         "train.device": "cpu",
@@ -158,7 +158,7 @@ def _flags(keys: Keys) -> list[str]:
 
 def _read(run: Path, steps: int) -> Row:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    counted = [line for line in lines if "tokens_per_second" in line][-steps:]
+    counted = [line for line in lines if "tokens_per_second" in line][-steps - 1 : -1]
     means = {
         key: statistics.mean(line[name] for line in counted)
         for key, name in (("step_seconds",) * 2, ("wire_bytes",) * 2, ("blocked_seconds", "sync_seconds"))
