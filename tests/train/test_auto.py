@@ -55,10 +55,10 @@ def test_local_updates_take_the_fewest_steps_that_reach_it() -> None:
     assert slower.every > choice.every
 
 
-def test_local_updates_are_chosen_with_one_part_always_under_way(corpus: Path) -> None:
+def test_local_updates_are_chosen_with_parts_that_travel_one_after_the_other(corpus: Path) -> None:
     choice = on_link(1)
     local = choice.apply(tiny_recipe(corpus)).parallel.local
-    assert local.every == choice.every == local.fragments * local.overlap
+    assert local.every == choice.every >= local.fragments * local.overlap > 0
 
 
 def test_ranks_with_unequal_shares_do_not_part() -> None:

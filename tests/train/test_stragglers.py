@@ -24,15 +24,17 @@ Row = tuple[float, float, float]
 
 def observe(size: int, steps: list[list[Row]]) -> list[str]:
     stragglers = Stragglers(0, size)
-    found = (stragglers.find([value for row in rows for value in row], step) for step, rows in enumerate(steps, 1))
+    found = (stragglers.find([value for row in rows for value in (*row, 0.0)], step) for step, rows in enumerate(steps, 1))
     return [text for texts in found for text in texts]
 
 
 def test_a_rank_adds_its_own_row_of_the_last_step() -> None:
     stragglers = Stragglers(1, 3)
-    assert stragglers.rows() == [0.0] * 9
+    assert stragglers.rows(finite=True) == [0.0] * 12
     stragglers.keep(0.5, 0.1, 0.2)
-    assert stragglers.rows() == [0, 0, 0, 0.5, 0.1, 0.2, 0, 0, 0]
+    rows = stragglers.rows(finite=False)
+    assert rows == [0, 0, 0, 0, 0.5, 0.1, 0.2, 1, 0, 0, 0, 0]
+    assert stragglers.not_finite(rows) == [1]
 
 
 def test_a_slow_rank_is_named_once_with_its_steps_and_times() -> None:

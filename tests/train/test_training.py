@@ -22,7 +22,7 @@ from tests.train.runs import build_parts, run_training, tiny_recipe
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 KEYS = {
     "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "step_seconds", "data_seconds", "sync_seconds",
-    "wire_bytes", "memory_bytes",
+    "wire_bytes", "bits_per_parameter", "memory_bytes",
 }  # fmt: skip
 
 

@@ -7,9 +7,8 @@ LOCAL: Keys = {"parallel.sync": "local"}
 INT4: Keys = {"parallel.codec.kind": "int4"}
 
 
-def streaming(every: int, fragments: int) -> Keys:
-    """Fragments that follow each other without a pause."""
-    overlap = every // fragments
+def streaming(every: int, fragments: int, overlap: int) -> Keys:
+    """Parts of the model that each travel so many steps, one after the other."""
     return {"parallel.local.every": every, "parallel.local.fragments": fragments, "parallel.local.overlap": overlap}
 
 
@@ -27,9 +26,9 @@ METHODS: dict[str, Keys] = {
         "optimizer.onebit_warmup": 1,
     },
     "local, H 15": {**LOCAL, "parallel.local.every": 15},
-    "streaming, H 4, int4": {**LOCAL, **INT4, **streaming(4, 2)},
-    "streaming, H 8, int4": {**LOCAL, **INT4, **streaming(8, 4)},
-    "streaming, H 32, int4": {**LOCAL, **INT4, **streaming(32, 8)},
+    "streaming, H 4, int4": {**LOCAL, **INT4, **streaming(4, 2, 1)},
+    "streaming, H 8, int4": {**LOCAL, **INT4, **streaming(8, 4, 1)},
+    "streaming, H 32, int4": {**LOCAL, **INT4, **streaming(32, 8, 4)},
     "auto": {"parallel.sync": "auto"},
 }
 

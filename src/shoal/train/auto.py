@@ -1,7 +1,7 @@
 """`parallel.sync: auto`: how ranks should meet, from what the link carries and how long a step computes.
 
 Plain synchronous training where the link can hide it; else the mildest codec every step that can be hidden; else local
-updates, of which one part is always under way, with the fewest steps between meetings that lose 5% at most. Top-k is not
+updates in parts that travel behind the computing, with the fewest steps between meetings that lose 5% at most. Top-k is not
 among them: at one value in 64 it trained worse than anything else here (docs/communication.md). What is measured is
 thrown away: a batch of nothing in particular goes forward and backward before gradients are watched, so training is what
 it would have been. Ranks inside one machine always train plainly, and measure nothing.
@@ -43,14 +43,14 @@ MILDEST_FIRST = ("bf16", "int8", "int4")
 
 LOCAL_CODEC = "int4"
 
-MEETINGS = (2, 4, *range(8, 513, 4))
+MEETINGS = (2, 4, *range(8, 257, 4))
 """Steps between meetings, which fragments can share evenly."""
 
 FEW_STEPS = 16
 """Up to so many steps between meetings cost little loss; more are taken only where the link must have them."""
 
 FRAGMENTS = 4
-"""Parts that the model is sent in, one after the other without a pause; two where ranks meet very often."""
+"""Parts that the model is sent in; two where ranks meet very often."""
 
 ENCODED = {"bf16": 8e9, "int8": 5e9, "int4": 3.5e9}
 """Bytes of fp32 that a core encodes a second, feedback included, as bench/codecs.py measures it."""
@@ -81,6 +81,8 @@ class Choice:
     reasons: tuple[str, str]
     every: int = 0
     """Steps between meetings, of local updates."""
+    overlap: int = 0
+    """Steps that a part of the model may take to travel, then."""
 
     def apply(self, recipe: Recipe) -> Recipe:
         """The recipe with it."""
@@ -88,14 +90,13 @@ class Choice:
         parallel = tree["parallel"]
         parallel["sync"], parallel["codec"]["kind"] = self.sync, self.codec
         if self.sync == "local":
-            parallel["local"] |= streaming(self.every)
+            parallel["local"] |= streaming(self.every, self.overlap)
         return build_recipe(tree)
 
 
-def streaming(every: int) -> dict[str, int]:
-    """Settings of local updates whose fragments follow each other without a pause."""
-    fragments = FRAGMENTS if every >= 2 * FRAGMENTS else 2
-    return {"every": every, "fragments": fragments, "overlap": every // fragments}
+def streaming(every: int, overlap: int) -> dict[str, int]:
+    """Settings of local updates that meet so often, in parts that travel so many steps."""
+    return {"every": every, "fragments": FRAGMENTS if every >= 2 * FRAGMENTS else 2, "overlap": overlap}
 
 
 def choose(
@@ -126,17 +127,17 @@ def choose(
         if share >= HIDDEN and share > plain + WORTH:
             why = f"auto: {kind} every step, the mildest codec that the link hides ({share:.0%} of ideal)"
             return Choice("every", kind, share, (measured, why))
-    every, share = _fewest_steps(link, compute, parameters, ranks, settings)
+    every, overlap, share = _fewest_steps(link, compute, parameters, ranks, settings)
     best, kind = max((plain, "none"), *((share, kind) for kind, share in shares.items()))
     if not equal_shares or share <= best + WORTH:
         reason = "nothing is much faster" if equal_shares else "ranks with unequal shares of train.global_batch can't part"
         why = f"auto: {kind if kind != 'none' else 'plain'} every step ({best:.0%} of ideal): {reason}"
         return Choice("every", kind, best, (measured, why))
     why = (
-        f"auto: local updates every {every} steps, {LOCAL_CODEC}, one part always under way ({share:.0%} of ideal); "
+        f"auto: local updates every {every} steps, {LOCAL_CODEC}, {overlap} to travel ({share:.0%} of ideal); "
         f"every step, {kind}: {best:.0%}"
     )
-    return Choice("local", LOCAL_CODEC, share, (measured, why), every)
+    return Choice("local", LOCAL_CODEC, share, (measured, why), every, overlap)
 
 
 def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel, last: float) -> Traffic:
@@ -147,12 +148,11 @@ def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel
     return Traffic(sent, hops, max(1, round(4 * parameters / bucket)), work, last=last)
 
 
-def local_update(parameters: int, ranks: int, every: int, settings: schema.Parallel) -> Traffic:
+def local_update(parameters: int, ranks: int, every: int, overlap: int, settings: schema.Parallel) -> Traffic:
     """What a local update sends from a meeting to the next."""
-    local = streaming(every)
     sent, work = _meeting(parameters, ranks, LOCAL_CODEC, settings)
     work += 4 * parameters * PASSES / MEMORY
-    return Traffic(sent, 2, local["fragments"], work, every, local["overlap"])
+    return Traffic(sent, 2, streaming(every, overlap)["fragments"], work, every, overlap)
 
 
 def _meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -> tuple[float, float]:
@@ -165,14 +165,21 @@ def _meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) 
     return 2 * (ranks - 1) * codec.nbytes(-(-parameters // ranks)), work
 
 
-def _fewest_steps(link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel) -> tuple[int, float]:
-    """(steps between meetings, share of ideal): the fewest that hide the link, or nearly, or the most that are tried."""
-    shares = {every: _share(link, compute, local_update(parameters, ranks, every, settings), ranks) for every in MEETINGS}
+def _fewest_steps(
+    link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel
+) -> tuple[int, int, float]:
+    """(steps between meetings, steps to travel, share of ideal): the fewest that hide the link, or nearly, or the most."""
+    shares = {
+        (every, overlap): _share(link, compute, local_update(parameters, ranks, every, overlap, settings), ranks)
+        for every in MEETINGS
+        for overlap in range(1, every // streaming(every, 0)["fragments"] + 1)
+    }
     for enough, most in ((HIDDEN, FEW_STEPS), (ENOUGH, MEETINGS[-1])):
-        for every, share in shares.items():
+        for (every, overlap), share in shares.items():
             if share >= enough and every <= most:
-                return every, share
-    return MEETINGS[-1], shares[MEETINGS[-1]]
+                return every, overlap, share
+    (every, overlap), share = [*shares.items()][-1]
+    return every, overlap, share
 
 
 def _share(link: Link, compute: Compute, traffic: Traffic, ranks: int) -> float:

@@ -79,6 +79,8 @@ class _Worker:
     steps: int = 0
     told: int = 0
     piece: int | None = None
+    done: bool = False
+    """It takes no more steps, and waits for the others to end: these don't wait for it."""
 
 
 @dataclass
@@ -147,6 +149,9 @@ class Clock:
             return all(worker.joined is None for other, worker in self.living.items() if other != rank)
 
         with self.condition:
+            if rank in self.living:
+                self.living[rank].done = True
+                self.condition.notify_all()
             self._wait(rank, alone)
 
     def fail(self, rank: int, message: str, exit_code: int) -> None:
@@ -203,7 +208,7 @@ class Clock:
             return replace(self.standing, seconds=self._seconds(), unread=(*self.standing.unread, *sorted(held)))
 
     def _slowest(self) -> int:
-        return min(worker.steps for worker in self.living.values())
+        return min((worker.steps for worker in self.living.values() if not worker.done), default=0)
 
     def _seconds(self) -> float:
         return self.now() - self._began
