@@ -18,6 +18,7 @@ def draw(raw: Raw, hosts: int, path: Path) -> None:
 
     losses = {row["method"]: row for row in reversed(raw.rows) if (row["kind"], row["hosts"]) == ("loss", hosts)}
     speeds = [row for row in raw.rows if (row["kind"], row["hosts"]) == ("speed", hosts)]
+    colours = {method: f"C{index}" for index, method in enumerate(sorted(losses))}
     links = sorted({row["megabits"] for row in speeds if row["megabits"]}, reverse=True)
     figure, panels = pyplot.subplots(
         1, len(links) + 1, figsize=(4.2 * (len(links) + 1), 4), layout="constrained", sharey=True
@@ -27,10 +28,10 @@ def draw(raw: Raw, hosts: int, path: Path) -> None:
             if row["megabits"] == megabits and row["method"] in losses:
                 loss, share = losses[row["method"]], raw.share(row)
                 if share:
-                    _line(panel, loss, [step / loss["steps"] / share for step, _ in loss["curve"]])
+                    _line(panel, loss, colours, [step / loss["steps"] / share for step, _ in loss["curve"]])
         _label(panel, f"{megabits:g} Mbit/s", "time, in runs of the ideal")
     for loss in losses.values():
-        _line(panels[-1], loss, [step * loss["wire_bytes"] / 1e6 for step, _ in loss["curve"]])
+        _line(panels[-1], loss, colours, [step * loss["wire_bytes"] / 1e6 for step, _ in loss["curve"]])
     _label(panels[-1], "whatever the link", "megabytes sent by a rank")
     panels[0].set_ylabel("held-out loss (nats a token)")
     panels[-1].legend(frameon=False, fontsize=8)
@@ -39,8 +40,9 @@ def draw(raw: Raw, hosts: int, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _line(panel: Any, loss: Row, across: list[float]) -> None:
-    panel.plot(across, [value for _, value in loss["curve"]], label=loss["method"], linewidth=1.2)
+def _line(panel: Any, loss: Row, colours: dict[str, str], across: list[float]) -> None:
+    method = loss["method"]
+    panel.plot(across, [value for _, value in loss["curve"]], color=colours[method], label=method, linewidth=1.2)
 
 
 def _label(panel: Any, title: str, across: str) -> None:
