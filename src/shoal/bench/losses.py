@@ -27,9 +27,9 @@ EVALUATIONS = 20
 """Points of a curve."""
 
 APART: Keys = {"optimizer.muon_learning_rate": 0.03}
-"""Each way is measured at a rate that suits it: where ranks step apart, each sees a part of the batch, hence more noise. Of
-0.02, 0.03 and 0.04 on bench/network-loss.yaml this was as good as any with seed 1, as 0.04 was the best of 0.01, 0.02 and 0.04
-for plain training."""
+"""Each way is measured at a rate that suits it: where ranks step apart, each sees a part of the batch, hence more noise.
+Of 0.02, 0.03 and 0.04 on bench/network-loss.yaml this was as good as any with seed 1, as 0.04 was the best of 0.01, 0.02
+and 0.04 for plain training."""
 
 
 @dataclass(frozen=True)
