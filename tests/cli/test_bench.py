@@ -1,6 +1,7 @@
 """`shoal bench`, as a person types it."""
 
 import json
+from pathlib import Path
 
 from tests.cli.conftest import Shoal
 
@@ -20,4 +21,12 @@ def test_a_number_of_ranks_that_has_no_cases_is_refused(shoal: Shoal) -> None:
 def test_a_method_that_there_is_not_is_refused(shoal: Shoal) -> None:
     refused = shoal("bench", "network", "gpt-bench", "--methods", "int2")
     assert refused.code == 2
-    assert "there is no 'int2'; accepted: fp32" in refused.err
+    assert "there is no 'int2'; accepted: 'fp32'" in refused.err
+
+
+def test_a_file_that_holds_no_results_is_left_alone(shoal: Shoal, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"rows": 3}')
+    refused = shoal("bench", "network", "gpt-bench", "--results", str(tmp_path / "other.json"))
+    assert refused.code == 2
+    assert "not a file of results" in refused.err
+    assert (tmp_path / "other.json").read_text() == '{"rows": 3}'

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.parallel.all_reduce import AllReduce
+from shoal.parallel.codecs.plain import Plain
 from shoal.parallel.coded_all_reduce import CodedAllReduce
 from shoal.parallel.coded_scatter import CodedScatter
 from shoal.parallel.coded_sum import CodedSum
@@ -23,22 +24,6 @@ from tests.parallel.test_syncs import small_model
 from tests.ranks import alone, run_ranks
 
 STEPS = 3
-
-
-class Identity:
-    """fp32 as it is."""
-
-    block = 1
-
-    def nbytes(self, length: int) -> int:
-        return 4 * length
-
-    def encode(self, values: Tensor, payload: Tensor) -> None:
-        payload.view(torch.float32).copy_(values)
-
-    def decode(self, payload: Tensor, values: Tensor, add: bool = False) -> None:
-        decoded = payload.view(torch.float32)
-        values.copy_(values + decoded if add else decoded)
 
 
 class Coarse:
@@ -72,7 +57,7 @@ class Case:
     bucket_bytes: int = 60
 
 
-CODECS = (Identity(), Coarse())
+CODECS = (Plain(), Coarse())
 DIVISIONS = ("replicate", "zero1", "zero2", "zero3", "two copies of zero1", "two copies of zero3")
 CASES = {(division, type(codec).__name__): Case(division, codec) for division in DIVISIONS for codec in (None, *CODECS)}
 
@@ -197,12 +182,12 @@ def test_what_its_codec_does_not_change_is_summed_in_the_order_of_ranks(size: in
         for rank in range(size):
             for key, value in own_gradients(rank, step, pieces=2).items():
                 expected[key] = expected[key] + value if key in expected else value
-        torch.testing.assert_close(whole(results_of(size)["replicate", "Identity"], step), expected, rtol=0, atol=0)
+        torch.testing.assert_close(whole(results_of(size)["replicate", "Plain"], step), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("size", "division"), [case[:2] for case in CODED if case[2] == "Identity"])
+@pytest.mark.parametrize(("size", "division"), [case[:2] for case in CODED if case[2] == "Plain"])
 def test_what_its_codec_does_not_change_is_the_same_sum_as_without(size: int, division: str) -> None:
-    coded, plain = (results_of(size)[division, codec] for codec in ("Identity", "NoneType"))
+    coded, plain = (results_of(size)[division, codec] for codec in ("Plain", "NoneType"))
     # only an all-reduce over more than two ranks adds in another order
     exact = size == 2 or division != "replicate"
     for step in range(STEPS):

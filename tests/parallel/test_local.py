@@ -11,6 +11,7 @@ from shoal.core import recipe
 from shoal.core.errors import RecipeError
 from shoal.parallel.all_reduce import AllReduce
 from shoal.parallel.codecs.codec import Codec
+from shoal.parallel.codecs.plain import Plain
 from shoal.parallel.coded_sum import CodedSum
 from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.local import Local
@@ -22,24 +23,8 @@ from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from tests.ranks import alone, run_ranks
 
-PLAIN = recipe.Local(every=1, outer="sgd", learning_rate=1.0)
+EVERY_STEP = recipe.Local(every=1, outer="sgd", learning_rate=1.0)
 RATE = 0.05
-
-
-class Same:
-    """The codec that changes nothing."""
-
-    block = 1
-
-    def nbytes(self, length: int) -> int:
-        return 4 * length
-
-    def encode(self, values: Tensor, payload: Tensor) -> None:
-        payload.view(torch.float32).copy_(values)
-
-    def decode(self, payload: Tensor, values: Tensor, add: bool = False) -> None:
-        found = payload.view(torch.float32)
-        values.copy_(values + found if add else found)  # what was there may be anything
 
 
 def small_model() -> nn.Sequential:
@@ -129,22 +114,22 @@ def check_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("codec", [None, Same()], ids=["plain", "identity codec"])
+@pytest.mark.parametrize("codec", [None, Plain()], ids=["plain", "identity codec"])
 def test_meeting_at_every_step_with_plain_sgd_is_data_parallel_training(size: int, codec: Codec | None) -> None:
-    results = run_ranks(size, trained, 5, PLAIN, codec)
+    results = run_ranks(size, trained, 5, EVERY_STEP, codec)
     for parts in results:
         check_close(whole(parts), trained_alone(5))
 
 
 @pytest.mark.parametrize("kind", ["replicate", "zero1", "zero3"])
 def test_copies_may_be_divided_within(kind: str) -> None:
-    results = run_ranks(4, trained, 4, PLAIN, None, kind)
+    results = run_ranks(4, trained, 4, EVERY_STEP, None, kind)
     check_close(whole([part for parts in results[:2] for part in parts]), trained_alone(4))
     check_close(whole([part for parts in results[2:] for part in parts]), trained_alone(4))
 
 
 def test_ranks_step_apart_and_then_take_the_mean() -> None:
-    apart, met = (run_ranks(2, trained, steps, replace(PLAIN, every=3)) for steps in (2, 3))
+    apart, met = (run_ranks(2, trained, steps, replace(EVERY_STEP, every=3)) for steps in (2, 3))
     for rank, parts in enumerate(apart):
         check_close(whole(parts), trained_alone(2, of=2, rank=rank))
     ends = [trained_alone(3, of=2, rank=rank) for rank in range(2)]
@@ -165,15 +150,15 @@ def test_the_outer_step_is_torchs_nesterov() -> None:
 
 
 def test_copies_are_plain_until_they_part() -> None:
-    for parts in run_ranks(2, trained, 5, replace(PLAIN, every=4, after=5)):
+    for parts in run_ranks(2, trained, 5, replace(EVERY_STEP, every=4, after=5)):
         check_close(whole(parts), trained_alone(5))
-    apart = run_ranks(2, trained, 7, replace(PLAIN, every=4, after=5))
+    apart = run_ranks(2, trained, 7, replace(EVERY_STEP, every=4, after=5))
     assert not torch.equal(whole(apart[0])["0.weight"], whole(apart[1])["0.weight"])
 
 
 def streaming(world: World, settings: recipe.Local, steps: int) -> dict[str, Any]:
     model = small_model()
-    sync = make(world, model, settings, Same())
+    sync = make(world, model, settings, Plain())
     commons = []
     for step in range(1, steps + 1):
         descend(sync, model, step)
@@ -214,7 +199,7 @@ def test_fragments_meet_at_different_times_while_ranks_go_on(mix: float) -> None
 
 def test_what_a_rank_changes_while_a_fragment_travels_is_not_lost() -> None:
     """Two steps alone, of which the second happens during the flight: the mean of the first, and one's own second."""
-    for rank, parts in enumerate(run_ranks(2, trained, 2, replace(PLAIN, every=1, overlap=1))):
+    for rank, parts in enumerate(run_ranks(2, trained, 2, replace(EVERY_STEP, every=1, overlap=1))):
         first = [trained_alone(1, of=2, rank=other) for other in range(2)]
         both = trained_alone(2, of=2, rank=rank)
         expected = {name: (first[0][name] + first[1][name]) / 2 + both[name] - first[rank][name] for name in first[0]}
@@ -222,7 +207,7 @@ def test_what_a_rank_changes_while_a_fragment_travels_is_not_lost() -> None:
 
 
 def test_a_copy_that_is_lost_takes_the_common_weights() -> None:
-    for parts in run_ranks(2, trained, 5, replace(PLAIN, every=2), None, "", 3):
+    for parts in run_ranks(2, trained, 5, replace(EVERY_STEP, every=2), None, "", 3):
         assert all(values.isfinite().all() for *_, values in parts)
 
 
@@ -246,7 +231,7 @@ def resumed(world: World, settings: recipe.Local, codec: Codec | None, pause: in
 @pytest.mark.parametrize("pause", [4, 6])
 def test_it_goes_on_bitwise_also_with_a_fragment_under_way(pause: int) -> None:
     settings = recipe.Local(every=4, outer="nesterov", fragments=2, overlap=2, warmup=3)
-    codec = Same()
+    codec = Plain()
     whole_run, broken_run = (run_ranks(2, resumed, settings, codec, step) for step in (0, pause))
     for mine, expected in zip(broken_run, whole_run, strict=True):
         for name, value in expected.items():

@@ -20,10 +20,9 @@ from shoal.core.run_directory import RunDirectory
 from shoal.data.shards import Corpus
 from shoal.parallel.world import World
 from shoal.tasks import Task
-from shoal.train.exact import resolve
 from shoal.train.layout import find_layout
 from shoal.train.loop import Parts, train
-from shoal.train.sizes import transformer_config
+from shoal.train.sizes import estimate, transformer_config
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone, run_ranks
 from tests.train.runs import build_parts, tiny_recipe
@@ -240,14 +239,18 @@ def test_one_rank_goes_on_where_several_were(corpus: Path, lives: Any, tmp_path:
     ("keys", "message"),
     [
         ({"exact": True, "codec": {"kind": "int8"}}, "set parallel.codec.kind none"),
-        ({"shard": "zero2", "codec": {"kind": "powersgd"}}, "needs whole matrices on every rank.*accepted: bf16"),
+        ({"shard": "zero2", "codec": {"kind": "powersgd"}}, "needs whole matrices on every rank.*accepted: none, bf16"),
         ({"optimizer": {"kind": "onebit_adam"}}, "set 'parallel.codec.kind'"),
         ({"tensor": 2, "shard": "zero3", "codec": {"kind": "int8"}}, "drift apart.*accepted: 'replicate', 'zero1'"),
-        ({"tensor": 2, "codec": {"kind": "powersgd"}}, "needs whole matrices: set 'parallel.tensor' 1"),
+        ({"tensor": 2, "codec": {"kind": "powersgd"}}, "needs whole matrices on every rank.*accepted: none, bf16"),
+        ({"sync": "local", "codec": {"kind": "powersgd"}}, "needs whole matrices, and local updates.*accepted: none, bf16"),
+        ({"sync": "local", "tensor": 2, "codec": {"kind": "int8"}}, "drift apart.*accepted .*: none"),
+        ({"sync": "local", "local": {"every": 4, "fragments": 3, "overlap": 2}}, "one fragment travels at a time"),
+        ({"sync": "local", "shard": "zero1", "shard_ranks": 2, "local": {"every": 2, "fragments": 3}}, "one fragment"),
     ],
 )
 def test_what_cannot_be_together_is_told_before_a_start(corpus: Path, keys: Any, message: str) -> None:
+    optimizer = keys.get("optimizer", {})
+    recipe = recipe_of(corpus, Way({key: value for key, value in keys.items() if key != "optimizer"}, optimizer=optimizer))
     with pytest.raises(RecipeError, match=message):
-        optimizer = keys.pop("optimizer", {})
-        recipe = resolve(recipe_of(corpus, Way(keys, optimizer=optimizer)), 4)
-        find_layout(recipe, transformer_config(recipe, Corpus.open(corpus).vocabulary), 4)
+        estimate(recipe, Corpus.open(corpus).vocabulary, 4)

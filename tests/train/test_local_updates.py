@@ -1,5 +1,6 @@
 """Runs whose ranks step apart: they go on from a checkpoint as if nothing had happened, and on other ranks as they can."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from shoal.core.errors import Interrupted
 from shoal.core.run_directory import RunDirectory
 from shoal.parallel.world import World
 from shoal.train.checkpoint import Checkpoints
@@ -58,6 +60,28 @@ def test_it_goes_on_bitwise_from_the_middle_of_a_round(corpus: Path, tmp_path: P
             assert torch.equal(mine[name], value), name
     for name, value in straight[0].items():
         assert kind == "zero1 within" or torch.equal(value, straight[ranks // 2][name])
+
+
+def stopped(world: World, corpus: Path, folder: Path) -> tuple[int, str]:
+    """A run that only rank 1 is asked to end, and that is saved at every step."""
+    torch.set_num_threads(1)
+    recipe = tiny_recipe(corpus, parallel={"sync": "local", "local": LOCAL}, checkpoint={"every": 1})
+    parts = build_parts(recipe, folder, world)
+    parts = dataclasses.replace(parts, stop_requested=lambda: world.rank == 1 and parts.progress.step >= 4)
+    told = ""
+    try:
+        train(parts)
+    except Interrupted as error:
+        told = str(error)
+    finally:
+        parts.telemetry.close()
+    return parts.progress.step, told
+
+
+def test_all_stop_at_the_same_step_whoever_was_asked_and_whatever_is_saved(corpus: Path, tmp_path: Path) -> None:
+    (first, told), (second, also) = run_ranks(2, stopped, corpus, tmp_path)
+    assert 4 < first == second < 20
+    assert "interrupted; saved at step" in told and told == also
 
 
 def test_another_number_of_ranks_goes_on_from_the_mean(corpus: Path, tmp_path: Path) -> None:

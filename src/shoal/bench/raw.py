@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from shoal.core.errors import InputError
 from shoal.core.files import read_json, write_json
 
 Row = dict[str, Any]
@@ -13,7 +14,10 @@ class Raw:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[Row] = read_json(path)["rows"] if path.exists() else []
+        found = read_json(path) if path.exists() else {"rows": []}
+        if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+            raise InputError(f"{path}: not a file of results; name another with --results, and leave this one as it is")
+        self.rows: list[Row] = found["rows"]
 
     def add(self, row: Row) -> None:
         """Keep a row, on disk when this returns."""

@@ -83,7 +83,7 @@ def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     known = (*METHODS, *PEERS)
     unknown = [name for name in arguments.methods if name not in known]
     if unknown:
-        raise InputError(f"--methods: there is no '{unknown[0]}'; accepted: {', '.join(known)}")
+        raise InputError(f"--methods: there is no '{unknown[0]}'; accepted: {', '.join(map(repr, known))}")
     plan = network.Plan(
         arguments.recipe, read_recipe(arguments.recipe, overrides), overrides, arguments.hosts, arguments.links,
         arguments.methods or known, arguments.measured, arguments.longest,

@@ -44,6 +44,15 @@ class Flight:
     work: Any = None
 
 
+def check_fragments(settings: recipe.Local) -> None:
+    """`RecipeError` where two would have to travel at a time."""
+    if settings.fragments * max(1, settings.overlap) > settings.every:
+        raise RecipeError(
+            f"parallel.local: one fragment travels at a time, so 'fragments' × 'overlap' ({settings.fragments} × "
+            f"{settings.overlap}) and 'fragments' can't be more than 'every' ({settings.every})"
+        )
+
+
 class Local(Sync):
     """`inner` divides and syncs within a copy of the model; copies (the mesh's replicate axis) meet every so many steps.
 
@@ -61,11 +70,7 @@ class Local(Sync):
         feedback: bool = True,
         closing: Sums | None = None,
     ) -> None:
-        if settings.overlap * settings.fragments > settings.every or settings.fragments > settings.every:
-            raise RecipeError(
-                f"parallel.local: one fragment travels at a time, so 'fragments' × 'overlap' ({settings.fragments} × "
-                f"{settings.overlap}) and 'fragments' can't be more than 'every' ({settings.every})"
-            )
+        check_fragments(settings)
         self.wire, self.mesh, self.inner, self.settings = wire, mesh, inner, settings
         self.sums, self.feedback, self.closing = sums, feedback, closing
         self.steps = 0
@@ -176,7 +181,6 @@ class Local(Sync):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Common weights, outer momentum, what is under way, and how far it has come."""
-        self._arrived_message()
         state = {
             **self.flat.by_name(self.common, "common"),
             **(self.flat.by_name(self.momentum, "momentum") if self.momentum is not None else {}),
@@ -195,7 +199,7 @@ class Local(Sync):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from there; from a run whose ranks did not step apart, from its weights."""
-        self.flight = None
+        self.flight = self._message = None
         self._tell_copy()
         if "local/steps" not in state:
             self.common = self._read(0, self.length)

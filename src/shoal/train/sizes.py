@@ -13,7 +13,7 @@ from shoal.train.model_setup import check_divisible
 from shoal.train.optimizers import check_optimizer
 from shoal.train.schedule import Budget
 from shoal.train.setup import make_transformer_config
-from shoal.train.strategies import mesh_sizes
+from shoal.train.strategies import check_meeting, mesh_sizes
 
 PROCESS_BYTES = 450_000_000
 """What Python, torch and its compiler hold resident before the first tensor."""
@@ -28,6 +28,7 @@ def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
     config = transformer_config(recipe, vocabulary)
     sizes = _, shard, tensor = mesh_sizes(recipe, world)
     check_divisible(config, tensor)
+    check_meeting(recipe, sizes)
     check_optimizer(recipe.optimizer, divided=shard * tensor > 1)
     parameters = sum(parameter.numel() for parameter in Transformer(config).parameters())
     budget = Budget.of(recipe.train)

@@ -15,7 +15,7 @@ from shoal.parallel.coded_scatter import CodedScatter
 from shoal.parallel.coded_sum import MESSAGE_BYTES, CodedSum
 from shoal.parallel.exact import ExactSum
 from shoal.parallel.fully_sharded import FullySharded
-from shoal.parallel.local import Local
+from shoal.parallel.local import Local, check_fragments
 from shoal.parallel.mesh import Axis, Mesh, divide, within_copy
 from shoal.parallel.momentum import Momentum
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
@@ -93,16 +93,50 @@ def in_flight(recipe: Recipe) -> torch.dtype | None:
     return torch.bfloat16 if recipe.train.precision == "bf16" else None
 
 
-def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
-    """The recipe's strategy; alone, there is nothing to divide, and nobody to meet."""
-    parallel = recipe.parallel
+def check_meeting(recipe: Recipe, sizes: tuple[int, int, int]) -> None:
+    """`RecipeError` for ways of dividing and of meeting that don't go together on (replicate, shard, tensor) ranks."""
+    parallel, batch, (replicate, shard, tensor) = recipe.parallel, recipe.train.global_batch, sizes
+    kind, apart = parallel.codec.kind, parallel.sync == "local"
     if recipe.optimizer.kind == "onebit_adam" and (
-        parallel.exact or parallel.shard != "replicate" or parallel.sync == "local" or parallel.codec.kind == "none"
+        parallel.exact or parallel.shard != "replicate" or apart or kind == "none"
     ):
         raise RecipeError(
             "'optimizer.kind' is 'onebit_adam', whose momentum travels encoded every step: set 'parallel.codec.kind' (sign) "
             "and 'parallel.sync' every, with 'parallel.shard' replicate and without 'parallel.exact'"
         )
+    if apart and replicate > 1:
+        check_fragments(parallel.local)
+        if batch % (replicate * shard):
+            raise RecipeError(
+                f"'parallel.sync' is 'local', where every rank must read as many sequences: 'train.global_batch' is "
+                f"{batch}, which {replicate * shard} ranks can't share equally"
+            )
+        if kind == "powersgd":
+            raise RecipeError(
+                "'parallel.codec.kind' is 'powersgd', which needs whole matrices, and local updates meet in parts that are "
+                f"none; accepted: none, {', '.join(CODECS)}"
+            )
+        if kind != "none" and tensor > 1:
+            raise RecipeError(
+                f"'parallel.codec.kind' is '{kind}', with which what all tensor ranks hold would drift apart under "
+                "'parallel.sync' 'local'; accepted with 'parallel.tensor' above 1: none"
+            )
+    elif kind == "powersgd" and (shard > 1 or tensor > 1):
+        raise RecipeError(
+            "'parallel.codec.kind' is 'powersgd', which needs whole matrices on every rank; with 'parallel.shard' other "
+            f"than 'replicate', or 'parallel.tensor' above 1, accepted: none, {', '.join(CODECS)}"
+        )
+    elif kind != "none" and tensor > 1 and shard > 1 and parallel.shard != "zero1":
+        raise RecipeError(
+            "'parallel.codec.kind' other than 'none' with 'parallel.tensor' above 1 would let what all tensor ranks hold "
+            f"drift apart under 'parallel.shard' '{parallel.shard}'; accepted: 'replicate', 'zero1'"
+        )
+
+
+def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Sync:
+    """The recipe's strategy; alone, there is nothing to divide, and nobody to meet."""
+    parallel = recipe.parallel
+    check_meeting(recipe, (mesh.replicate.size, mesh.shard.size, mesh.tensor.size))
     if parallel.exact:
         return ExactSum(wire, mesh, parallel.virtual_shards, parallel.threads or 1)
     kind = parallel.shard if mesh.shard.size > 1 else "replicate"
@@ -113,27 +147,15 @@ def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Syn
 
 def _make_local(recipe: Recipe, wire: Wire, mesh: Mesh, inner: Sync) -> Local:
     """Copies of the model that step apart, each divided and summed by `inner`."""
-    parallel, batch = recipe.parallel, recipe.train.global_batch
-    if batch % mesh.data.size:
-        raise RecipeError(
-            f"'parallel.sync' is 'local', where every rank must read as many sequences: 'train.global_batch' is {batch}, "
-            f"which {mesh.data.size} ranks can't share equally"
-        )
-    kind = parallel.codec.kind
-    if kind == "none":
+    parallel, settings = recipe.parallel, recipe.parallel.codec
+    if settings.kind == "none":
         return Local(wire, mesh, inner, parallel.local)
-    if kind == "powersgd" or mesh.tensor.size > 1:
-        raise RecipeError(
-            f"'parallel.codec.kind' is {kind!r}, which local updates can't use "
-            f"{'as fragments are no matrices' if kind == 'powersgd' else 'with parallel.tensor above 1'}; accepted: "
-            f"{'bf16, fp16, int8, int4, topk, sign' if kind == 'powersgd' else 'none'}"
-        )
     channel, back = wire.own_channel(mesh.replicate), wire.own_channel(mesh.replicate)
     sums, closing = (
-        CodedSum(wire, channel, CODECS[name](parallel.codec), parallel.codec.feedback_decay, back)
-        for name in (kind, CLOSING_CODEC)
+        CodedSum(wire, channel, CODECS[name](settings), settings.feedback_decay, back)
+        for name in (settings.kind, CLOSING_CODEC)
     )
-    return Local(wire, mesh, inner, parallel.local, sums, parallel.codec.feedback, closing)
+    return Local(wire, mesh, inner, parallel.local, sums, settings.feedback, closing)
 
 
 def _momentum(recipe: Recipe, wire: Wire, mesh: Mesh) -> Momentum | None:
@@ -148,8 +170,6 @@ def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:
     settings = recipe.parallel.codec
     channel, back = wire.own_channel(axis), wire.own_channel(axis)
     if settings.kind == "powersgd":
-        if recipe.parallel.tensor > 1:
-            raise RecipeError("'parallel.codec.kind' is 'powersgd', which needs whole matrices: set 'parallel.tensor' 1")
         rank, decay, seed = settings.rank, settings.feedback_decay, recipe.seed
         return lambda places: PowerSGD(wire, channel, places, rank, decay, seed, back)
     sums = CodedSum(wire, channel, CODECS[settings.kind](settings), settings.feedback_decay, back)
@@ -159,14 +179,4 @@ def make_sums(recipe: Recipe, wire: Wire, axis: Axis) -> MakeSums:
 def make_scatter(recipe: Recipe, wire: Wire, mesh: Mesh) -> CodedScatter:
     """How gradients of which each rank gets its piece are summed with the recipe's codec; all ranks must call it."""
     settings = recipe.parallel.codec
-    if settings.kind == "powersgd":
-        raise RecipeError(
-            "'parallel.codec.kind' is 'powersgd', which needs whole matrices on every rank; with 'parallel.shard' other "
-            f"than 'replicate', accepted: {', '.join(CODECS)}"
-        )
-    if recipe.parallel.tensor > 1 and recipe.parallel.shard != "zero1":
-        raise RecipeError(
-            "'parallel.codec.kind' other than 'none' with 'parallel.tensor' above 1 would let what all tensor ranks hold "
-            f"drift apart under 'parallel.shard' '{recipe.parallel.shard}'; accepted: 'replicate', 'zero1'"
-        )
     return CodedScatter(wire, mesh, CODECS[settings.kind](settings), settings.feedback, settings.feedback_decay)
