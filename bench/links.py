@@ -100,7 +100,7 @@ def main(repeats: int = 3) -> None:
         raw[name] = case
         rows.append([name, f"{measured:.3f} s", f"{foretold:.3f} s", f"{foretold / measured:.2f}"])
     notes = ["Two hosts (namespaces); the link as measured by the ranks, latency and bandwidth; a step sleeps 0.4 s."]
-    publish("cost", "The cost model", ["a step", "measured", "foretold", "ratio"], rows, notes, raw)
+    publish("cost", "The cost model", ["a step", "measured", "foretold", "ratio"], rows, notes, raw, script="links")
     rows, raw = [], {}
     for megabits in (100, 10):
         tries = [compare(megabits) for _ in range(repeats)]
@@ -111,7 +111,7 @@ def main(repeats: int = 3) -> None:
             raw[name] = same
             rows.append([name, *(f"{value:.3f} s" for value in seconds), f"{seconds[1] / seconds[0]:.3f}"])
     notes = ["Two ranks; sums of fp32, plain and encoded, that take about a second."]
-    publish("throttle", "Throttled ranks", ["", "namespaces", "throttled", "ratio"], rows, notes, raw)
+    publish("throttle", "Throttled ranks", ["", "namespaces", "throttled", "ratio"], rows, notes, raw, script="links")
 
 
 if __name__ == "__main__":
