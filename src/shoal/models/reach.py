@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shoal.core.tensors import interval_mask
-
 
 class Reach(NamedTuple):
     """A token sees positions `low` to `high`, exclusive: int32 [batch, tokens]. `high` None: to itself (causal).
@@ -55,4 +53,6 @@ class Reach(NamedTuple):
 
     def mask(self) -> Tensor:
         """[batch, 1, tokens, tokens], true where a token sees a position."""
-        return interval_mask(self.low, self.high)
+        position = torch.arange(self.low.shape[1], device=self.low.device)
+        end = position + 1 if self.high is None else self.high
+        return ((position >= self.low[..., None]) & (position < end[..., None])).unsqueeze(1)

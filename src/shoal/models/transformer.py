@@ -137,14 +137,15 @@ class Transformer(nn.Module):
         if reach is None and not self.config.causal:
             reach = Reach.whole(tokens_BT)
         near = reach.within(self.config.window) if reach is not None and self.config.window else reach
+        wide, narrow = (None if self.position is not None else self.rotation(kind, at) for kind in ("", "local_"))
         for index, block in enumerate(self.blocks):
-            rotation = None if self.position is not None else self.rotation(block.local, at)
-            x_BTD = block(x_BTD, rotation, cache[index] if cache else None, near if block.local else reach)
+            local = bool(block.local)
+            x_BTD = block(x_BTD, narrow if local else wide, cache[index] if cache else None, near if local else reach)
         return self.norm(x_BTD)
 
-    def rotation(self, local: bool, at: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions, [tokens, head_dim / 2] or with a batch before."""
-        kind = "local_" if local and self.config.window else ""
+    def rotation(self, kind: str, at: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions, [tokens, head_dim / 2] or with a batch before; `local_` ones for a window."""
+        kind = kind if self.config.window else ""
         return self.get_buffer(f"{kind}cosine")[at], self.get_buffer(f"{kind}sine")[at]
 
     def pool(self, hidden_BTD: Tensor) -> Tensor:
@@ -238,9 +239,9 @@ class Block(nn.Module):
         return self.mlp_norm(x_BTD + self.dropout(self.mlp(x_BTD)))
 
 
-AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor | None]
 """Queries [B, H, T, E], keys and values [B, K, T, E], and the edges of what each token sees [B, T] (None: from the first, to
-itself), to outputs [B, H, T, E]."""
+itself), to outputs [B, H, T, E], or None where it doesn't serve."""
 
 
 class Attention(nn.Module):
@@ -279,9 +280,9 @@ class Attention(nn.Module):
             q_BTHE, k_BTKE = rotate(q_BTHE, *rotation), rotate(k_BTKE, *rotation)
         q_BHTE, k_BKSE, v_BKSE = q_BTHE.transpose(1, 2), k_BTKE.transpose(1, 2), v_BTKE.transpose(1, 2)
         if cache is None and self.kernel is not None and not (self.training and self.dropout):
-            low, high = reach or (None, None)
-            o_BHTE = self.kernel(q_BHTE, k_BKSE, v_BKSE, low, high)
-            return self.out(o_BHTE.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+            o_BHTE = self.kernel(q_BHTE, k_BKSE, v_BKSE, *(reach or (None, None)))
+            if o_BHTE is not None:
+                return self.out(o_BHTE.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
         mask = None if reach is None else reach.mask()
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE)
