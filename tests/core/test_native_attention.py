@@ -10,10 +10,18 @@ from torch import Tensor
 
 from shoal.core import native
 from shoal.core.machine import cpp_compiler
-from shoal.core.native import attention
-from shoal.core.native.attention import causal_attention
+from shoal.core.native import attention as native_attention
+from shoal.models.reach import Reach
 
 pytestmark = pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
+
+
+def attention(*inputs: Tensor | None) -> Tensor:
+    """The library's output, which must not be missing."""
+    output = native_attention.attention(*inputs)  # type: ignore[arg-type]
+    assert output is not None
+    return output
+
 
 SHAPES = [  # batch, heads, key-value heads, tokens, head dim
     *[(2, 2, 2, tokens, 16) for tokens in (1, 3, 63, 64, 65, 256, 257)],
@@ -43,13 +51,18 @@ def tensors(B: int, H: int, K: int, T: int, E: int) -> tuple[Tensor, Tensor, Ten
     return q_BHTE, k_BKTE, v_BKTE, do_BHTE
 
 
-def formula(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+def formula(
+    q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, low_BT: Tensor | None = None, high_BT: Tensor | None = None
+) -> Tensor:
     """Softmax attention as written in books."""
     T, group = q_BHTE.shape[2], q_BHTE.shape[1] // k_BKTE.shape[1]
     k_BHTE, v_BHTE = k_BKTE.repeat_interleave(group, 1), v_BKTE.repeat_interleave(group, 1)
     scores = q_BHTE @ k_BHTE.mT / math.sqrt(q_BHTE.shape[-1])
-    hidden = torch.ones(T, T, dtype=torch.bool).triu(1)
-    return scores.masked_fill(hidden, -math.inf).softmax(-1) @ v_BHTE
+    position = torch.arange(T)
+    low = torch.zeros(1, T, 1) if low_BT is None else low_BT[..., None]
+    high = position[None, :, None] + 1 if high_BT is None else high_BT[..., None]
+    seen = (position >= low) & (position < high)
+    return scores.masked_fill(~seen[:, None], -math.inf).softmax(-1) @ v_BHTE
 
 
 def with_gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], do_BHTE: Tensor) -> list[Tensor]:
@@ -68,8 +81,38 @@ def test_the_library_compiles_here() -> None:
 def test_output_and_gradients_equal_the_formula_in_float64(shape: tuple[int, ...]) -> None:
     *inputs, do_BHTE = tensors(*shape)
     expected = with_gradients(formula, tuple(x.double() for x in inputs), do_BHTE)
-    for actual, wanted in zip(with_gradients(causal_attention, tuple(inputs), do_BHTE), expected, strict=True):
+    for actual, wanted in zip(with_gradients(attention, tuple(inputs), do_BHTE), expected, strict=True):
         torch.testing.assert_close(actual.double(), wanted, rtol=1e-5, atol=2e-6)
+
+
+def intervals(kind: str, B: int, T: int) -> tuple[Tensor | None, Tensor | None]:
+    """Where each token's interval begins and ends."""
+    position = torch.arange(T, dtype=torch.int32).expand(B, T)
+    if kind == "all":
+        return torch.zeros_like(position), torch.full_like(position, T)
+    if kind == "window":
+        return (position - 5).clamp(min=0), (position + 6).clamp(max=T)
+    if kind == "itself":
+        return position, position + 1
+    if kind == "prefix":
+        return None, (position + 1).clamp(min=min(T, 70))
+    generator = torch.Generator().manual_seed(T)
+    reach = Reach.of_documents((torch.rand(B, T, generator=generator) < 0.03).cumsum(1), causal=kind == "causal documents")
+    return reach.low, reach.high
+
+
+KINDS = ["all", "window", "itself", "prefix", "documents", "causal documents"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(2, 2, 2, 63, 16), (2, 4, 2, 257, 32), (1, 2, 1, 520, 8), (3, 1, 1, 1, 16)], ids=str)
+def test_intervals_equal_the_formula_in_float64(kind: str, shape: tuple[int, ...]) -> None:
+    *inputs, do_BHTE = tensors(*shape)
+    edges = intervals(kind, shape[0], shape[3])
+    expected = with_gradients(lambda *x: formula(*x, *edges), tuple(x.double() for x in inputs), do_BHTE)
+    actual = with_gradients(lambda *x: attention(*x, *edges), tuple(inputs), do_BHTE)
+    for mine, wanted in zip(actual, expected, strict=True):
+        torch.testing.assert_close(mine.double(), wanted, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("logit", [-80.0, 80.0])
@@ -83,29 +126,29 @@ def test_large_logits_do_not_overflow(logit: float) -> None:
     k_BKTE[:, :, 70, 0] = logit
     inputs = (q_BHTE, k_BKTE, v_BKTE)
     expected = with_gradients(formula, tuple(x.double() for x in inputs), do_BHTE)
-    for actual, wanted in zip(with_gradients(causal_attention, inputs, do_BHTE), expected, strict=True):
+    for actual, wanted in zip(with_gradients(attention, inputs, do_BHTE), expected, strict=True):
         torch.testing.assert_close(actual.double(), wanted, rtol=1e-4, atol=1e-4)  # PyTorch's own is 5e-5 off
 
 
 def test_output_and_gradients_are_laid_out_by_token() -> None:
     *inputs, do_BHTE = tensors(2, 4, 2, 20, 16)
-    for result in with_gradients(causal_attention, tuple(inputs), do_BHTE):
+    for result in with_gradients(attention, tuple(inputs), do_BHTE):
         assert result.transpose(1, 2).is_contiguous()
 
 
 def test_any_strides_are_read() -> None:
     *inputs, do_BHTE = tensors(2, 2, 2, 33, 16)
-    expected = with_gradients(causal_attention, tuple(inputs), do_BHTE)
+    expected = with_gradients(attention, tuple(inputs), do_BHTE)
     scattered = tuple(x.mT.contiguous().mT for x in inputs)  # the last dim is not contiguous
     for gradient in (do_BHTE.mT.contiguous().mT, do_BHTE.contiguous()):
-        for actual, wanted in zip(with_gradients(causal_attention, scattered, gradient), expected, strict=True):
+        for actual, wanted in zip(with_gradients(attention, scattered, gradient), expected, strict=True):
             assert torch.equal(actual, wanted)
 
 
 def test_a_gradient_that_is_one_number_expanded() -> None:
     q_BHTE, k_BKTE, v_BKTE, _ = tensors(1, 2, 2, 33, 16)
     leaf = q_BHTE.detach().requires_grad_()
-    causal_attention(leaf, k_BKTE, v_BKTE).sum().backward()
+    attention(leaf, k_BKTE, v_BKTE).sum().backward()
     wanted = with_gradients(formula, (q_BHTE, k_BKTE, v_BKTE), torch.ones_like(q_BHTE))[1]
     torch.testing.assert_close(leaf.grad, wanted, rtol=1e-5, atol=2e-6)
 
@@ -116,7 +159,7 @@ def test_what_is_not_finite_shows(which: int, number: float) -> None:
     *inputs, do_BHTE = tensors(1, 1, 1, 150, 16)
     inputs[which] = inputs[which].clone()
     inputs[which][0, 0, 100, 3] = number
-    output, *gradients = with_gradients(causal_attention, tuple(inputs), do_BHTE)
+    output, *gradients = with_gradients(attention, tuple(inputs), do_BHTE)
     assert not output[0, 0, 100:].isfinite().all()
     assert output[0, 0, :64].isfinite().all()
     assert not gradients[0][0, 0, 100:].isfinite().all()
@@ -125,25 +168,27 @@ def test_what_is_not_finite_shows(which: int, number: float) -> None:
 def test_the_bits_are_the_same_twice_and_with_two_threads(threads: None) -> None:
     *inputs, do_BHTE = tensors(3, 4, 2, 150, 32)
     torch.set_num_threads(1)
-    expected = with_gradients(causal_attention, tuple(inputs), do_BHTE)
+    expected = with_gradients(attention, tuple(inputs), do_BHTE)
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        for actual, wanted in zip(with_gradients(causal_attention, tuple(inputs), do_BHTE), expected, strict=True):
+        for actual, wanted in zip(with_gradients(attention, tuple(inputs), do_BHTE), expected, strict=True):
             assert torch.equal(actual, wanted)
 
 
 def test_the_operators_keep_pytorchs_rules() -> None:
     q_BHTE, k_BKTE, v_BKTE, do_BHTE = tensors(2, 4, 2, 20, 16)
     inputs = tuple(x.detach().requires_grad_() for x in (q_BHTE, k_BKTE, v_BKTE))
-    torch.library.opcheck(attention.forward, inputs)
-    o_BHTE, logsumexp_BHT = attention.forward(q_BHTE, k_BKTE, v_BKTE)
-    torch.library.opcheck(attention.backward, (q_BHTE, k_BKTE, v_BKTE, o_BHTE, do_BHTE, logsumexp_BHT))
+    for edges in ((None, None), intervals("documents", 2, 20)):
+        torch.library.opcheck(native_attention.forward, (*inputs, *edges))
+        o_BHTE, logsumexp_BHT = native_attention.forward(q_BHTE, k_BKTE, v_BKTE, *edges)
+        saved = (q_BHTE, k_BKTE, v_BKTE, o_BHTE, do_BHTE, logsumexp_BHT)
+        torch.library.opcheck(native_attention.backward, (*saved, *edges))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_without_a_graph_break_equals_eager(dynamic: bool) -> None:
     def doubled(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
-        return causal_attention(q_BHTE * 2, k_BKTE, v_BKTE) * 2
+        return attention(q_BHTE * 2, k_BKTE, v_BKTE) * 2
 
     *inputs, do_BHTE = tensors(2, 4, 2, 40, 16)
     compiled = torch.compile(doubled, fullgraph=True, dynamic=dynamic)
@@ -153,10 +198,8 @@ def test_compiled_without_a_graph_break_equals_eager(dynamic: bool) -> None:
 
 
 @pytest.mark.parametrize("unsuitable", [lambda x: x.double(), lambda x: x.bfloat16(), lambda x: x[..., :12]])
-def test_what_does_not_suit_goes_to_pytorch(unsuitable: Callable[[Tensor], Tensor]) -> None:
-    inputs = tuple(unsuitable(x) for x in tensors(2, 4, 2, 20, 16)[:3])
-    wanted = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
-    assert torch.equal(causal_attention(*inputs), wanted)
+def test_what_does_not_suit_is_left_to_pytorch(unsuitable: Callable[[Tensor], Tensor]) -> None:
+    assert native_attention.attention(*(unsuitable(x) for x in tensors(2, 4, 2, 20, 16)[:3])) is None
 
 
 @pytest.fixture
@@ -166,15 +209,16 @@ def unloaded() -> Iterator[None]:
     native.load.cache_clear()
 
 
-def test_without_a_compiler_there_is_a_reason_and_pytorch_computes(monkeypatch: pytest.MonkeyPatch, unloaded: None) -> None:
+def test_without_a_compiler_there_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, unloaded: None
+) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     library, reason = native.load()
     assert library is None
     assert "no C++ compiler" in reason
     *inputs, _ = tensors(1, 2, 2, 20, 16)
-    wanted = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True)
-    assert torch.equal(causal_attention(*inputs), wanted)
+    assert native_attention.attention(*inputs) is None
 
 
 def test_a_compiler_that_fails_gives_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unloaded: None) -> None:

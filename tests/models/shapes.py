@@ -15,6 +15,16 @@ QWEN3 = TransformerConfig(
     vocabulary=37, context=24, layers=2, dim=16, heads=4, kv_heads=2, head_dim=6, hidden=24, positions="rotary",
     norm="rms", norm_epsilon=1e-6, activation="silu", gated=True, qk_norm=True, bias=False, rope_theta=1e6,
 )  # fmt: skip
+BERT = TransformerConfig(
+    vocabulary=37, context=24, layers=2, dim=16, heads=4, kv_heads=4, head_dim=4, hidden=40, norm_epsilon=1e-12,
+    activation="gelu_erf", causal=False, norm_first=False, embedding_norm=True, segments=2, transform=True, head_bias=True,
+    pooler=True,
+)  # fmt: skip
+MODERNBERT = TransformerConfig(
+    vocabulary=37, context=24, layers=3, dim=16, heads=4, kv_heads=4, head_dim=4, hidden=24, positions="rotary",
+    activation="gelu_erf", gated=True, bias=False, causal=False, embedding_norm=True, first_norm=False, window=2,
+    global_every=2, rope_theta=160_000.0, transform=True, head_bias=True,
+)  # fmt: skip
 FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "qwen3": QWEN3}
 
 

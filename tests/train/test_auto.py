@@ -18,7 +18,7 @@ from shoal.parallel.link import Link, measure
 from shoal.parallel.throttle import FRAMING, Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import TASKS
+from shoal.tasks import Causal
 from shoal.train.auto import Auto, Choice, choose, time_step
 from tests.ranks import alone, run_ranks
 from tests.train.runs import build_parts, tiny_recipe
@@ -93,7 +93,7 @@ def test_a_run_goes_on_with_what_its_checkpoint_was_made_with(corpus: Path) -> N
     saved = json.loads(json.dumps(asdict(choice)))
     auto = Auto(tiny_recipe(corpus), Wire(replace(alone(), size=2)), saved)
     model = Transformer(make_config("gpt2-small", vocabulary=30, context=16, layers=1, dim=16, heads=2))
-    parallel = auto.decide(model, TASKS["causal"](), nullcontext(), 1, 1).parallel
+    parallel = auto.decide(model, Causal(), nullcontext(), 1, 1).parallel
     assert (parallel.sync, parallel.codec.kind, parallel.local.every) == ("local", choice.codec, choice.every)
     assert auto.state == asdict(choice)
 
@@ -103,7 +103,7 @@ def test_timing_a_step_leaves_no_trace() -> None:
     model = Transformer(make_config("gpt2-small", vocabulary=30, context=16, layers=1, dim=16, heads=2)).materialise()
     model.initialise(torch.Generator().manual_seed(1), 0.02, None, False)
     before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    compute = time_step(model, TASKS["causal"](), nullcontext(), wire, sequences=2, passes=3)
+    compute = time_step(model, Causal(), nullcontext(), wire, sequences=2, passes=3)
     assert compute.forward > 2 * compute.backward > 0
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), random)

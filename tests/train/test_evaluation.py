@@ -21,9 +21,9 @@ def test_every_token_but_the_first_is_a_target_exactly_once(corpus: Path, contex
     stream = Corpus.open(corpus).split("held_out")
     targets: list[int] = []
     for rank in range(world):
-        for windows in evaluation_windows(stream, context, 4, rank, world):
-            assert windows.shape == (4, context + 1)
-            targets += windows[:, 1:][windows[:, 1:] >= 0].tolist()
+        for rows in evaluation_windows(stream, context, 4, rank, world):
+            assert rows.tokens.shape == (4, context)
+            targets += rows.following[rows.following >= 0].tolist()
     whole = stream.windows(np.array([0]), stream.tokens)[0]
     assert sorted(targets) == sorted(whole[1:].tolist())
 

@@ -122,7 +122,7 @@ def test_a_virtual_shard_reads_the_same_sequences_on_any_number_of_ranks(corpus:
             TrainingBatches(stream, 16, train.global_batch, train.micro_batch, 1, rank, world, recipe.data.partition)
             for rank in range(world)
         ]
-        return [(at, windows.tolist()) for _ in range(3) for rank in ranks for at, windows in rank.next_step()]
+        return [(at, rows.tokens.tolist()) for _ in range(3) for rank in ranks for at, rows in rank.next_step()]
 
     assert [position for position, _ in steps(1)] == list(range(0, 3 * 16, 2))
     assert steps(1) == steps(2) == steps(8)

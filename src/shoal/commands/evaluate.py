@@ -25,7 +25,7 @@ from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.serve.generation import LanguageModel, load_language_model
-from shoal.tasks import TASKS
+from shoal.tasks import Causal
 from shoal.train.evaluation import Evaluator
 
 
@@ -70,7 +70,7 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
 
 def _evaluate(language: LanguageModel, stream: TokenStream, batch: int) -> dict[str, float]:
     context = language.model.config.context
-    evaluator = Evaluator(TASKS["causal"](), stream, context, batch, Wire(World()), Axis(), nullcontext())
+    evaluator = Evaluator(Causal(), stream, context, batch, Wire(World()), Axis(), nullcontext())
     return evaluator(language.model)
 
 

@@ -10,15 +10,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shoal.core.errors import CorpusError
 from shoal.data.ledger import Ledger, Recorder, ledger_from, ledger_tree
 from shoal.data.partition import Positions, rank_positions, samples_at
+from shoal.data.sequences import Sequences, row_keys
 from shoal.data.shards import TokenStream
-
-Windows = NDArray[np.int64]
-"""Token ids [sequences, context + 1]; -1 where there is none."""
 
 
 class TrainingBatches:
@@ -47,8 +44,8 @@ class TrainingBatches:
         ledger = Ledger(seed, self.samples, context, stream.fingerprint)
         self.recorder = Recorder(ledger, global_batch, strategy, rank, world)
 
-    def next_step(self) -> list[tuple[int, Windows]]:
-        """The micro-batches of the next step: the position of the first sequence, and [up to micro_batch, context + 1].
+    def next_step(self) -> list[tuple[int, Sequences]]:
+        """The micro-batches of the next step: the position of the first sequence, and up to `micro_batch` of them.
 
         They are as many on every rank: one whose share is the smaller may end with one that has no targets, as ranks that
         gather weights do so together.
@@ -58,7 +55,7 @@ class TrainingBatches:
         samples = samples_at(positions, self.samples, self.seed)
         most = -(-self.global_batch // self.world)
         size = self.micro_batch or most
-        none = np.full((1, self.context + 1), -1, dtype=np.int64)
+        none = Sequences.of_windows(np.full((1, self.context + 1), -1, dtype=np.int64))
         micro_batches = [
             (int(positions[start]), self._read(positions[start : start + size], samples[start : start + size]))
             if start < len(samples)
@@ -68,9 +65,10 @@ class TrainingBatches:
         self.recorder.end_step()
         return micro_batches
 
-    def _read(self, positions: Positions, samples: Positions) -> Windows:
+    def _read(self, positions: Positions, samples: Positions) -> Sequences:
         self.recorder.enter(positions, samples)
-        return self.stream.windows(samples * self.context, self.context + 1)
+        windows = self.stream.windows(samples * self.context, self.context + 1)
+        return Sequences.of_windows(windows, row_keys(self.seed, positions // self.samples, samples))
 
     def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger:
         """What all ranks have read by the end of `step`; all call it, and `gather` collects a value of each data rank."""
@@ -105,7 +103,7 @@ class TrainingBatches:
 
 def evaluation_windows(
     stream: TokenStream, context: int, batch: int, rank: int = 0, world: int = 1, limit: int = 0
-) -> Iterator[Windows]:
+) -> Iterator[Sequences]:
     """This rank's share of the split, cut without overlap: every token but the first is a target exactly once.
 
     Ranks take whole batches in turn, as many each. These are always full, padded with -1, so that compiled code sees one
@@ -125,4 +123,6 @@ def evaluation_windows(
         for row, start in enumerate(chosen[len(whole) :], len(whole)):
             rest = stream.windows(np.array([start]), stream.tokens - int(start))
             windows[row, : rest.shape[1]] = rest[0]
-        yield windows
+        keys = np.zeros(batch, dtype=np.uint64)
+        keys[: len(chosen)] = row_keys(0, np.zeros_like(chosen), chosen)
+        yield Sequences.of_windows(windows, keys)

@@ -17,6 +17,7 @@ IGNORED = -100
 """A target that does not count."""
 
 CHUNK_BYTES = 8 << 20
+BIAS_COLUMNS = 16
 
 
 Gradients = tuple[Tensor, Tensor | None, Tensor | None]
@@ -26,12 +27,22 @@ doesn't serve."""
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, kernel: LossKernel | None = None
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    kernel: LossKernel | None = None,
+    bias_V: Tensor | None = None,
 ) -> Tensor:
-    """Summed cross entropy of `hidden @ weight.T` against targets (`IGNORED` ones don't count), an fp32 scalar.
+    """Summed cross entropy of `hidden @ weight.T + bias` against targets (`IGNORED` ones don't count), an fp32 scalar.
 
     The sum, not the mean: the caller divides by the number of targets of the whole global batch. A `kernel` is asked first.
+    A bias is one more column of the weight, for hidden states that end in 1, filled up to what vector units like.
     """
+    if bias_V is not None:
+        one = hidden_ND.new_zeros(hidden_ND.shape[0], BIAS_COLUMNS)
+        one[:, 0] = 1.0
+        hidden_ND = torch.cat((hidden_ND, one), dim=1)
+        weight_VD = torch.cat((weight_VD, F.pad(bias_V[:, None], (0, BIAS_COLUMNS - 1))), dim=1)
     if not torch.is_grad_enabled():  # a Function is told that parameters need gradients even then
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, kernel)

@@ -1,8 +1,9 @@
-"""One Transformer for every decoder that Shoal trains: GPT-2's shape and Llama's are two settings of it.
+"""One Transformer for everything that Shoal trains: the shapes of GPT-2, Llama, BERT and ModernBERT are settings of it.
 
-Pre-norm residual blocks (Vaswani et al. 2017; Radford et al. 2019). What varies is data, in `TransformerConfig`:
-learned or rotary positions (Su et al. 2021), LayerNorm or RMSNorm, a plain or a gated MLP (Shazeer 2020), grouped
-keys and values (Ainslie et al. 2023), normalised queries and keys (Dehghani et al. 2023).
+Residual blocks (Vaswani et al. 2017). What varies is data, in `TransformerConfig`: decoders see what is before them,
+encoders everything (Devlin et al. 2019); norms come before attention and MLP (Radford et al. 2019) or after; learned or
+rotary positions, LayerNorm or RMSNorm, a plain or a gated MLP (Shazeer 2020), grouped keys and values (Ainslie et al.
+2023), normalised queries and keys (Dehghani et al. 2023), layers that see a window only (Beltagy et al. 2020).
 
 The fused `qkv` weight is laid out by groups, `[kv_head, queries of the group + key + value, head_dim]`: one matrix
 product instead of three, and cutting its rows into equal parts still gives whole heads.
@@ -22,11 +23,13 @@ from torch.nn import functional as F
 
 from shoal.models.cache import LayerCache
 from shoal.models.loss import LossKernel
+from shoal.models.reach import Reach
+from shoal.models.rotary import rotary_table, rotate
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The shape of a decoder. `ValueError` when the numbers don't fit together."""
+    """The shape of a model. `ValueError` when the numbers don't fit together."""
 
     vocabulary: int
     context: int
@@ -39,19 +42,42 @@ class TransformerConfig:
     positions: Literal["learned", "rotary"] = "learned"
     norm: Literal["layer", "rms"] = "layer"
     norm_epsilon: float = 1e-5
-    activation: Literal["gelu", "silu", "relu2"] = "gelu"
+    activation: Literal["gelu", "gelu_erf", "silu", "relu2"] = "gelu"
     gated: bool = False
     qk_norm: bool = False
     bias: bool = True
     tied: bool = True
     rope_theta: float = 10_000.0
     dropout: float = 0.0
+    causal: bool = True
+    """Whether a token sees only itself and what is before it."""
+    norm_first: bool = True
+    """Norms before attention and MLP, and one at the end; or after each, as in BERT."""
+    embedding_norm: bool = False
+    first_norm: bool = True
+    """Whether the first block has a norm before its attention (not needed after `embedding_norm`)."""
+    segments: int = 0
+    """Kinds of text that have an embedding each (BERT's token types)."""
+    window: int = 0
+    """Positions on either side that a local layer sees (0: all layers see everything)."""
+    global_every: int = 1
+    """Of so many layers the first sees everything."""
+    local_rope_theta: float = 10_000.0
+    transform: bool = False
+    """A dense layer, nonlinearity and norm before the output projection (BERT's masked-word head)."""
+    head_bias: bool = False
+    pooler: bool = False
+    """A dense layer and tanh over the first token (BERT's)."""
+    relation: bool = False
+    """Two logits from the pooler: whether the second text follows the first."""
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions")
+        if self.window and self.causal:
+            raise ValueError("a window is for models that see both ways")
 
 
 GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
@@ -63,8 +89,6 @@ class Transformer(nn.Module):
     `loss_kernel` may be set from outside: a function for `loss.linear_cross_entropy`.
     """
 
-    cosine: Tensor
-    sine: Tensor
     loss_kernel: LossKernel | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -73,47 +97,84 @@ class Transformer(nn.Module):
         with torch.device("meta"):
             self.embedding = nn.Embedding(config.vocabulary, config.dim)
             self.position = nn.Embedding(config.context, config.dim) if config.positions == "learned" else None
-            self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-            self.norm = make_norm(config, config.dim)
+            self.segment = nn.Embedding(config.segments, config.dim) if config.segments else None
+            self.embedding_norm = make_norm(config, config.dim) if config.embedding_norm else None
+            self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+            self.norm = make_norm(config, config.dim) if config.norm_first else nn.Identity()
+            self.pooler = nn.Linear(config.dim, config.dim) if config.pooler else None
+            self.relation = nn.Linear(config.dim, 2) if config.relation else None
+            self.transform = Transform(config) if config.transform else None
             self.head = None if config.tied else nn.Linear(config.dim, config.vocabulary, bias=False)
+            self.head_bias = nn.Parameter(torch.empty(config.vocabulary)) if config.head_bias else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens_BT: Tensor, cache: list[LayerCache] | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        cache: list[LayerCache] | None = None,
+        reach: Reach | None = None,
+        segments_BT: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states [batch, tokens, dim] after the last norm.
 
-        With a `cache` of one entry a layer, the tokens follow those seen before, and the cache grows by them.
+        With a `cache` of one entry a layer, the tokens follow those seen before, and the cache grows by them. `reach` says
+        who sees whom, and where positions begin, if that is not everyone before (decoders) or everyone (encoders);
+        `segments` [batch, tokens] the kind of text that a token belongs to (0).
         """
         start = cache[0].length if cache else 0
         end = start + tokens_BT.shape[1]
         if end > self.config.context:
             raise ValueError(f"{end} tokens are more than the model's context of {self.config.context}")
+        at = slice(start, end) if reach is None else reach.positions()
         x_BTD = self.embedding(tokens_BT)
-        rotation = None
         if self.position is not None:
-            x_BTD = x_BTD + self.position.weight[start:end]
-        else:
-            rotation = (self.cosine[start:end], self.sine[start:end])
+            x_BTD = x_BTD + self.position.weight[at]
+        if self.segment is not None:
+            x_BTD = x_BTD + (self.segment.weight[0] if segments_BT is None else self.segment(segments_BT))
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
         x_BTD = self.dropout(x_BTD)
+        if reach is None and not self.config.causal:
+            reach = Reach.whole(tokens_BT)
+        near = reach.within(self.config.window) if reach is not None and self.config.window else reach
+        wide, narrow = (None if self.position is not None else self.rotation(kind, at) for kind in ("", "local_"))
         for index, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, rotation, cache[index] if cache else None)
+            local = bool(block.local)
+            x_BTD = block(x_BTD, narrow if local else wide, cache[index] if cache else None, near if local else reach)
         return self.norm(x_BTD)
+
+    def rotation(self, kind: str, at: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions, [tokens, head_dim / 2] or with a batch before; `local_` ones for a window."""
+        kind = kind if self.config.window else ""
+        return self.get_buffer(f"{kind}cosine")[at], self.get_buffer(f"{kind}sine")[at]
+
+    def pool(self, hidden_BTD: Tensor) -> Tensor:
+        """BERT's summary [batch, dim] of each row, from its first token."""
+        assert self.pooler is not None
+        return torch.tanh(self.pooler(hidden_BTD[:, 0]))
 
     @property
     def head_weight(self) -> Tensor:
         """The output projection [vocabulary, dim]."""
         return self.embedding.weight if self.head is None else self.head.weight
 
+    def before_head(self, hidden: Tensor) -> Tensor:
+        """What the output projection is applied to, [..., dim] to the same."""
+        return hidden if self.transform is None else self.transform(hidden)
+
     def project(self, hidden_BTD: Tensor) -> Tensor:
         """Logits [batch, tokens, vocabulary]."""
-        return F.linear(hidden_BTD, self.head_weight)
+        return F.linear(self.before_head(hidden_BTD), self.head_weight, self.head_bias)
 
     def materialise(self, device: torch.device | str = "cpu") -> "Transformer":
         """Allocate the weights, uninitialised, and fill what is computed rather than learned."""
         self.to_empty(device=device)
-        if self.position is None:
-            cosine, sine = rotary_table(self.config.context, self.config.head_dim, self.config.rope_theta)
-            self.register_buffer("cosine", cosine.to(device), persistent=False)
-            self.register_buffer("sine", sine.to(device), persistent=False)
+        config = self.config
+        kinds = {"": config.rope_theta, "local_": config.local_rope_theta} if config.window else {"": config.rope_theta}
+        for kind, theta in kinds.items() if self.position is None else ():
+            cosine, sine = rotary_table(config.context, config.head_dim, theta)
+            self.register_buffer(f"{kind}cosine", cosine.to(device), persistent=False)
+            self.register_buffer(f"{kind}sine", sine.to(device), persistent=False)
         return self
 
     @torch.no_grad()
@@ -134,50 +195,62 @@ class Transformer(nn.Module):
                 parameter.normal_(0, chosen, generator=generator)
         return self
 
-    def flops_per_token(self, tokens: int) -> float:
+    def flops_per_token(self, tokens: int, projected: float = 1.0) -> float:
         """Floating-point operations of forward and backward a token, in a sequence of `tokens`.
 
-        6 a weight that multiplies (the embedding look-up does not), and causal attention's two products, which on
-        average reach half of the sequence: 6 × layers × tokens × heads × head_dim (PaLM's appendix B counts twice that,
-        as if the masked half were computed).
+        6 a weight that multiplies (embedding look-ups do not; the output projection, and what is before it, a `projected`
+        share of the tokens), and attention's two products, 12 × heads × head_dim a position seen: on average half of the
+        sequence where attention is causal (PaLM's appendix B counts all, as if the masked half were computed).
         """
         config = self.config
-        multiplying = sum(p.numel() for name, p in self.named_parameters() if p.dim() == 2 and "embedding" not in name)
-        multiplying -= 0 if self.position is None else self.position.weight.numel()
-        multiplying += config.vocabulary * config.dim if self.head is None else 0
-        return 6.0 * multiplying + 6.0 * config.layers * tokens * config.heads * config.head_dim
+        inner = sum(p.numel() for p in self.blocks.parameters() if p.dim() == 2)
+        outer = config.vocabulary * config.dim + (config.dim**2 if self.transform is not None else 0)
+        near = min(tokens, 2 * config.window + 1)
+        seen = sum(near if block.local else tokens for block in self.blocks) * (0.5 if config.causal else 1.0)
+        return 6.0 * (inner + projected * outer) + 12.0 * seen * config.heads * config.head_dim
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP, each added to the residual stream; behind a norm, or with one after the sum."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, layer: int = 0) -> None:
         super().__init__()
-        self.attention_norm = make_norm(config, config.dim)
+        self.norm_first = config.norm_first
+        self.local = bool(config.window) and layer % config.global_every != 0
+        bare = layer == 0 and not config.first_norm
+        self.attention_norm = nn.Identity() if bare else make_norm(config, config.dim)
         self.attention = Attention(config)
         self.mlp_norm = make_norm(config, config.dim)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None = None, cache: LayerCache | None = None
+        self,
+        x_BTD: Tensor,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+        reach: Reach | None = None,
     ) -> Tensor:
         """[batch, tokens, dim] to the same."""
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, cache))
-        return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
+        if self.norm_first:
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, cache, reach))
+            return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
+        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, rotation, cache, reach)))
+        return self.mlp_norm(x_BTD + self.dropout(self.mlp(x_BTD)))
 
 
-CausalAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries [B, H, T, E], keys and values [B, K, T, E] to outputs [B, H, T, E], each seeing itself and what is before it."""
+AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor | None]
+"""Queries [B, H, T, E], keys and values [B, K, T, E], and the edges of what each token sees [B, T] (None: from the first, to
+itself), to outputs [B, H, T, E], or None where it doesn't serve."""
 
 
 class Attention(nn.Module):
-    """Causal self-attention over grouped heads.
+    """Self-attention over grouped heads.
 
-    `causal` may be set from outside to a kernel for whole sequences; torch's own does everything else.
+    `kernel` may be set from outside, for whole sequences; torch's own does everything else.
     """
 
-    causal: CausalAttention | None = None
+    kernel: AttentionKernel | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -190,9 +263,13 @@ class Attention(nn.Module):
         self.key_norm = make_norm(config, config.head_dim) if config.qk_norm else None
 
     def forward(
-        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None = None, cache: LayerCache | None = None
+        self,
+        x_BTD: Tensor,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+        reach: Reach | None = None,
     ) -> Tensor:
-        """[batch, tokens, dim] to the same."""
+        """[batch, tokens, dim] to the same; `reach` is for tokens that no cached ones precede."""
         B, T, _ = x_BTD.shape
         qkv = self.qkv(x_BTD).view(B, T, self.kv_heads, self.group + 2, self.head_dim)
         q_BTKGE, k_BTKE, v_BTKE = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
@@ -202,13 +279,14 @@ class Attention(nn.Module):
         if rotation is not None:
             q_BTHE, k_BTKE = rotate(q_BTHE, *rotation), rotate(k_BTKE, *rotation)
         q_BHTE, k_BKSE, v_BKSE = q_BTHE.transpose(1, 2), k_BTKE.transpose(1, 2), v_BTKE.transpose(1, 2)
-        if cache is None and self.causal is not None and not (self.training and self.dropout):
-            o_BHTE = self.causal(q_BHTE, k_BKSE, v_BKSE)
-            return self.out(o_BHTE.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
-        mask = None
+        if cache is None and self.kernel is not None and not (self.training and self.dropout):
+            o_BHTE = self.kernel(q_BHTE, k_BKSE, v_BKSE, *(reach or (None, None)))
+            if o_BHTE is not None:
+                return self.out(o_BHTE.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+        mask = None if reach is None else reach.mask()
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE)
-            mask = cache.mask(T)
+            mask = cache.mask(T) if mask is None else mask
         o_BHTE = F.scaled_dot_product_attention(
             q_BHTE,
             k_BKSE,
@@ -264,6 +342,21 @@ class MLP(nn.Module):
         return down(activate(gate(x_BTD), self.activation) * up(x_BTD))
 
 
+class Transform(nn.Module):
+    """Dense, nonlinearity, norm: what BERT's masked-word head does before it projects onto the vocabulary."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.dense = nn.Linear(config.dim, config.dim, bias=config.bias)
+        self.norm = make_norm(config, config.dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., dim] to the same."""
+        transformed: Tensor = self.norm(activate(self.dense(hidden), self.activation))
+        return transformed
+
+
 def make_norm(config: TransformerConfig, dim: int) -> nn.Module:
     """LayerNorm or RMSNorm over the last axis of width `dim`."""
     if config.norm == "layer":
@@ -272,26 +365,13 @@ def make_norm(config: TransformerConfig, dim: int) -> nn.Module:
 
 
 def activate(x: Tensor, kind: str) -> Tensor:
-    """GELU in its tanh form (as GPT-2), SiLU, or the squared ReLU (So et al. 2021).
+    """GELU in its tanh form (as GPT-2) or the exact one (as BERT), SiLU, or the squared ReLU (So et al. 2021).
 
     GELU is written with a sigmoid, (1 + tanh z) / 2 = sigmoid 2z: compiled for a CPU, forward and backward take a third of
     the time that `F.gelu` takes, 20 against 63 ms for [4096, 1536].
     """
     if kind == "gelu":
         return x * torch.sigmoid(GELU_SLOPE * (x + 0.044715 * x * x * x))
+    if kind == "gelu_erf":
+        return F.gelu(x)
     return F.silu(x) if kind == "silu" else F.relu(x).square()
-
-
-def rotary_table(context: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [context, head_dim / 2] of every position's angles, in fp32."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angle = torch.outer(torch.arange(context, dtype=torch.float32), frequency)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x_BTHE: Tensor, cosine_TE: Tensor, sine_TE: Tensor) -> Tensor:
-    """Turn each pair (i, i + E/2) by its position's angle: the half-split convention of Llama's weights."""
-    precise = x_BTHE if x_BTHE.dtype == torch.float64 else x_BTHE.float()
-    first, second = precise.chunk(2, dim=-1)
-    cosine, sine = cosine_TE[:, None, :], sine_TE[:, None, :]
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).type_as(x_BTHE)

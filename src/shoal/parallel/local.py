@@ -118,11 +118,11 @@ class Local(Sync):
         if self.steps < self.settings.after:
             return self.wire.sum(mine, self.apart)
         found = mine.clone()
-        found[:2] *= self.apart.size
-        found[2:4] = 0  # what only all together can decide
+        found[:3] *= self.apart.size
+        found[3:5] = 0  # what only all together can decide
         if self._departing(self.steps + 1):
             if self._message is not None:
-                found[2:] = self._arrived_message()[2:]
+                found[3:] = self._arrived_message()[3:]
             self._message = mine, self.wire.start_sum(mine, self.apart)
         return found
 

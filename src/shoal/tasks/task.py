@@ -1,4 +1,4 @@
-"""The seam between what is learned and how: windows in, batch, summed loss and number of targets out."""
+"""The seam between what is learned and how: sequences in, batch, summed loss and number of targets out."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,23 +6,30 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shoal.data.batches import Windows
+from shoal.data.sequences import Sequences
+from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets, both int64 [batch, tokens]; targets that don't count are `models.loss.IGNORED`."""
+    """Inputs and targets, int64 [batch, tokens]; targets that don't count are `models.loss.IGNORED`.
+
+    `read`: how many of the tokens are text rather than padding. `reach` and `segments` are those of `Transformer.forward`.
+    """
 
     tokens: Tensor
     targets: Tensor
+    read: int
+    reach: Reach | None = None
+    segments: Tensor | None = None
 
 
 class Task(Protocol):
     """An objective."""
 
-    def batch(self, windows: Windows, device: torch.device) -> Batch:
-        """Inputs and targets from windows [sequences, context + 1]."""
+    def batch(self, sequences: Sequences, device: torch.device) -> Batch:
+        """Inputs and targets."""
         ...
 
     def loss(self, model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:

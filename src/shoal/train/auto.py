@@ -21,6 +21,7 @@ import torch
 from shoal.core import recipe as schema
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe, recipe_tree
+from shoal.data.sequences import Sequences
 from shoal.models.transformer import Transformer
 from shoal.parallel.codecs import CODECS
 from shoal.parallel.coded_sum import MESSAGE_BYTES
@@ -288,12 +289,13 @@ def time_step(
     device = wire.world.device
     shape = (sequences, model.config.context + 1)
     tokens = (np.arange(np.prod(shape)) % model.config.vocabulary).astype(np.int64).reshape(shape)
+    rows = Sequences.of_windows(tokens)
     fastest = torch.full((2,), torch.inf, dtype=torch.float64, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for _ in range(PASSES_TIMED):
             began = time.perf_counter()
             with precision:
-                loss_sum, _ = task.loss(model, task.batch(tokens, device))
+                loss_sum, _ = task.loss(model, task.batch(rows, device))
             _wait(device)
             between = time.perf_counter()
             loss_sum.backward()

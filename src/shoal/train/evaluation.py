@@ -38,12 +38,12 @@ class Evaluator:
         training = model.training
         model.eval()
         limit = self.final_sequences if final else self.sequences
-        windows = evaluation_windows(self.stream, self.context, self.batch, self.data.rank, self.data.size, limit)
+        batches = evaluation_windows(self.stream, self.context, self.batch, self.data.rank, self.data.size, limit)
         # eager: compiling forward without gradients would take longer than most evaluations
         with torch.compiler.set_stance("force_eager"):
-            for window in windows:
+            for sequences in batches:
                 with self.precision:
-                    loss_sum, count = self.task.loss(model, self.task.batch(window, world.device))
+                    loss_sum, count = self.task.loss(model, self.task.batch(sequences, world.device))
                 total += torch.stack((loss_sum.double(), count.double()))
         model.train(training)
         loss_sum, count = self.wire.sum(total, self.data).tolist()

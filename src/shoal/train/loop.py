@@ -18,8 +18,8 @@ from shoal.core.machine import peak_memory_bytes
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import derive_seed
-from shoal.data.batches import Windows
 from shoal.data.ledger import Ledger, write_ledger
+from shoal.data.sequences import Sequences
 from shoal.models.transformer import Transformer
 from shoal.parallel.shards import Shards
 from shoal.parallel.sync import Sync
@@ -46,7 +46,7 @@ class Progress:
 class Batches(Protocol):
     """This rank's sequences, step by step, as many micro-batches on every rank."""
 
-    def next_step(self) -> list[tuple[int, Windows]]:
+    def next_step(self) -> list[tuple[int, Sequences]]:
         """The micro-batches of the next step, each with the position of its first sequence."""
         ...
 
@@ -106,22 +106,24 @@ def train(parts: Parts) -> dict[str, float]:
         data_seconds = time.perf_counter() - clock
 
         totals = empty_totals(world, len(micro_batches))
-        for index, (position, windows) in enumerate(micro_batches):
+        for index, (position, sequences) in enumerate(micro_batches):
             sync.begin_backward(last=index == len(micro_batches) - 1)
             # what is dropped belongs to the sequences, whichever rank computes them
             torch.manual_seed(derive_seed(recipe.seed, "dropout", position))
             with parts.precision:
-                loss_sum, count = task.loss(model, task.batch(windows, world.device))
+                batch = task.batch(sequences, world.device)
+                loss_sum, count = task.loss(model, batch)
             loss_sum.backward()
             totals[index, :2] = torch.stack((loss_sum.detach().double(), count.double()))
+            totals[index, 2] = batch.read
 
         totals /= sync.mesh.tensor.size  # tensor ranks have read the same
         # ranks decide together: all leave at the same step, by rank 0's clock
-        totals[0, 2] = float(parts.stop_requested())
-        totals[0, 3] = time.perf_counter() - began if world.is_main else 0.0
-        totals[0, 4:] = torch.tensor(stragglers.rows(bool(totals[:, 0].isfinite().all())), dtype=torch.float64)
+        totals[0, 3] = float(parts.stop_requested())
+        totals[0, 4] = time.perf_counter() - began if world.is_main else 0.0
+        totals[0, 5:] = torch.tensor(stragglers.rows(bool(totals[:, 0].isfinite().all())), dtype=torch.float64)
         sync.before_step()
-        total_loss, targets, stop, seconds, *figures = sync.sum_totals(totals).tolist()
+        total_loss, targets, tokens, stop, seconds, *figures = sync.sum_totals(totals).tolist()
         loss, norm = total_loss / targets, sync.grad_norm().item() / targets
         share = learning_rate_share(recipe.schedule, done, progress.step)
         if math.isfinite(loss) and math.isfinite(norm):
@@ -133,13 +135,13 @@ def train(parts: Parts) -> dict[str, float]:
         sync.after_step()
 
         progress.step += 1
-        progress.tokens += int(targets)
+        progress.tokens += int(tokens)
         progress.seconds = seconds or progress.seconds
         done = parts.budget.progress(progress.step, progress.tokens, progress.seconds)
         if done >= 1:
             sync.settle()
         step_seconds = time.perf_counter() - clock
-        speed = targets / step_seconds
+        speed = tokens / step_seconds
         record = {
             "step": progress.step,
             "tokens": progress.tokens,
@@ -202,11 +204,11 @@ def _skip(parts: Parts, loss: float, norm: float, culprits: list[int]) -> None:
 
 
 def empty_totals(world: World, micro_batches: int) -> Tensor:
-    """What is summed over a step: loss, targets, "please stop", rank 0's clock, and a row of figures a rank.
+    """What is summed over a step: loss, targets, tokens read, "please stop", rank 0's clock, and a row of figures a rank.
 
-    [micro-batches, 4 + 3 × ranks]
+    [micro-batches, 5 + 3 × ranks]
     """
-    return torch.zeros(micro_batches, 4 + FIGURES * world.size, dtype=torch.float64, device=world.device)
+    return torch.zeros(micro_batches, 5 + FIGURES * world.size, dtype=torch.float64, device=world.device)
 
 
 def snapshot(parts: Parts) -> Snapshot:

@@ -15,7 +15,7 @@ from shoal.core import native
 from shoal.core.errors import InputError, RecipeError
 from shoal.core.machine import cache_folder, cpp_compiler, python_headers
 from shoal.core.native import matrices
-from shoal.core.native.attention import causal_attention
+from shoal.core.native.attention import attention
 from shoal.models.loss import IGNORED
 from shoal.models.transformer import MLP, Attention, Linear, Transformer, TransformerConfig
 from shoal.parallel.mesh import Mesh
@@ -36,7 +36,7 @@ def use_native_kernels(model: Transformer, precision: str, tokens: int) -> None:
         return
     for module in model.modules():
         if isinstance(module, Attention):
-            module.causal = causal_attention
+            module.kernel = attention
     if not matrices.serves():
         return
     for module in model.modules():
@@ -118,7 +118,7 @@ KEPT = (
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.shoal.linear.default,
     torch.ops.shoal.mlp.default,
-    torch.ops.shoal.causal_attention.default,
+    torch.ops.shoal.attention.default,
     torch.ops.shoal.sum_over_ranks.default,
 )
 """What `selective` does not compute again: it takes most of the time, or talks to other ranks."""

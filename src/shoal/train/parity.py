@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,13 +21,13 @@ from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import derive_seed
-from shoal.data.batches import Windows
 from shoal.data.partition import rank_positions
+from shoal.data.sequences import Sequences
 from shoal.models.loss import IGNORED
 from shoal.parallel.mesh import Axis, make_mesh
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import TASKS
+from shoal.tasks import Causal
 from shoal.train.auto import Auto
 from shoal.train.checkpoint import Checkpoints, Saved
 from shoal.train.loop import Parts, train
@@ -144,8 +145,8 @@ class UnevenBatches:
         self.recipe, self.data = recipe, data
         self.context, self.position = CONTEXT, 0
 
-    def whole(self, step: int) -> Windows:
-        """All sequences of a step [global batch, context + 1]."""
+    def whole(self, step: int) -> NDArray[np.int64]:
+        """All windows of a step [global batch, context + 1]."""
         random = np.random.default_rng(derive_seed(self.recipe.seed, "parity", step))
         windows = random.integers(0, VOCABULARY, (GLOBAL_BATCH, CONTEXT + 1))
         lengths = random.integers(0, CONTEXT + 2, GLOBAL_BATCH)
@@ -153,7 +154,7 @@ class UnevenBatches:
         windows[0, :5] = random.integers(0, VOCABULARY, 5)  # so that a step is never empty
         return windows
 
-    def next_step(self) -> list[tuple[int, Windows]]:
+    def next_step(self) -> list[tuple[int, Sequences]]:
         """This rank's micro-batches, as many as every other rank's."""
         step = self.position // GLOBAL_BATCH
         mine = rank_positions(0, GLOBAL_BATCH, self.data.rank, self.data.size)
@@ -163,7 +164,7 @@ class UnevenBatches:
         size = self.recipe.train.micro_batch or most
         none = np.full((1, CONTEXT + 1), -1, dtype=np.int64)
         pieces = (windows[start : start + size] if start < len(windows) else none for start in range(0, most, size))
-        return [(self.position, piece) for piece in pieces]
+        return [(self.position, Sequences.of_windows(piece)) for piece in pieces]
 
     def close(self, step: int, gather: Any) -> None:
         """No ledger."""
@@ -197,7 +198,7 @@ def trace(world: World, case: Case, folder: Path, preset: str = "qwen3-tiny") ->
     run = RunDirectory(folder)
     wire.gather_objects(None)
     parts = Parts(
-        recipe, model, TASKS["causal"](), UnevenBatches(recipe, mesh.data), build_optimizer(sync.shards, recipe.optimizer),
+        recipe, model, Causal(), UnevenBatches(recipe, mesh.data), build_optimizer(sync.shards, recipe.optimizer),
         sync, Budget.of(recipe.train), lambda model, final=True: {"eval_loss": math.nan},
         Checkpoints(run.checkpoints, 1, world.rank, world.size), telemetry, make_precision("fp32", world.device),
         1, 1.0, 1.0, lambda: False, Auto(recipe, wire),
@@ -224,9 +225,9 @@ def reference(preset: str = "qwen3-tiny") -> Trace:
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
-    batches, task, losses, norms = UnevenBatches(recipe, Axis()), TASKS["causal"](), [], []
+    batches, task, losses, norms = UnevenBatches(recipe, Axis()), Causal(), [], []
     for step in range(STEPS):
-        batch = task.batch(batches.whole(step), torch.device("cpu"))
+        batch = task.batch(Sequences.of_windows(batches.whole(step)), torch.device("cpu"))
         logits = model.project(model(batch.tokens)).flatten(0, 1)
         loss = F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED)
         loss.backward()

@@ -18,8 +18,9 @@ import torch
 from shoal.core.errors import InputError, RecipeError
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
-from shoal.data.batches import TrainingBatches, Windows
+from shoal.data.batches import TrainingBatches
 from shoal.data.ledger import Ledger, Share
+from shoal.data.sequences import Sequences
 from shoal.data.shards import Corpus
 from shoal.models.transformer import Transformer
 from shoal.parallel.codecs import CODECS
@@ -33,14 +34,13 @@ from shoal.parallel.server.syncs import MeetAtServers, PassByServers, ServedOpti
 from shoal.parallel.shards import whole_shards
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World, is_rank
-from shoal.tasks import TASKS
 from shoal.train.auto import Auto
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.evaluation import Evaluator
 from shoal.train.loop import Parts, train
 from shoal.train.model_setup import compile_blocks, recompute_blocks, use_native_kernels
 from shoal.train.schedule import Budget, SharedBudget
-from shoal.train.setup import build_model, make_precision, matrix_peak, put_back
+from shoal.train.setup import build_model, build_task, make_precision, matrix_peak, put_back
 from shoal.train.telemetry import Silence, Telemetry
 
 FIRST_SIGN_SECONDS = 180.0
@@ -157,7 +157,7 @@ class PieceBatches:
         self.inner, self.sync = inner, sync
         self.standing = Standing()
 
-    def next_step(self) -> list[tuple[int, Windows]]:
+    def next_step(self) -> list[tuple[int, Sequences]]:
         """The piece's micro-batches."""
         self.inner.position = self.sync.piece
         return self.inner.next_step()
@@ -206,7 +206,7 @@ class Worker:
         )
         self.optimizer = ServedOptimizer(self.client)
         self._make_sync(model, corpus, context)
-        task, precision = TASKS[recipe.task](), make_precision(settings.precision, device)
+        task, precision = build_task(recipe, corpus), make_precision(settings.precision, device)
         evaluation = recipe.evaluation
         evaluate = Evaluator(
             task, corpus.split("held_out"), context, together, self.client.wire, Axis(), precision,

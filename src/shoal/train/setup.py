@@ -21,6 +21,7 @@ from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import generator
 from shoal.data.batches import TrainingBatches
 from shoal.data.shards import Corpus
+from shoal.data.tokenizer import read_tokenizer
 from shoal.models import hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer, TransformerConfig
@@ -31,7 +32,7 @@ from shoal.parallel.sync import Sync
 from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import TASKS
+from shoal.tasks import TASKS, Task
 from shoal.train.auto import Auto, decided
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.evaluation import Evaluator
@@ -69,7 +70,7 @@ def build(
     share = -(-train.global_batch // mesh.data.size)
     together = min(share, train.micro_batch or share)
     shards, compiled = lay_out_model(model, recipe, wire, mesh, together * config.context)
-    task, precision = TASKS[recipe.task](), make_precision(train.precision, world.device)
+    task, precision = build_task(recipe, corpus), make_precision(train.precision, world.device)
     auto = Auto(recipe, wire, decided(wire, run.checkpoints) if resume else None)
     recipe = auto.decide(model, task, precision, together, -(-share // together))
     sync = make_sync(recipe, wire, mesh, model)
@@ -171,6 +172,11 @@ def _model_from(settings: schema.Model) -> Transformer:
         return hugging_face.build(config, weights, dropout=settings.dropout)
     except ValueError as error:
         raise InputError(f"{settings.init_from}: {error}") from None
+
+
+def build_task(recipe: Recipe, corpus: Corpus) -> Task:
+    """The recipe's task, for the corpus's tokenizer."""
+    return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path))
 
 
 def make_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:

@@ -1,7 +1,8 @@
-// Causal self-attention in fp32 and its gradients, the (batch, key-value head) items divided among OpenMP's threads.
+// Self-attention in fp32 and its gradients, the (batch, key-value head) items divided among OpenMP's threads.
 //
-// Flash-style (Dao et al. 2022): blocks of queries against blocks of keys up to the diagonal, so that the T x T scores
-// never leave the L2 cache, and the backward recomputes them from the saved log-sum-exp. All seven matrix products are
+// Each token sees an interval of keys, itself among them; without `high` it ends there (causal), and nothing above the
+// diagonal is computed. Flash-style (Dao et al. 2022): blocks of queries against those blocks of keys that any of them
+// sees, so that the T x T scores never leave the L2 cache, and the backward recomputes them from the saved log-sum-exp. All seven matrix products are
 // one micro-kernel, an outer product that keeps ROWS x 16 sums in registers: broadcast a, load b, multiply and add.
 // Only keys and, for the gradient, values are needed transposed as well.
 //
@@ -10,7 +11,6 @@
 #include "panels.h"
 
 constexpr int QUERIES = 64, KEYS = 128;  // a block's: 64 KiB of scores and their gradients; 48 to 256 are as fast
-static_assert(KEYS % QUERIES == 0, "each query of a visited block then sees at least one of its keys");
 
 extern "C" {
 struct View {  // [batch, head, token, width], the width contiguous
@@ -21,16 +21,41 @@ struct Sizes {
     int64_t heads, kv_heads, tokens, width;
     float scale;
 };
+struct Reach {  // [batch, tokens]: a token sees keys low to high, itself among them; null: from the first, to itself
+    const int32_t *low, *high;
+};
 }
 
 namespace {
 
-// One block of scores: queries [query, query + queries) against keys [key, key + keys), keys not beyond the last query.
+// What the tokens of one sequence see.
+struct Seen {
+    const int32_t *low, *high;
+
+    Seen(const Reach &reach, int64_t batch, int64_t tokens)
+        : low(reach.low ? reach.low + batch * tokens : nullptr), high(reach.high ? reach.high + batch * tokens : nullptr) {}
+
+    bool causal() const { return !high; }
+    int64_t begin(int64_t token) const { return low ? low[token] : 0; }
+    int64_t end(int64_t token) const { return high ? high[token] : token + 1; }
+    // the first and the last that any of these queries sees
+    int64_t begin(int64_t query, int64_t queries) const { return low ? *std::min_element(low + query, low + query + queries) : 0; }
+    int64_t end(int64_t query, int64_t queries) const {
+        return high ? *std::max_element(high + query, high + query + queries) : query + queries;
+    }
+};
+
+// One block of scores: queries [query, query + queries) against keys [key, key + keys); causal: none beyond the last query.
 struct Block {
     int64_t query, queries, key, keys;
+    bool causal;
 
-    int64_t first_query(int64_t k) const { return std::max<int64_t>(0, key + k - query); }
-    int64_t keys_seen(int64_t q) const { return std::min(keys, query + q - key + 1); }
+    Block(const Seen &seen, int64_t tokens, int64_t query, int64_t key)
+        : query(query), queries(std::min<int64_t>(QUERIES, tokens - query)), key(key),
+          keys(std::min<int64_t>(KEYS, (seen.causal() ? query + queries : tokens) - key)), causal(seen.causal()) {}
+
+    int64_t first_query(int64_t k) const { return causal ? std::max<int64_t>(0, key + k - query) : 0; }
+    int64_t keys_seen(int64_t q) const { return causal ? std::min(keys, query + q - key + 1) : keys; }
 
     // Call finish(scores' row, query, key, sum) for the product of a's rows and b's panels, at and below the diagonal.
     template <class Finish>
@@ -73,25 +98,27 @@ struct Block {
     }
 };
 
-// One row of scores to exp2(score - maximum), beyond `seen` to zero; updates the row's running maximum and sum and
-// returns what the sums so far must be multiplied by.
-float softmax_row(float *row, int64_t seen, float &maximum, float &sum) {
+// One row of scores to exp2(score - maximum) from key `begin` to `end`, zero in the rest of `keys`; updates the row's running
+// maximum and sum and returns what the sums so far must be multiplied by.
+float softmax_row(float *row, int64_t begin, int64_t end, int64_t keys, float &maximum, float &sum) {
     const Vector lanes = lane_numbers();
     Vector largest = all(-INFINITY), total{};
-    for (int64_t k = 0; k < seen; k += LANES) {
+    for (int64_t k = begin / LANES * LANES; k < end; k += LANES) {
         float *place = row + (k / PANEL) * QUERIES * PANEL + k % PANEL;
         Vector score = load(place);
-        if (k + LANES > seen) store(place, score = lanes < float(seen - k) ? score : all(-INFINITY));
+        if (k + LANES > end) store(place, score = lanes < float(end - k) ? score : all(-INFINITY));
+        if (k < begin) store(place, score = lanes < float(begin - k) ? all(-INFINITY) : score);
         largest = larger(largest, score);
     }
     float highest = maximum;
     for (int lane = 0; lane < LANES; lane++) highest = largest[lane] > highest ? largest[lane] : highest;
-    for (int64_t k = 0; k < rounded(seen); k += LANES) {
+    for (int64_t k = 0; k < rounded(keys); k += LANES) {
         float *place = row + (k / PANEL) * QUERIES * PANEL + k % PANEL;
-        const Vector weight = k < seen ? power_of_two(load(place) - highest) : Vector{};
+        const Vector weight = k + LANES > begin && k < end ? power_of_two(load(place) - highest) : Vector{};
         store(place, weight);
         total += weight;
     }
+    if (begin >= end) return 1;
     const float correction = std::exp2(maximum - highest);
     sum = sum * correction + sum_of(total);
     maximum = highest;
@@ -105,8 +132,8 @@ inline float *at(const View &view, int64_t batch, int64_t head, int64_t token) {
 }  // namespace
 
 // out and logsumexp [batch, heads, tokens] of items [begin, end), an item being batch x kv_heads + kv_head.
-static int forward_items(const View *q, const View *k, const View *v, const View *out, float *logsumexp, const Sizes *sizes,
-                      int64_t begin, int64_t end) {
+static int forward_items(const View *q, const View *k, const View *v, const View *out, float *logsumexp, const Reach *reach,
+                         const Sizes *sizes, int64_t begin, int64_t end) {
     const int64_t tokens = sizes->tokens, width = sizes->width, depth = rounded(width);
     const int64_t group = sizes->heads / sizes->kv_heads;
     Scratch scratch((rounded(tokens) + tokens + 2 * QUERIES) * depth + QUERIES * KEYS);
@@ -116,6 +143,7 @@ static int forward_items(const View *q, const View *k, const View *v, const View
     float *scores = scratch.take(QUERIES * KEYS);
     for (int64_t item = begin; item < end; item++) {
         const int64_t batch = item / sizes->kv_heads, kv_head = item % sizes->kv_heads;
+        const Seen seen(*reach, batch, tokens);
         pack_transposed(keys, at(*k, batch, kv_head, 0), k->token, tokens, width);
         pack(values, at(*v, batch, kv_head, 0), v->token, tokens, width, 1);
         for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++)
@@ -125,15 +153,20 @@ static int forward_items(const View *q, const View *k, const View *v, const View
                 std::fill_n(maximum, QUERIES, -INFINITY);
                 std::fill_n(sum, QUERIES, 0.0f);
                 pack(queries, at(*q, batch, head, query), q->token, rows, width, sizes->scale * LOG2_E);
-                for (int64_t key = 0; key < query + rows; key += KEYS) {
-                    const Block block{query, rows, key, std::min<int64_t>(KEYS, query + rows - key)};
+                const int64_t first = seen.begin(query, rows) / KEYS * KEYS, last = seen.end(query, rows);
+                for (int64_t key = first; key < last; key += KEYS) {
+                    const Block block(seen, tokens, query, key);
                     block.products(scores, queries, rows * PANEL, keys + key * depth, depth,
                                    [](float *place, int64_t, int64_t, Vector score) { store(place, score); });
-                    for (int64_t row = 0; row < rows; row++)
-                        correction[row] = softmax_row(scores + row * PANEL, block.keys_seen(row), maximum[row], sum[row]);
+                    for (int64_t row = 0; row < rows; row++) {
+                        const int64_t from = std::max<int64_t>(0, seen.begin(query + row) - key);
+                        const int64_t to = std::min(block.keys, seen.end(query + row) - key);
+                        correction[row] =
+                            softmax_row(scores + row * PANEL, from, to, block.keys_seen(row), maximum[row], sum[row]);
+                    }
                     block.times(scores, values + key * PANEL, tokens * PANEL, depth, [&](int64_t row, int64_t column, Vector value) {
                         float *place = sums + (column / PANEL) * QUERIES * PANEL + row * PANEL + column % PANEL;
-                        store(place, key ? load(place) * correction[row] + value : value);
+                        store(place, key > first ? load(place) * correction[row] + value : value);
                     });
                 }
                 float *row_logsumexp = logsumexp + (batch * sizes->heads + head) * tokens + query;
@@ -149,7 +182,8 @@ static int forward_items(const View *q, const View *k, const View *v, const View
 
 // dq, dk, dv of the same items, from the forward's out and logsumexp and the gradient dout.
 static int backward_items(const View *q, const View *k, const View *v, const View *out, const View *dout, const View *dq,
-                       const View *dk, const View *dv, const float *logsumexp, const Sizes *sizes, int64_t begin, int64_t end) {
+                       const View *dk, const View *dv, const float *logsumexp, const Reach *reach, const Sizes *sizes,
+                       int64_t begin, int64_t end) {
     const int64_t tokens = sizes->tokens, width = sizes->width, depth = rounded(width);
     const int64_t group = sizes->heads / sizes->kv_heads, whole = tokens * depth, panel = tokens * PANEL;
     Scratch scratch(6 * whole + 2 * rounded(tokens) * depth + 2 * QUERIES * KEYS + tokens);
@@ -161,6 +195,7 @@ static int backward_items(const View *q, const View *k, const View *v, const Vie
     const Vector lanes = lane_numbers();
     for (int64_t item = begin; item < end; item++) {
         const int64_t batch = item / sizes->kv_heads, kv_head = item % sizes->kv_heads;
+        const Seen seen(*reach, batch, tokens);
         pack(keys, at(*k, batch, kv_head, 0), k->token, tokens, width, 1);
         pack_transposed(key_columns, at(*k, batch, kv_head, 0), k->token, tokens, width);
         pack_transposed(value_columns, at(*v, batch, kv_head, 0), v->token, tokens, width);
@@ -180,14 +215,16 @@ static int backward_items(const View *q, const View *k, const View *v, const Vie
                 shared[token] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
             }
             for (int64_t key = 0; key < tokens; key += KEYS)
-                for (int64_t query = key; query < tokens; query += QUERIES) {
-                    const int64_t rows = std::min<int64_t>(QUERIES, tokens - query);
-                    const Block block{query, rows, key, std::min<int64_t>(KEYS, query + rows - key)};
+                for (int64_t query = seen.causal() ? key : 0; query < tokens; query += QUERIES) {
+                    const Block block(seen, tokens, query, key);
+                    if (seen.begin(query, block.queries) >= key + block.keys || seen.end(query, block.queries) <= key) continue;
                     block.products(weights, queries + query * PANEL, panel, key_columns + key * depth, depth,
                                    [&](float *place, int64_t row, int64_t column, Vector score) {
                                        const Vector weight = power_of_two(score - row_logsumexp[query + row]);
-                                       const int64_t seen = query + row - key - column + 1;
-                                       store(place, seen < LANES ? (lanes < float(seen) ? weight : Vector{}) : weight);
+                                       const int64_t here = key + column;
+                                       const int64_t from = seen.begin(query + row) - here, to = seen.end(query + row) - here;
+                                       Vector kept = to < LANES ? (lanes < float(to) ? weight : Vector{}) : weight;
+                                       store(place, from > 0 ? (lanes < float(from) ? Vector{} : kept) : kept);
                                    });
                     block.products(dscores, douts + query * PANEL, panel, value_columns + key * depth, depth,
                                    [&](float *place, int64_t row, int64_t, Vector dweight) {
@@ -221,17 +258,18 @@ template <class Work> static int in_parts(int64_t items, int64_t threads, Work w
 // Both return 0, or 1 when there is no memory for the blocks.
 extern "C" {
 
-int attention_forward(const View *q, const View *k, const View *v, const View *out, float *logsumexp, const Sizes *sizes,
-                      int64_t items, int64_t threads) {
+int attention_forward(const View *q, const View *k, const View *v, const View *out, float *logsumexp, const Reach *reach,
+                      const Sizes *sizes, int64_t items, int64_t threads) {
     return in_parts(items, threads, [&](int64_t begin, int64_t end) {
-        return forward_items(q, k, v, out, logsumexp, sizes, begin, end);
+        return forward_items(q, k, v, out, logsumexp, reach, sizes, begin, end);
     });
 }
 
 int attention_backward(const View *q, const View *k, const View *v, const View *out, const View *dout, const View *dq,
-                       const View *dk, const View *dv, const float *logsumexp, const Sizes *sizes, int64_t items, int64_t threads) {
+                       const View *dk, const View *dv, const float *logsumexp, const Reach *reach, const Sizes *sizes,
+                       int64_t items, int64_t threads) {
     return in_parts(items, threads, [&](int64_t begin, int64_t end) {
-        return backward_items(q, k, v, out, dout, dq, dk, dv, logsumexp, sizes, begin, end);
+        return backward_items(q, k, v, out, dout, dq, dk, dv, logsumexp, reach, sizes, begin, end);
     });
 }
 

@@ -145,7 +145,7 @@ def mlp(
     """down(act(up x)), or down(act(gate x) · up x), each a (weight, bias); None where it doesn't suit the library."""
     inner = [up] if gate is None else [up, gate]
     fits = all(weight.shape == up[0].shape for weight, _ in inner) and down[0].shape == up[0].shape[::-1]
-    if not (fits and suits(x, *inner, down)):
+    if not (fits and activation in ACTIVATIONS and suits(x, *inner, down)):
         return None
     gate_weight, gate_bias = gate or (None, None)
     kind = ACTIVATIONS.index(activation)

@@ -170,11 +170,11 @@ class Clock:
     def meet(
         self, rank: int, step: int, totals: list[float], samples: int
     ) -> tuple[dict[int, list[float]], tuple[str, ...]]:
-        """Wait for all living workers at a step, of so many samples; (each one's totals, notes). `totals[1]`: its tokens."""
+        """Wait for all living workers at a step, of so many samples; (each one's totals, notes). `totals[2]`: its tokens."""
 
         def complete(met: dict[int, list[float]]) -> None:
             assert self.standing is not None
-            tokens = self.standing.tokens + int(sum(values[1] for values in met.values()))
+            tokens = self.standing.tokens + int(sum(values[2] for values in met.values()))
             self.standing = replace(self.standing, step=step + 1, position=self.standing.position + samples, tokens=tokens)
 
         with self.condition:

@@ -164,15 +164,15 @@ class PassByServers(Sync):
     def sum_totals(self, totals: Tensor) -> Tensor:
         """This worker's loss, for as many tokens as all have used since it was told last."""
         total = totals.sum(0)
-        self._tokens = int(total[1])
+        self._tokens = int(total[2])
         self._as_many = 1 + self.news.others / self._tokens
-        if total[2]:
+        if total[3]:
             self.client.finish([self.client.clock("stop")])
-        total[:2] *= self._as_many
-        total[2] += float(self.news.stop)
-        total[3] = self.news.seconds
-        total[4:] = 0
-        self._stopping = bool(total[2])
+        total[:3] *= self._as_many
+        total[3] += float(self.news.stop)
+        total[4] = self.news.seconds
+        total[5:] = 0
+        self._stopping = bool(total[3])
         return total
 
     def grad_norm(self) -> Tensor:

@@ -1,0 +1,50 @@
+"""What one forward pass reads: rows of tokens, on their way from the corpus to the task."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.core.seeds import derive_seed
+from shoal.data.partition import mix
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Rows of tokens, each of one document or several; -1 where there is none.
+
+    `tokens` [rows, length], and `following` each of them in its document. `documents` [rows, length]: a number a document,
+    which differs where one ends and the next begins in a row; None where rows are read as one text, whatever they hold.
+    `keys` [rows]: what is random about a row depends on this alone, hence on seed, epoch and sample, not on ranks.
+    """
+
+    tokens: NDArray[np.int64]
+    following: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    documents: NDArray[np.int32] | None = None
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.tokens)
+
+    @classmethod
+    def of_windows(
+        cls, windows: NDArray[np.int64], keys: NDArray[np.uint64] | None = None, border: int | None = None
+    ) -> "Sequences":
+        """Rows from windows [rows, length + 1] of a stream. `border`: the token with which a document ends, if it counts.
+
+        It stands at the head of the next document, as what this is predicted from: so every token stays a target, and
+        none depends on another document.
+        """
+        tokens, following = windows[:, :-1], windows[:, 1:]
+        documents = None if border is None else np.cumsum(tokens == border, axis=1, dtype=np.int32)
+        return cls(tokens, following, np.zeros(len(windows), dtype=np.uint64) if keys is None else keys, documents)
+
+
+def row_keys(seed: int, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The random key of each (epoch, sample)."""
+    keys = np.empty(len(samples), dtype=np.uint64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        keys[chosen] = mix(samples[chosen].astype(np.uint64) ^ np.uint64(derive_seed(seed, "row", int(epoch))))
+    return keys

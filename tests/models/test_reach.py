@@ -1,0 +1,50 @@
+"""Intervals of attention: documents keep to themselves, whatever stands beside them."""
+
+import pytest
+import torch
+
+from shoal.models.reach import Reach
+from shoal.models.transformer import TransformerConfig
+from tests.models.shapes import BERT, GPT2, MODERNBERT, QWEN3, random_model, random_tokens
+
+DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [4, 4, 4, 4, 4, 4, -1, -1]])
+
+
+def test_documents_are_runs_of_equal_numbers() -> None:
+    low, high = Reach.of_documents(DOCUMENTS, causal=False)
+    assert low.tolist() == [[0, 0, 0, 3, 3, 5, 5, 5], [0, 0, 0, 0, 0, 0, 6, 6]]
+    assert high is not None
+    assert high.tolist() == [[3, 3, 3, 5, 5, 8, 8, 8], [6, 6, 6, 6, 6, 6, 8, 8]]
+    assert Reach.of_documents(DOCUMENTS, causal=True).high is None
+
+
+def test_positions_begin_with_the_document() -> None:
+    assert Reach.of_documents(DOCUMENTS, causal=True).positions().tolist()[0] == [0, 1, 2, 0, 1, 0, 1, 2]
+
+
+def test_a_window_narrows_both_sides_and_leaves_the_document() -> None:
+    low, high = Reach.of_documents(DOCUMENTS, causal=False).within(1)
+    assert high is not None
+    assert low.tolist()[0] == [0, 0, 1, 3, 3, 5, 5, 6]
+    assert high.tolist()[0] == [2, 3, 3, 5, 5, 7, 8, 8]
+
+
+@pytest.mark.parametrize("config", [GPT2, QWEN3, BERT, MODERNBERT], ids=["gpt2", "qwen3", "bert", "modernbert"])
+def test_a_packed_document_gets_what_it_gets_alone(config: TransformerConfig) -> None:
+    model = random_model(config).double()
+    lengths = (7, 1, 10, 6)
+    tokens = random_tokens(config, batch=2, length=24)
+    documents = torch.arange(4).repeat_interleave(torch.tensor(lengths)).expand(2, 24)
+    together = model(tokens, reach=Reach.of_documents(documents, config.causal))
+    start = 0
+    for length in lengths:
+        alone = model(tokens[:, start : start + length])
+        torch.testing.assert_close(together[:, start : start + length], alone, rtol=1e-9, atol=1e-9)
+        start += length
+
+
+@pytest.mark.parametrize("config", [GPT2, BERT], ids=["gpt2", "bert"])
+def test_without_borders_a_document_depends_on_its_neighbours(config: TransformerConfig) -> None:
+    model = random_model(config).double()
+    tokens = random_tokens(config, batch=1, length=24)
+    assert not torch.allclose(model(tokens)[:, 12:], model(tokens[:, 12:]))
