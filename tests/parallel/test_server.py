@@ -92,10 +92,10 @@ def test_more_servers_than_there_is_to_hold_are_refused() -> None:
 
 def test_workers_meet_and_all_see_who_came() -> None:
     clock = begun(Pace(2))
-    first = Waiting(clock.meet, 0, 0, [1.0, 16.0], 8)
+    first = Waiting(clock.meet, 0, 0, [1.0, 16.0, 16.0], 8)
     assert first.is_held()
-    assert clock.meet(1, 0, [2.0, 16.0], 8) == ({0: [1.0, 16.0], 1: [2.0, 16.0]}, ())
-    assert first.get()[0] == {0: [1.0, 16.0], 1: [2.0, 16.0]}
+    assert clock.meet(1, 0, [2.0, 16.0, 16.0], 8) == ({0: [1.0, 16.0, 16.0], 1: [2.0, 16.0, 16.0]}, ())
+    assert first.get()[0] == {0: [1.0, 16.0, 16.0], 1: [2.0, 16.0, 16.0]}
     assert clock.now_standing().__dict__ | {"seconds": 0} == Standing(step=1, position=8, tokens=32).__dict__
 
 
@@ -104,7 +104,7 @@ def test_the_dead_drop_out_when_their_lease_ends_and_it_is_told_once() -> None:
     clock = begun(Pace(2, lease=5, patience=5), hand)
     hand.seconds = 4
     clock.renew(0)
-    waiting = Waiting(clock.meet, 0, 0, [0.0, 1.0], 8)
+    waiting = Waiting(clock.meet, 0, 0, [0.0, 1.0, 1.0], 8)
     assert waiting.is_held()
     hand.seconds = 6
     with clock.condition:
@@ -112,7 +112,7 @@ def test_the_dead_drop_out_when_their_lease_ends_and_it_is_told_once() -> None:
     met, notes = waiting.get()
     assert list(met) == [0]
     assert notes == ("rank 1 gave no sign for 5 s; the others go on without it, until it comes back",)
-    assert clock.meet(0, 1, [0.0, 1.0], 8)[1] == ()
+    assert clock.meet(0, 1, [0.0, 1.0, 1.0], 8)[1] == ()
 
 
 def test_who_comes_back_learns_that_it_was_dropped_and_joins_at_the_common_step() -> None:
@@ -121,14 +121,14 @@ def test_who_comes_back_learns_that_it_was_dropped_and_joins_at_the_common_step(
     hand.seconds = 4
     clock.renew(0)
     hand.seconds = 6
-    clock.meet(0, 0, [0.0, 16.0], 8)
+    clock.meet(0, 0, [0.0, 16.0, 16.0], 8)
     with pytest.raises(DroppedError):
-        clock.meet(1, 0, [0.0, 16.0], 8)
+        clock.meet(1, 0, [0.0, 16.0, 16.0], 8)
     standing, _, _ = clock.join(1)
     assert (standing.step, standing.position, standing.tokens) == (1, 8, 16)
-    waiting = Waiting(clock.meet, 0, 1, [0.0, 16.0], 8)
+    waiting = Waiting(clock.meet, 0, 1, [0.0, 16.0, 16.0], 8)
     assert waiting.is_held()  # it counts again
-    clock.meet(1, 1, [0.0, 16.0], 8)
+    clock.meet(1, 1, [0.0, 16.0, 16.0], 8)
     assert sorted(waiting.get()[0]) == [0, 1]
 
 
@@ -136,7 +136,7 @@ def test_what_was_gathered_before_a_worker_came_is_not_its_affair() -> None:
     clock = begun(Pace(2, patience=0.01, lease=60))
     clock.join(0)
     time.sleep(0.02)
-    clock.meet(0, 0, [0.0, 1.0], 8)
+    clock.meet(0, 0, [0.0, 1.0, 1.0], 8)
     clock.join(1)
     assert clock.gather(0, 0, "ledger", "mine") == {0: "mine"}
 
@@ -194,7 +194,7 @@ def test_at_the_end_only_those_that_came_are_waited_for() -> None:
 
 def test_a_failing_worker_ends_the_waiting_of_all_with_its_message() -> None:
     clock = begun(Pace(2))
-    waiting = Waiting(clock.meet, 0, 0, [0.0, 1.0], 8)
+    waiting = Waiting(clock.meet, 0, 0, [0.0, 1.0, 1.0], 8)
     clock.fail(1, "no such corpus", 2)
     error = waiting.get()
     assert (str(error), error.exit_code) == ("rank 1: no such corpus", 2)
