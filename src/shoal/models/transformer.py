@@ -78,6 +78,15 @@ class TransformerConfig:
             raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions")
         if self.window and self.causal:
             raise ValueError("a window is for models that see both ways")
+        if self.relation and not self.pooler:
+            raise ValueError("a relation is of what the pooler sums up")
+
+    @property
+    def rotary_bases(self) -> dict[str, float]:
+        """What begins the names of the tables of angles, and the base of each: local layers may have their own."""
+        if self.positions == "learned":
+            return {}
+        return {"": self.rope_theta, "local_": self.local_rope_theta} if self.window else {"": self.rope_theta}
 
 
 GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
@@ -169,10 +178,8 @@ class Transformer(nn.Module):
     def materialise(self, device: torch.device | str = "cpu") -> "Transformer":
         """Allocate the weights, uninitialised, and fill what is computed rather than learned."""
         self.to_empty(device=device)
-        config = self.config
-        kinds = {"": config.rope_theta, "local_": config.local_rope_theta} if config.window else {"": config.rope_theta}
-        for kind, theta in kinds.items() if self.position is None else ():
-            cosine, sine = rotary_table(config.context, config.head_dim, theta)
+        for kind, theta in self.config.rotary_bases.items():
+            cosine, sine = rotary_table(self.config.context, self.config.head_dim, theta)
             self.register_buffer(f"{kind}cosine", cosine.to(device), persistent=False)
             self.register_buffer(f"{kind}sine", sine.to(device), persistent=False)
         return self
@@ -181,8 +188,11 @@ class Transformer(nn.Module):
     def initialise(
         self, generator: torch.Generator, std: float = 0.02, embedding_std: float | None = None, zero: bool = False
     ) -> "Transformer":
-        """Random weights as in GPT-2: normal, projections into the residual stream divided by √(2 layers), or zero."""
-        residual_std = 0.0 if zero else std / math.sqrt(2 * self.config.layers)
+        """Random weights as in GPT-2: normal, projections into the residual stream divided by √(2 layers), or zero.
+
+        BERT's, with norms after each sum, are not divided.
+        """
+        residual_std = 0.0 if zero else std / math.sqrt(2 * self.config.layers if self.config.norm_first else 1)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -348,7 +358,7 @@ class Transform(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.dense = nn.Linear(config.dim, config.dim, bias=config.bias)
+        self.dense = Linear(config.dim, config.dim, bias=config.bias)
         self.norm = make_norm(config, config.dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
