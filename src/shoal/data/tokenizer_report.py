@@ -104,7 +104,8 @@ def longest_tokens(tokenizer: TextTokenizer, counts: NDArray[np.int64]) -> list[
     special = set(tokenizer.special_tokens.values())
     ids = [token for token in range(tokenizer.vocabulary) if token not in special]
     texts = tokenizer.library.decode_batch([[token] for token in ids], skip_special_tokens=False)
-    ranked = sorted(zip(texts, ids, strict=True), key=lambda entry: (-len(entry[0].encode()), entry[1]))
+    whole = [entry for entry in zip(texts, ids, strict=True) if "\ufffd" not in entry[0]]  # not parts of a character
+    ranked = sorted(whole, key=lambda entry: (-len(entry[0].encode()), entry[1]))
     return [
         {"id": token, "text": text, "bytes": len(text.encode()), "count": int(counts[token])}
         for text, token in ranked[:LONGEST_TOKENS]
