@@ -82,9 +82,10 @@ def test_kana_make_chinese_characters_japanese():
 
 def test_the_page_shows_every_token_as_text_and_needs_nothing_from_outside():
     tokenizer = train_bpe(["alert (1)\n" * 50], 262)
+    counts = np.zeros(262, dtype=np.int64)
     report = {
         "bytes_per_token": 2.0, "used_share": 0.5, "vocabulary": 262,
-        "longest": [{"id": 1, "text": " <script>\n", "bytes": 10, "count": 3}, *longest_tokens(tokenizer, np.zeros(262, int))],
+        "longest": [{"id": 1, "text": " <script>\n", "bytes": 10, "count": 3}, *longest_tokens(tokenizer, counts)],
         **measure_scripts(tokenizer, ["<b>bold</b>"]),
     }  # fmt: skip
     page = tokenizer_page(report)
