@@ -68,9 +68,7 @@ def test_weights_know_tokens_by_number_so_another_tokenizer_is_refused(corpus: P
     assert other.vocabulary == vocabulary
     folder = write_model(tmp_path / "other", model, other)
     recipe = dataclasses.replace(tiny_recipe(corpus), model=Model(init_from=str(folder)))
-    with pytest.raises(
-        InputError, match=r"another tokenizer than .* token 0 is .* differ; .*--tokenizer\.path .*other"
-    ):
+    with pytest.raises(InputError, match=r"another tokenizer than .* token 0 is .* differ; .*--tokenizer\.path .*other"):
         build_model(recipe, vocabulary, CPU)
     write_model(tmp_path / "other", model, tokenizer)
     build_model(recipe, vocabulary, CPU)
