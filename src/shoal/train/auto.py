@@ -271,7 +271,8 @@ class Auto:
     def _now(self) -> Choice:
         assert self.compute is not None
         ranks, settings = self.wire.world.size, self.recipe.parallel
-        equal_shares = self.recipe.train.global_batch % ranks == 0
+        # where steps grow, each is a multiple of the first
+        equal_shares = (self.recipe.schedule.batch_start or self.recipe.train.global_batch) % ranks == 0
         return choose(measure(self.wire), self.compute, self.parameters, ranks, settings, self.last, equal_shares)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from shoal.core.files import read_json
 from shoal.core.recipe import Recipe
+from shoal.data.batch_sizes import BatchSizes, sequences_at_once
 from shoal.models import hugging_face
 from shoal.models.loss import CHUNK_BYTES
 from shoal.models.transformer import Transformer, TransformerConfig
@@ -32,15 +33,15 @@ def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
     check_optimizer(recipe.optimizer, divided=shard * tensor > 1)
     parameters = sum(parameter.numel() for parameter in Transformer(config).parameters())
     budget = Budget.of(recipe.train)
-    per_step = recipe.train.global_batch * config.context
-    steps = budget.expected_steps(per_step)
-    share = -(-recipe.train.global_batch * tensor // world)
-    sequences = min(share, recipe.train.micro_batch or share)
+    batches = BatchSizes.of(recipe, config.context)
+    per_step = batches.largest * config.context
+    steps = budget.expected_steps(batches, config.context)
+    sequences = sequences_at_once(recipe, world // tensor)
     states = states_formula(recipe.parallel.shard, recipe.optimizer.kind, parameters, sizes)
     return {
         "parameters": parameters,
         "tokens_per_step": per_step,
-        "tokens": steps * per_step if steps is not None else None,
+        "tokens": batches.position_after(steps) * config.context if steps is not None else None,
         "steps": steps,
         "states_bytes": states,
         "memory_bytes": states
