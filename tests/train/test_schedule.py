@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from shoal.core import recipe
 from shoal.core.errors import RecipeError
+from shoal.data.batch_sizes import BatchSizes
 from shoal.train.schedule import Budget, learning_rate_share
 
 KINDS = ["cosine", "linear", "wsd", "constant"]
@@ -45,8 +46,8 @@ def test_a_run_ends_with_whichever_budget_ends_first() -> None:
     assert budget.progress(50, 200, 1) == 0.5
     assert budget.progress(10, 1000, 1) == 1
     assert budget.progress(10, 100, 12) > 1
-    assert budget.expected_steps(tokens_per_step=20) == 50
-    assert Budget(seconds=5).expected_steps(20) is None
+    assert budget.expected_steps(BatchSizes.constant(5), tokens=4) == 50
+    assert Budget(seconds=5).expected_steps(BatchSizes.constant(5), tokens=4) is None
 
 
 def test_a_recipe_without_an_end_is_refused() -> None:

@@ -7,6 +7,7 @@ import resource
 import shutil
 import sysconfig
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +40,19 @@ def peak_memory_bytes() -> int:
 def total_memory_bytes() -> int:
     """Memory of the machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory_bytes() -> int:
+    """Memory that new processes may take: what is free here, or what is left of the container's share (cgroup v2)."""
+    free = total_memory_bytes()
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, max(0, limit - used))
+    return free
 
 
 def cpu_name() -> str:

@@ -191,6 +191,11 @@ class Schedule:
     """`wsd`: share of the run that the final decay takes."""
     final: Fraction = 0.1
     """Learning rate at the end, as a share of the peak."""
+    batch_start: Count = 0
+    """Sequences of the first steps, of which `train.global_batch` is a multiple, up to which they grow (0: all steps have
+    as many). Without `train.micro_batch` this much is computed at once."""
+    batch_until: Fraction = 0.25
+    """Share of the run's steps or tokens after which the batch has grown."""
 
 
 @section

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shoal.core.errors import CorpusError
+from shoal.data.batch_sizes import BatchSizes
 from shoal.data.ledger import Ledger, Recorder, ledger_from, ledger_tree
 from shoal.data.partition import Positions, rank_positions, samples_at
 from shoal.data.sequences import Sequences, row_keys
@@ -31,12 +32,19 @@ class TrainingBatches:
         rank: int = 0,
         world: int = 1,
         strategy: Literal["interleaved", "blocks"] = "interleaved",
+        sizes: BatchSizes | None = None,
+        virtual_shards: int = 0,
     ) -> None:
+        """`sizes`: of steps, where they are not all `global_batch`; `virtual_shards`: micro-batches of each, over all ranks,
+        where their number is fixed and not their size.
+        """
+        self.sizes, self.virtual_shards = sizes or BatchSizes.constant(global_batch), virtual_shards
         self.samples = (stream.tokens - 1) // context
         if self.samples < 1:
             raise CorpusError(f"the training split has {stream.tokens} tokens, too few for one window of {context + 1}")
-        if global_batch < world:
-            raise CorpusError(f"train.global_batch is {global_batch}, less than one sequence for each of {world} ranks")
+        if self.sizes.smallest < world:
+            key = "train.global_batch" if self.sizes.smallest == global_batch else "schedule.batch_start"
+            raise CorpusError(f"{key} is {self.sizes.smallest}, less than one sequence for each of {world} ranks")
         self.stream, self.context, self.seed = stream, context, seed
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.rank, self.world, self.strategy = rank, world, strategy
@@ -50,11 +58,13 @@ class TrainingBatches:
         They are as many on every rank: one whose share is the smaller may end with one that has no targets, as ranks that
         gather weights do so together.
         """
-        positions = rank_positions(self.position, self.global_batch, self.rank, self.world, self.strategy)
-        self.position += self.global_batch
+        batch = self.sizes.at(self.position)
+        self.recorder.begin_step(batch)
+        positions = rank_positions(self.position, batch, self.rank, self.world, self.strategy)
+        self.position += batch
         samples = samples_at(positions, self.samples, self.seed)
-        most = -(-self.global_batch // self.world)
-        size = self.micro_batch or most
+        most = -(-batch // self.world)
+        size = batch // self.virtual_shards if self.virtual_shards else self.micro_batch or most
         none = Sequences.of_windows(np.full((1, self.context + 1), -1, dtype=np.int64))
         micro_batches = [
             (int(positions[start]), self._read(positions[start : start + size], samples[start : start + size]))

@@ -14,6 +14,7 @@ The first readings that differ from the plan are kept by name: a sum alone could
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,8 +115,20 @@ class Recorder:
         self.session = ledger.entries[-1].session + 1 if ledger.entries else 1
         self.position = self.added_up = ledger.position
         self.share = Share()
+        self.stretches: list[tuple[int, int, Share]] = []  # (batch, end, share) of those whose steps were of another size
         self.held: list[tuple[Positions, Positions]] = []
         self.held_count = 0
+
+    def begin_step(self, global_batch: int) -> None:
+        """A step of so many sequences follows; an entry has steps of one size."""
+        if global_batch == self.global_batch:
+            return
+        begun = self.stretches[-1][1] if self.stretches else self.ledger.position
+        if self.position > begun:
+            self.add_up()
+            self.stretches.append((self.global_batch, self.position, self.share))
+            self.share = Share()
+        self.global_batch = global_batch
 
     def enter(self, positions: Positions, samples: Positions) -> None:
         """These samples are being read, at these positions."""
@@ -129,16 +142,23 @@ class Recorder:
             self.add_up()
 
     def close(self, step: int, gather: Callable[[Any], list[Any]]) -> None:
-        """Close an entry at the end of `step`. All ranks call it; `gather` collects a value of each, in their order."""
+        """Close an entry at the end of `step`, or one for each size of its steps. All ranks call it.
+
+        `gather` collects a value of each, in their order.
+        """
         self.add_up()
-        first = self.ledger.position
-        steps = (self.position - first) // self.global_batch
-        entry = Entry(
-            self.session, step - steps + 1, step, first, self.position, self.global_batch, self.strategy,
-            tuple(gather(self.share)),
-        )  # fmt: skip
-        self.ledger = replace(self.ledger, position=self.position, entries=with_entry(self.ledger.entries, entry))
-        self.share = Share()
+        stretches = [*self.stretches, (self.global_batch, self.position, self.share)]
+        edges = [self.ledger.position, *(end for _, end, _ in stretches)]
+        counts = [(high - low) // batch for (batch, _, _), (low, high) in zip(stretches, pairwise(edges), strict=True)]
+        first = step - sum(counts) + 1
+        for (batch, end, share), steps in zip(stretches, counts, strict=True):
+            entry = Entry(
+                self.session, first, first + steps - 1, self.ledger.position, end, batch, self.strategy,
+                tuple(gather(share)),
+            )  # fmt: skip
+            self.ledger = replace(self.ledger, position=end, entries=with_entry(self.ledger.entries, entry))
+            first += steps
+        self.share, self.stretches = Share(), []
 
     def add_up(self) -> None:
         """Make what is held part of the rank's share, and compare it with the plan."""

@@ -145,18 +145,18 @@ def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel
     """What sums of gradients send in a step, with a codec or `none`."""
     bucket = settings.bucket_megabytes * 2**20
     bucket, hops = (bucket, 2 * (ranks - 1)) if kind == "none" else (min(bucket, MESSAGE_BYTES), 2)
-    sent, work = _meeting(parameters, ranks, kind, settings)
+    sent, work = meeting(parameters, ranks, kind, settings)
     return Traffic(sent, hops, max(1, round(4 * parameters / bucket)), work, last=last)
 
 
 def local_update(parameters: int, ranks: int, every: int, overlap: int, settings: schema.Parallel) -> Traffic:
     """What a local update sends from a meeting to the next."""
-    sent, work = _meeting(parameters, ranks, LOCAL_CODEC, settings)
+    sent, work = meeting(parameters, ranks, LOCAL_CODEC, settings)
     work += 4 * parameters * PASSES / MEMORY
     return Traffic(sent, 2, streaming(every, overlap)["fragments"], work, every, overlap)
 
 
-def _meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -> tuple[float, float]:
+def meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -> tuple[float, float]:
     """(bytes that a rank sends, seconds of encoding and decoding) for a sum of that many numbers."""
     if kind == "none":
         return 8 * parameters * (ranks - 1) / ranks, 0.0
@@ -271,7 +271,8 @@ class Auto:
     def _now(self) -> Choice:
         assert self.compute is not None
         ranks, settings = self.wire.world.size, self.recipe.parallel
-        equal_shares = self.recipe.train.global_batch % ranks == 0
+        # where steps grow, each is a multiple of the first
+        equal_shares = (self.recipe.schedule.batch_start or self.recipe.train.global_batch) % ranks == 0
         return choose(measure(self.wire), self.compute, self.parameters, ranks, settings, self.last, equal_shares)
 
 

@@ -59,11 +59,10 @@ class Workers:
         given = f"--workers is {self.least}:{self.most}"
         if not recipe.checkpoint.every:
             raise InputError(f"{given}, but checkpoint.every is 0: there would be nothing to go on from; set it")
-        if recipe.train.global_batch < self.most:
-            raise InputError(
-                f"{given}, but train.global_batch is {recipe.train.global_batch}, less than one sequence for each of "
-                f"{self.most} ranks"
-            )
+        start = recipe.schedule.batch_start
+        if (start or recipe.train.global_batch) < self.most:
+            least = f"schedule.batch_start is {start}" if start else f"train.global_batch is {recipe.train.global_batch}"
+            raise InputError(f"{given}, but {least}, less than one sequence for each of {self.most} ranks")
 
     def sizes(self, recipe: Recipe) -> list[int]:
         """The numbers of ranks that the recipe's division allows, most first; `InputError` when the most are not allowed."""

@@ -1,6 +1,7 @@
 """Held-out loss, over all ranks, and bits per byte."""
 
 import math
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +33,8 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, Any]:
-        """`eval_loss` in nats a token, `eval_bpb` in bits a byte of text, `eval_targets`."""
-        world = self.wire.world
+        """`eval_loss` in nats a token, `eval_bpb` in bits a byte of text, `eval_targets`, and `eval_seconds`, its time."""
+        world, began = self.wire.world, time.perf_counter()
         total = torch.zeros(2, dtype=torch.float64, device=world.device)
         training = model.training
         model.eval()
@@ -50,7 +51,8 @@ class Evaluator:
         if not count:
             raise CorpusError("the held-out split has no targets to evaluate on")
         loss = loss_sum / count
-        return {"eval_loss": loss, "eval_bpb": bits_per_byte(loss, self.stream), "eval_targets": int(count)}
+        found = {"eval_loss": loss, "eval_bpb": bits_per_byte(loss, self.stream), "eval_targets": int(count)}
+        return found | {"eval_seconds": time.perf_counter() - began}
 
 
 def bits_per_byte(loss: float, stream: TokenStream) -> float:

@@ -30,6 +30,11 @@ def resolve(recipe: Recipe, world: int) -> Recipe:
             f"train.global_batch is {train.global_batch}, which {shards} virtual shards can't share equally: give a "
             f"multiple of {shards}, or another parallel.virtual_shards"
         )
+    if recipe.schedule.batch_start % shards:
+        raise RecipeError(
+            f"schedule.batch_start is {recipe.schedule.batch_start}, which {shards} virtual shards can't share equally: "
+            f"give a multiple of {shards}"
+        )
     size = train.global_batch // shards
     if train.micro_batch not in (0, size):
         raise RecipeError(

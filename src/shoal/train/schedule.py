@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from shoal.core import recipe
 from shoal.core.errors import RecipeError
+from shoal.data.batch_sizes import BatchSizes
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Budget:
         ]
         return max(shares)
 
-    def expected_steps(self, tokens_per_step: int) -> int | None:
-        """Steps that the run will take, where that is known beforehand."""
+    def expected_steps(self, sizes: BatchSizes, tokens: int) -> int | None:
+        """Steps that the run will take, of sequences of so many tokens, where that is known beforehand."""
         known = [self.steps] if self.steps else []
-        known += [math.ceil(self.tokens / tokens_per_step)] if self.tokens else []
+        known += [sizes.steps_for(self.tokens / tokens)] if self.tokens else []
         return min(known, default=None)
 
 

@@ -18,6 +18,7 @@ import torch
 from shoal.core.errors import InputError, RecipeError
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
+from shoal.data.batch_sizes import BatchSizes
 from shoal.data.batches import TrainingBatches
 from shoal.data.ledger import Ledger, Share
 from shoal.data.sequences import Sequences
@@ -263,7 +264,8 @@ class Worker:
         self.client.finish([self.client.clock("seed", standing, kept)])
         expected = None  # without a common step, nobody knows how many will be the main worker's
         if isinstance(self.budget, Budget):
-            expected = self.budget.expected_steps(self.recipe.train.global_batch * parts.model.config.context)
+            sizes = BatchSizes.constant(self.recipe.train.global_batch)
+            expected = self.budget.expected_steps(sizes, parts.model.config.context)
         telemetry = Telemetry(self.run, progress.step if resume else None, expected, quiet)
         self.parts = replace(parts, telemetry=telemetry)
         self.sync.tell = telemetry.note

@@ -19,6 +19,7 @@ from shoal.core.model_directory import find_model_directory, read_model_director
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import generator
+from shoal.data.batch_sizes import BatchSizes, sequences_at_once
 from shoal.data.batches import TrainingBatches
 from shoal.data.shards import Corpus
 from shoal.data.tokenizer import difference, read_tokenizer
@@ -67,8 +68,8 @@ def build(
     model = build_model(recipe, corpus.vocabulary, world.device)
     config = model.config
     size, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token(config.context)
-    share = -(-train.global_batch // mesh.data.size)
-    together = min(share, train.micro_batch or share)
+    share, together = -(-train.global_batch // mesh.data.size), sequences_at_once(recipe, mesh.data.size)
+    sizes = BatchSizes.of(recipe, config.context)
     shards, compiled = lay_out_model(model, recipe, wire, mesh, together * config.context)
     task, precision = build_task(recipe, corpus), make_precision(train.precision, world.device)
     auto = Auto(recipe, wire, decided(wire, run.checkpoints) if resume else None)
@@ -76,8 +77,8 @@ def build(
     sync = make_sync(recipe, wire, mesh, model)
     sync.attach(model, shards)
     batches = TrainingBatches(
-        corpus.split("train"), config.context, train.global_batch, train.micro_batch, recipe.seed,
-        mesh.data.rank, mesh.data.size, recipe.data.partition,
+        corpus.split("train"), config.context, train.global_batch, together, recipe.seed, mesh.data.rank, mesh.data.size,
+        recipe.data.partition, sizes, recipe.parallel.virtual_shards if recipe.parallel.exact else 0,
     )  # fmt: skip
     budget = Budget.of(train)
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
@@ -93,7 +94,7 @@ def build(
     )  # fmt: skip
     notes = [*(_resume(parts, run) if resume else []), *auto.notes]
     if world.is_main:
-        expected = budget.expected_steps(train.global_batch * config.context)
+        expected = budget.expected_steps(sizes, config.context)
         parts = replace(parts, telemetry=Telemetry(run, parts.progress.step if resume else None, expected, quiet))
     threads = torch.get_num_threads()
     notes.append(

@@ -5,6 +5,7 @@ from typing import Any
 
 from shoal.core.files import read_json
 from shoal.core.recipe import Recipe
+from shoal.data.batch_sizes import BatchSizes, sequences_at_once
 from shoal.models import hugging_face
 from shoal.models.loss import CHUNK_BYTES
 from shoal.models.transformer import Transformer, TransformerConfig
@@ -15,8 +16,15 @@ from shoal.train.schedule import Budget
 from shoal.train.setup import make_transformer_config
 from shoal.train.strategies import check_meeting, mesh_sizes
 
-PROCESS_BYTES = 450_000_000
-"""What Python, torch and its compiler hold resident before the first tensor."""
+PROCESS_BYTES = 380_000_000
+"""What Python, torch and our kernels hold resident before the first tensor (386 MB with a model of 0.2M parameters)."""
+
+COMPILER_BYTES = 85_000_000
+"""What torch's compiler adds to a process that has used it; its workers are processes of their own, and end."""
+
+EAGER = 2.5
+"""How much more backward keeps of a block that is not compiled: results of every pointwise operation, and what the allocator
+does not give back between them (1.11 GB measured where 0.93 GB are with the compiler, at 1,024 tokens of gpt-bench)."""
 
 
 def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
@@ -32,20 +40,26 @@ def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
     check_optimizer(recipe.optimizer, divided=shard * tensor > 1)
     parameters = sum(parameter.numel() for parameter in Transformer(config).parameters())
     budget = Budget.of(recipe.train)
-    per_step = recipe.train.global_batch * config.context
-    steps = budget.expected_steps(per_step)
-    share = -(-recipe.train.global_batch * tensor // world)
-    sequences = min(share, recipe.train.micro_batch or share)
+    batches = BatchSizes.of(recipe, config.context)
+    per_step = batches.largest * config.context
+    steps = budget.expected_steps(batches, config.context)
+    sequences = sequences_at_once(recipe, world // tensor)
     states = states_formula(recipe.parallel.shard, recipe.optimizer.kind, parameters, sizes)
+    compiled = recipe.train.compile != "off"
+    activations = activation_memory(config, sequences * config.context, tensor, recipe.train.recompute, compiled)
+    gathered = gathered_memory(recipe.parallel.shard, config, parameters, sizes)
+    copied = states * 3 // 4  # while a checkpoint is written: weights and moments once more, where activations were
     return {
         "parameters": parameters,
         "tokens_per_step": per_step,
-        "tokens": steps * per_step if steps is not None else None,
+        "tokens": batches.position_after(steps) * config.context if steps is not None else None,
         "steps": steps,
         "states_bytes": states,
         "memory_bytes": states
         + meeting_memory(recipe, parameters, sizes)
-        + other_memory(config, sequences * config.context, tensor, recipe.train.recompute),
+        + PROCESS_BYTES
+        + COMPILER_BYTES * compiled
+        + max(activations + gathered, copied),
     }
 
 
@@ -80,15 +94,26 @@ def meeting_memory(recipe: Recipe, parameters: int, sizes: tuple[int, int, int])
     return 4 * parameters // (divided * tensor) * (1 + momentum + coded)
 
 
-def other_memory(config: TransformerConfig, tokens: int, tensor: int, recompute: str) -> int:
-    """The process, what backward keeps of `tokens` tokens at once, and the loss.
+def gathered_memory(kind: str, config: TransformerConfig, parameters: int, sizes: tuple[int, int, int]) -> int:
+    """Bytes of weights that a rank has besides its own while it computes: ZeRO-2 all, ZeRO-3 two blocks and vocabulary."""
+    _, shard, tensor = sizes
+    if shard == 1 or kind not in ("zero2", "zero3"):
+        return 0
+    outer = config.vocabulary * config.dim * (1 if config.tied else 2)
+    held = parameters if kind == "zero2" else outer + 2 * (parameters - outer) // config.layers
+    return 4 * min(parameters, held) // tensor
+
+
+def activation_memory(config: TransformerConfig, tokens: int, tensor: int, recompute: str, compiled: bool) -> int:
+    """Bytes that backward keeps of `tokens` tokens at once, and those of the loss.
 
     A block keeps about: its two inputs and their normalised forms, the MLP's input, queries, keys, values and the
     attention's output, and the MLP's inner activations (twice or three times their width); recomputed, its input alone.
     """
     attention = (config.heads * 2 + config.kv_heads * 2) * config.head_dim // tensor
     inner = config.hidden * (3 if config.gated else 2) // tensor
-    block = 5 * config.dim + attention + inner
+    block = (5 * config.dim + attention + inner) * (1.0 if compiled else EAGER)
     kept = (config.layers * config.dim + block) if recompute == "full" else config.layers * block
     # some logits, the projection's gradient, and on a CPU two packed copies of the projection
-    return PROCESS_BYTES + 4 * tokens * kept + 2 * CHUNK_BYTES + 3 * 4 * config.vocabulary * config.dim // tensor
+    logits = min(CHUNK_BYTES, 4 * tokens * config.vocabulary)
+    return int(4 * tokens * kept) + 2 * logits + 3 * 4 * config.vocabulary * config.dim // tensor

@@ -95,7 +95,11 @@ def in_flight(recipe: Recipe) -> torch.dtype | None:
 
 def check_meeting(recipe: Recipe, sizes: tuple[int, int, int]) -> None:
     """`RecipeError` for ways of dividing and of meeting that don't go together on (replicate, shard, tensor) ranks."""
-    parallel, batch, (replicate, shard, tensor) = recipe.parallel, recipe.train.global_batch, sizes
+    parallel, (replicate, shard, tensor) = recipe.parallel, sizes
+    # every batch is a multiple of the first
+    key, batch = ("schedule.batch_start", recipe.schedule.batch_start) if recipe.schedule.batch_start else (
+        "train.global_batch", recipe.train.global_batch
+    )  # fmt: skip
     kind, apart = parallel.codec.kind, parallel.sync == "local"
     if recipe.optimizer.kind == "onebit_adam" and (
         parallel.exact or parallel.shard != "replicate" or apart or kind == "none"
@@ -108,8 +112,8 @@ def check_meeting(recipe: Recipe, sizes: tuple[int, int, int]) -> None:
         check_fragments(parallel.local)
         if batch % (replicate * shard):
             raise RecipeError(
-                f"'parallel.sync' is 'local', where every rank must read as many sequences: 'train.global_batch' is "
-                f"{batch}, which {replicate * shard} ranks can't share equally"
+                f"'parallel.sync' is 'local', where every rank must read as many sequences: '{key}' is {batch}, which "
+                f"{replicate * shard} ranks can't share equally"
             )
         if kind == "powersgd":
             raise RecipeError(

@@ -1,0 +1,285 @@
+"""What a recipe will take on this machine, before it is run: memory, time, disk, network, and whether it fits.
+
+    shoal plan gpt-shakespeare
+    shoal plan gpt-demo --workers 2 --json
+    shoal plan gpt-demo --workers 2 --machines 4 --parallel.link.megabits 100
+    shoal plan gpt-shakespeare --find-lr --picture rates.png
+
+The recipe is rehearsed: a short run with as many ranks as there will be, in a folder that is thrown away. It takes about as
+long as the run needs to start, and some seconds. With --machines, other machines are taken to be like this one, each with a
+link as the recipe gives it (1 Gbit/s where it gives none). --find-lr trains some steps at growing learning rates instead,
+and says which to take.
+"""
+
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+
+from shoal.core.errors import InputError
+from shoal.core.files import read_json, write_json
+from shoal.core.machine import available_memory_bytes
+from shoal.core.recipe import Recipe
+from shoal.core.recipe_file import read_recipe, write_recipe
+from shoal.data.batch_sizes import BatchSizes, sequences_at_once
+from shoal.data.shards import Corpus
+from shoal.models.transformer import Transformer
+from shoal.parallel.launch import launch
+from shoal.parallel.world import is_rank, join
+from shoal.plan import advice, table
+from shoal.plan.forecast import Forecast, Shape, foretell, numbers
+from shoal.plan.network import Group, find_meeting, link_of
+from shoal.plan.picture import draw
+from shoal.plan.rehearsal import rehearse
+from shoal.train.exact import resolve
+from shoal.train.finder import Curve, find_rate, lines, suggest
+from shoal.train.layout import find_layout
+from shoal.train.setup import matrix_peak
+from shoal.train.sizes import estimate, transformer_config
+
+USUAL_MEGABITS, USUAL_LATENCY = 1000.0, 0.0002
+"""Of a link between machines that nobody describes: Ethernet in one room."""
+
+USUAL_SHARE = 0.5
+"""Of the matrix peak, to guess how many steps a rehearsal has time for."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of `shoal plan`."""
+
+    recipe: Annotated[Path | None, tyro.conf.Positional] = None
+    """A recipe file; keys that it doesn't give keep their defaults."""
+    workers: int = 1
+    """Ranks on this machine, and on each other one."""
+    machines: int = 1
+    """Machines like this one."""
+    find_lr: bool = False
+    """Find a learning rate, by training at growing ones."""
+    find_lr_steps: int = 120
+    """Steps of that, from a thousandth of the recipe's rate to at most a thousand times it."""
+    picture: Path | None = None
+    """--find-lr: draw loss against learning rate here (PNG)."""
+    output: Path | None = None
+    """Write the JSON object to this file too."""
+    runs: Path = Path("runs")
+    """Folder of all runs, whose disk must have room."""
+    quiet: bool = False
+    """Show no progress."""
+    json: bool = False
+    """Print one JSON object, and nothing else, on stdout."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
+    """Foretell, show, and return the numbers; None on ranks that this has started."""
+    for name, count in (("workers", arguments.workers), ("machines", arguments.machines)):
+        if count < 1:
+            raise InputError(f"--{name} is {count}; accepted: a whole number above 0")
+    recipe = read_recipe(arguments.recipe, overrides)
+    if recipe.parallel.sync == "server":
+        raise InputError("'parallel.sync' is server: parameter servers can't be rehearsed; plan with parallel.sync every")
+    if arguments.find_lr:
+        return _find_rate(recipe, arguments)
+    if is_rank():
+        raise InputError("shoal plan starts its ranks itself (--workers N): run it alone, without torchrun or srun")
+    found = _plan(recipe, arguments)
+    if arguments.output is not None:
+        write_json(arguments.output, found)
+    return found
+
+
+def _plan(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
+    corpus = Corpus.open(Path(recipe.corpus_directory))
+    ranks = arguments.workers * arguments.machines
+    facts = estimate(recipe, corpus.vocabulary, ranks)
+    shape = _shape(recipe, corpus, facts, ranks)
+    memory, free = _memory_of(corpus, ranks), _free_memory(recipe, arguments.workers)
+    each = free // arguments.workers
+    planned, keys = recipe, dict[str, Any]()
+    suggestions = advice.advise(recipe, memory, shape.at_once, shape.data_ranks, each)
+    if facts["memory_bytes"] > each:
+        # what would bring the machine to its knees is not tried; the mildest change that fits is
+        harmless = [one for one in suggestions if one.fits and "model.preset" not in one.keys]
+        if not harmless:
+            return _tell(recipe, arguments, facts, None, free, suggestions, keys)
+        planned, keys = harmless[0].apply(recipe), harmless[0].keys
+        shape = _shape(planned, corpus, estimate(planned, corpus.vocabulary, ranks), ranks)
+    forecast = _rehearsed(planned, corpus, shape, arguments)
+    if not keys:  # what was measured says how far the formula is off
+        off = forecast.memory - facts["memory_bytes"]
+        suggestions = advice.advise(
+            recipe, lambda other: memory(other) + off, shape.at_once, shape.data_ranks, each
+        )  # fmt: skip
+    return _tell(recipe, arguments, facts, forecast, free, suggestions, keys)
+
+
+def _rehearsed(recipe: Recipe, corpus: Corpus, shape: Shape, arguments: Arguments) -> Forecast:
+    workers, machines, ranks = arguments.workers, arguments.machines, arguments.workers * arguments.machines
+    link = recipe.parallel.link
+    wire = link_of(
+        recipe, workers, machines, link.megabits or USUAL_MEGABITS, link.latency or USUAL_LATENCY
+    )  # fmt: skip
+    config = transformer_config(recipe, corpus.vocabulary)
+    here = workers // recipe.parallel.tensor
+    device = torch.device("cuda" if _on_gpu(recipe, workers) else "cpu")
+    peak = matrix_peak(device, recipe.train.precision)
+    guess = shape.flops * shape.context * shape.at_once * here / (USUAL_SHARE * peak)
+    several = shape.sizes.largest > shape.data_ranks * shape.at_once
+    console = Console(stderr=True, quiet=arguments.quiet)
+    with console.status(f"rehearsing on {workers} rank{'s' * (workers > 1)} …"):
+        rehearsal = rehearse(recipe, workers, shape.at_once, here, several, guess)
+    sent = sum(find_layout(recipe, config, ranks).sent.values())
+    last = config.vocabulary * config.dim / shape.parameters
+    group = Group(workers, machines, wire, sent, shape.parameters, last)
+    meeting = find_meeting(recipe, group, rehearsal, shape.sizes.largest, shape.data_ranks, shape.at_once)
+    return foretell(recipe, shape, rehearsal, meeting)
+
+
+def _shape(recipe: Recipe, corpus: Corpus, facts: dict[str, Any], ranks: int) -> Shape:
+    recipe = resolve(recipe, ranks)
+    config = transformer_config(recipe, corpus.vocabulary)
+    data_ranks = ranks // recipe.parallel.tensor
+    held_out, text = corpus.split("held_out").tokens, corpus.split("train").shards
+    return Shape(
+        BatchSizes.of(recipe, config.context),
+        facts["steps"],
+        config.context,
+        data_ranks,
+        sequences_at_once(recipe, data_ranks),
+        -(-(held_out - 1) // config.context),
+        sum(shard.path.stat().st_size for shard in text),
+        Transformer(config).flops_per_token(config.context),
+        facts["parameters"],
+    )
+
+
+def _memory_of(corpus: Corpus, ranks: int) -> advice.Memory:
+    return lambda recipe: int(estimate(recipe, corpus.vocabulary, ranks)["memory_bytes"])
+
+
+def _on_gpu(recipe: Recipe, workers: int) -> bool:
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return recipe.train.device != "cpu" and devices >= workers
+
+
+def _free_memory(recipe: Recipe, workers: int) -> int:
+    """Of this machine, or of the GPUs that its ranks compute on."""
+    if _on_gpu(recipe, workers):
+        return sum(torch.cuda.mem_get_info(device)[0] for device in range(workers))
+    return available_memory_bytes()
+
+
+def _tell(
+    recipe: Recipe,
+    arguments: Arguments,
+    facts: dict[str, Any],
+    forecast: Forecast | None,
+    free: int,
+    suggestions: list[advice.Suggestion],
+    keys: dict[str, Any],
+) -> dict[str, Any]:
+    """Show it, and return it as numbers. With `keys`, the forecast is of the recipe with these."""
+    ranks = arguments.workers * arguments.machines
+    memory = facts["memory_bytes"] if forecast is None or keys else forecast.memory
+    needed = memory * arguments.workers
+    fits = needed <= free
+    shown = [] if fits else suggestions
+    folder = next(path for path in (arguments.runs.resolve(), *arguments.runs.resolve().parents) if path.exists())
+    room = shutil.disk_usage(folder).free
+    if not arguments.json:
+        console = Console(highlight=False)
+        for name, text in table.rows(forecast, facts["parameters"], ranks, arguments.machines, free) if forecast else ():
+            console.print(f"{name:<11} {text}", markup=False, soft_wrap=True)
+        if keys:
+            changed = " ".join(f"--{key} {value}" for key, value in keys.items())
+            console.print(f"(all of this with {changed}, as it does not fit without)", markup=False, soft_wrap=True)
+        for reason in forecast.meeting.reasons if forecast else ():
+            console.print(reason, markup=False, soft_wrap=True)
+        total = forecast.total if forecast else None
+        console.print(
+            "\n" + table.sentences(_typed(arguments), total, needed, free, suggestions), markup=False, soft_wrap=True
+        )
+        for one in shown:
+            console.print(f"  {'fits' if one.fits else 'too large still'}: {table.words(one)}", markup=False, soft_wrap=True)
+        if forecast and forecast.disk_peak > room:
+            lacking = f"The disk of {folder} has {table.size(room)} free, and {table.size(forecast.disk_peak)} are needed."
+            console.print(lacking + " Lower checkpoint.keep, or choose another --runs.", markup=False, soft_wrap=True)
+    return {
+        "recipe": recipe.name,
+        "parameters": facts["parameters"],
+        "world_size": ranks,
+        "machines": arguments.machines,
+        "fits": fits,
+        "memory_bytes": memory,
+        "memory_of_machine_bytes": needed,
+        "memory_free_bytes": free,
+        "memory_by_formula_bytes": facts["memory_bytes"],
+        "disk_free_bytes": room,
+        "with": keys,
+        "forecast": numbers(forecast) if forecast else None,
+        "suggestions": [asdict(one) for one in shown],
+    }
+
+
+def _typed(arguments: Arguments) -> str:
+    """The recipe and the ranks, as `shoal pretrain` takes them."""
+    return str(arguments.recipe or "") + (f" --workers {arguments.workers}" if arguments.workers > 1 else "")
+
+
+def _find_rate(recipe: Recipe, arguments: Arguments) -> dict[str, Any] | None:
+    estimate(recipe, Corpus.open(Path(recipe.corpus_directory)).vocabulary, arguments.workers)
+    if arguments.workers > 1 and not is_rank():
+        curve = _launched(recipe, arguments)
+    else:
+        with join(recipe.train.device, recipe.parallel.threads, recipe.parallel.timeout) as world:
+            curve = find_rate(recipe, world, arguments.find_lr_steps, arguments.quiet or arguments.json)
+        if not world.is_main:
+            return None
+        if is_rank():
+            assert arguments.output is not None
+            write_json(arguments.output, asdict(curve))
+            return None
+    found = suggest(curve)
+    keys = lines(recipe, found.share)
+    rate = recipe.optimizer.learning_rate
+    if arguments.picture is not None:
+        draw(curve, found, rate, arguments.picture)
+    result = {
+        "suggested": keys,
+        "steepest": rate * found.steepest,
+        "lowest": rate * found.lowest,
+        "diverged": rate * found.diverged if found.diverged is not None else None,
+        "learning_rates": [rate * share for share in curve.shares],
+        "losses": curve.losses,
+        "smoothed": curve.smoothed,
+    }
+    if not arguments.json:
+        console = Console(highlight=False)
+        end = f"diverged at {result['diverged']:.2g}" if found.diverged is not None else "never diverged"
+        console.print(
+            f"the loss fell fastest at {result['steepest']:.2g}, was least at {result['lowest']:.2g}, {end} "
+            f"(optimizer.learning_rate; the recipe has {rate:.2g})"
+        )
+        console.print("put into the recipe: " + ", ".join(f"{key}: {value:g}" for key, value in keys.items()))
+        console.print("or type: " + " ".join(f"--{key} {value:g}" for key, value in keys.items()))
+    if arguments.output is not None:
+        write_json(arguments.output, result)
+    return result
+
+
+def _launched(recipe: Recipe, arguments: Arguments) -> Curve:
+    """What ranks of this machine found together."""
+    with tempfile.TemporaryDirectory(prefix="shoal-plan-") as name:
+        handed_over, left = Path(name) / "recipe.yaml", Path(name) / "curve.json"
+        write_recipe(handed_over, recipe)
+        words = ["plan", str(handed_over), "--find-lr", "--find-lr-steps", str(arguments.find_lr_steps)]
+        quiet = ["--quiet"] if arguments.quiet or arguments.json else []
+        launch(arguments.workers, [*words, "--output", str(left), *quiet])
+        return Curve(**read_json(left))

@@ -1,0 +1,1 @@
+"""What a run will take, foretold before it is started."""

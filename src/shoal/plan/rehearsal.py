@@ -1,0 +1,182 @@
+"""A short run of the recipe itself, from which its time and memory are foretold.
+
+Nothing is modelled that can be tried: the rehearsal is `shoal pretrain` in processes of its own, as many ranks as will be
+there, with the recipe's model, data, micro-batch, division and optimizer, in a folder that is thrown away. It starts,
+compiles, steps, evaluates, saves, writes the model and generates samples as the run will, only less often. What differs is
+counted and multiplied: half of its steps take one micro-batch a rank and half take two, which tells what each further one
+costs; evaluations of one batch and of three tell what a batch costs.
+
+That takes about as long as the run needs to start, and `SECONDS` more; where the compiler had work to do, which the run will
+find done, it is rehearsed twice.
+"""
+
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shoal.core.errors import InputError, Interrupted, ShoalError
+from shoal.core.machine import STARTED, cache_folder
+from shoal.core.recipe import Recipe
+from shoal.core.recipe_file import build_recipe, recipe_tree, write_recipe
+from shoal.core.run_directory import RunDirectory
+from shoal.train.telemetry import read_metrics
+
+SECONDS = 12.0
+"""Training that is rehearsed, about."""
+
+FEWEST, MOST = 8, 80
+"""Steps of a rehearsal."""
+
+LONG_EVALUATION = 3
+"""Batches of the last evaluation; those before have one."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a short run took, in seconds and bytes.
+
+    `start`: from the command to the first step; `first`: that step, beyond an ordinary one; `step`: one of one micro-batch a
+    rank, of which `waiting` for other ranks; `more`: each further micro-batch; `between`: from a step's end to the next.
+    `evaluation`: what each costs, and `batch`: what each of its batches; `end`: from the last evaluation until the command
+    returns. `checkpoint` and `model`: bytes on disk.
+    """
+
+    start: float
+    first: float
+    step: float
+    waiting: float
+    more: float
+    between: float
+    evaluation: float
+    batch: float
+    end: float
+    memory: int
+    checkpoint: int
+    model: int
+    wire_bytes: int
+    sequences: int
+    """Of all its steps."""
+    peak_flops: float
+    threads: int
+    device: str
+
+
+def rehearse(recipe: Recipe, workers: int, at_once: int, data_ranks: int, several: bool, step_seconds: float) -> Rehearsal:
+    """Run the recipe for some steps on this machine.
+
+    `at_once`: sequences of a forward pass; `several`: whether a step has more than one; `step_seconds`: about how long one
+    pass may take. Raises what the run would: `InputError`, or `ShoalError` with its message.
+    """
+    steps = max(FEWEST, min(MOST, 2 * round(SECONDS / step_seconds / (3 if several else 2))))
+    shortened = _shorten(recipe, steps, at_once * data_ranks, several)
+    before = _compiled()
+    found = _run(shortened, workers)
+    return found if _compiled() == before else _run(shortened, workers)
+
+
+def _shorten(recipe: Recipe, steps: int, sequences: int, several: bool) -> Recipe:
+    """The recipe with few steps, each of `sequences` for the first half, and twice as many for the second."""
+    tree = recipe_tree(recipe)
+    tree["name"] = "rehearsal"
+    tree["train"] |= {"steps": steps, "tokens": 0, "minutes": 0.0}
+    tree["schedule"]["batch_start"] = 0
+    if not recipe.parallel.exact:  # whose steps are always cut alike
+        tree["train"] |= {"micro_batch": 0, "global_batch": 2 * sequences if several else sequences}
+        tree["schedule"] |= {"batch_start": sequences if several else 0, "batch_until": 0.5}
+    tree["evaluation"] |= {
+        "every": steps // 4, "sequences": sequences, "final_sequences": LONG_EVALUATION * sequences
+    }  # fmt: skip
+    tree["checkpoint"]["every"] = 0
+    tree["parallel"]["link"] = {"megabits": 0.0, "latency": 0.0}  # what links cost is added by the cost model
+    if recipe.parallel.sync == "local":
+        tree["parallel"]["codec"]["kind"] = "none"
+        tree["parallel"]["sync"] = "every"
+    return build_recipe(tree)
+
+
+def _run(recipe: Recipe, workers: int) -> Rehearsal:
+    with tempfile.TemporaryDirectory(prefix="shoal-plan-") as name:
+        folder = Path(name)
+        write_recipe(folder / "recipe.yaml", recipe)
+        words = ["pretrain", str(folder / "recipe.yaml"), "--runs", name, "--workers", str(workers), "--json", "--quiet"]
+        began = time.time()
+        result = run_shoal(words)
+        wall = time.time() - began
+        return _read(recipe, RunDirectory(folder / recipe.name), result, wall)
+
+
+def run_shoal(words: list[str]) -> dict[str, Any]:
+    """What `shoal WORDS --json` prints; raises its error as it told it. An interruption ends it too."""
+    environment = {name: value for name, value in os.environ.items() if name != STARTED}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shoal", *words], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        out, told = process.communicate()
+    except BaseException:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    if process.returncode:
+        message = next((line for line in reversed(told.splitlines()) if line.startswith("shoal")), told[-300:])
+        kind = {InputError.exit_code: InputError, Interrupted.exit_code: Interrupted}.get(process.returncode, ShoalError)
+        raise kind(message.partition("error: ")[2] or message)
+    return json.loads(out)
+
+
+def _read(recipe: Recipe, run: RunDirectory, result: Mapping[str, Any], wall: float) -> Rehearsal:
+    training, evaluations = read_metrics(run.metrics)
+    half = len(training) // 2
+    several = bool(recipe.schedule.batch_start)
+    single, double = (training[1:half], training[half:]) if several else (training[1:], training[1:])
+    step, twice = (statistics.median(line["step_seconds"] for line in lines) for lines in (single, double))
+    steps = [line["step_seconds"] for line in training]
+    took = result["train_seconds_from_start"] - result["first_step_seconds"]  # from the first step's end to the last's
+    *short, last = [line["eval_seconds"] for line in evaluations]
+    each = min(short[1:] or short)  # the first finds nothing warm
+    batch = max(0.0, last - each) / (LONG_EVALUATION - 1)
+    saved = run.checkpoints / run.checkpoints.joinpath("latest").read_text().strip()
+    return Rehearsal(
+        start=max(0.0, result["first_step_seconds"] - steps[0]),
+        first=max(0.0, steps[0] - step),
+        step=step,
+        waiting=statistics.median(line["sync_seconds"] for line in single),
+        more=max(0.0, twice - step) if several else step,
+        between=max(0.0, took - sum(steps[1:]) - sum(short)) / (len(steps) - 1),
+        evaluation=max(0.0, each - batch),
+        batch=batch,
+        end=max(0.0, wall - result["train_seconds_from_start"] - last),
+        memory=result["peak_memory_bytes"],
+        checkpoint=_size(saved),
+        model=_size(run.model),
+        wire_bytes=round(statistics.median(line["wire_bytes"] for line in single)),
+        sequences=recipe.train.global_batch * len(steps),
+        peak_flops=result["matrix_peak_flops"],
+        threads=result["threads"],
+        device=result["machine"]["device"],
+    )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _compiled() -> int:
+    """How much the compilers have left for later."""
+    folders = {cache_folder(), Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", cache_folder()))}
+    return sum(1 for folder in folders for path in folder.rglob("*") if path.suffix in (".so", ".cpp"))
+
+
+def passes(batch: int, data_ranks: int, at_once: int) -> int:
+    """Micro-batches of a rank in a step of so many sequences."""
+    return math.ceil(math.ceil(batch / data_ranks) / at_once)
