@@ -73,7 +73,15 @@ def _summary(prepared: data.Prepared, vocabulary: int) -> list[str]:
     tokens = f"{prepared.tokens:,} tokens to train on, {prepared.held_out_tokens:,} held out"
     if prepared.already:
         return [f"{prepared.directory} already holds this corpus: {size}", tokens]
+    cleaning = [_cleaned(prepared.cleaning)] if prepared.cleaning else []
     skipped = [f"{prepared.skipped} files left out: not UTF-8"] if prepared.skipped else []
     resumed = " (went on where it was interrupted)" if prepared.resumed else ""
     speed = f"{prepared.seconds:,.1f} s, tokenizing at {prepared.megabytes_per_second:,.1f} MB/s{resumed}"
-    return [f"{prepared.directory}: {size}", tokens, speed, *skipped]
+    return [f"{prepared.directory}: {size}", tokens, *cleaning, speed, *skipped]
+
+
+def _cleaned(cleaning: dict[str, Any]) -> str:
+    """One line: how much was kept, and what each stage dropped."""
+    dropped = [f"{stage['stage']} {stage['dropped']:,}" for stage in cleaning["stages"] if stage["dropped"]]
+    kept = f"cleaning kept {cleaning['kept_documents']:,} of {cleaning['documents']:,} documents"
+    return f"{kept}{', dropped by ' if dropped else ''}{', '.join(dropped)}; see corpus-report.html"
