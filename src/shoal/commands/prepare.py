@@ -71,9 +71,9 @@ class _Report:
 def _summary(prepared: data.Prepared, vocabulary: int) -> list[str]:
     size = f"{prepared.bytes / 1e6:,.1f} MB of text, {prepared.documents:,} documents, vocabulary {vocabulary:,}"
     tokens = f"{prepared.tokens:,} tokens to train on, {prepared.held_out_tokens:,} held out"
-    if prepared.already:
-        return [f"{prepared.directory} already holds this corpus: {size}", tokens]
     cleaning = [_cleaned(prepared.cleaning)] if prepared.cleaning else []
+    if prepared.already:
+        return [f"{prepared.directory} already holds this corpus: {size}", tokens, *cleaning]
     skipped = [f"{prepared.skipped} files left out: not UTF-8"] if prepared.skipped else []
     resumed = " (went on where it was interrupted)" if prepared.resumed else ""
     speed = f"{prepared.seconds:,.1f} s, tokenizing at {prepared.megabytes_per_second:,.1f} MB/s{resumed}"

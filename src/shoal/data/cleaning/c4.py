@@ -11,7 +11,9 @@ import re
 from shoal.data.cleaning.draft import Draft, Dropped, Stage
 from shoal.data.cleaning.thresholds import LimitsByLanguage, Thresholds
 
-POLICIES = re.compile("javascript|terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies", re.I)
+POLICIES = (
+    "javascript", "terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies",
+)  # fmt: skip
 TERMINAL = (".", "?", "!", '"', "'", "”", "’", "。", "？", "！", "」", "』")
 _SENTENCE = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)|[。！？!?…]+[”’」』）]*")
 _SPACES = re.compile(r"\s")
@@ -24,11 +26,14 @@ def open_c4(limits: LimitsByLanguage, terminal: bool) -> Stage:
         text = draft.text
         if "{" in text:
             return Dropped("curly_bracket")
-        if "lorem ipsum" in text.lower():
+        lowered = text.lower()
+        if "lorem ipsum" in lowered:
             return Dropped("lorem_ipsum")
         own = limits[draft.language]
         lines = text.split("\n")
         kept = [line for line in lines if not line.strip() or _keeps(line, draft.spaceless, own, terminal)]
+        if _names_policy(lowered):
+            kept = [line for line in kept if not _names_policy(line.lower())]
         if len(kept) < len(lines):
             draft = Draft("\n".join(kept).strip("\n"), draft.language)
         sentences = count_sentences(draft.text)
@@ -44,6 +49,10 @@ def count_sentences(text: str) -> int:
     return sum(max(1, len(_SENTENCE.findall(line))) for line in text.split("\n") if line.strip())
 
 
+def _names_policy(lowered: str) -> bool:
+    return any(policy in lowered for policy in POLICIES)
+
+
 def _keeps(line: str, spaceless: bool, limits: Thresholds, terminal: bool) -> bool:
     line = line.strip()
     words = line.split()
@@ -53,6 +62,5 @@ def _keeps(line: str, spaceless: bool, limits: Thresholds, terminal: bool) -> bo
     return (
         count >= limits.line_words_least
         and longest <= limits.word_characters_most
-        and not POLICIES.search(line)
         and not (terminal and (not line.endswith(TERMINAL) or line.endswith("...")))
     )

@@ -82,6 +82,12 @@ def split_units(text: str) -> list[str]:
     return _WORD.findall(text if text.isascii() else _IDEOGRAM.sub(r" \g<0> ", text))
 
 
+def count_digits(text: str) -> int:
+    """How many of the ten digits of ASCII it has."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    return len(encoded) - len(encoded.translate(None, b"0123456789"))
+
+
 class _KnownWords(dict[str, int]):
     """Hashes of words met before. They must be the same in every process, which Python's own are not."""
 

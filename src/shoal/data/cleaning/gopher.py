@@ -7,7 +7,7 @@ all list items, and at least two of the language's commonest words. `digits_most
 import re
 from collections.abc import Iterator
 
-from shoal.data.cleaning.draft import Draft, Dropped, Stage
+from shoal.data.cleaning.draft import Draft, Dropped, Stage, count_digits
 from shoal.data.cleaning.thresholds import STOP_WORDS, LimitsByLanguage, first_broken
 
 _LETTER = re.compile(r"[^\W\d_]")
@@ -42,10 +42,5 @@ def _measures(draft: Draft) -> Iterator[tuple[str, float]]:
     yield "ellipsis_lines_most", sum(line.endswith(_ELLIPSES) for line in lines) / len(lines)
     letters = sum(1 for word in words if word.isalpha() or _LETTER.search(word))
     yield "alphabetic_words_least", letters / len(words)
-    yield "digits_most", _digits(text) / len(text)
+    yield "digits_most", count_digits(text) / len(text)
     yield "stop_words_least", len(STOP_WORDS.get(draft.language, frozenset()).intersection(words))
-
-
-def _digits(text: str) -> int:
-    encoded = text.encode("utf-8", "surrogatepass")
-    return len(encoded) - len(encoded.translate(None, b"0123456789"))

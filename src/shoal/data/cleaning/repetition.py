@@ -62,9 +62,10 @@ def top_ngram(hashes: Hashes, lengths: NDArray[np.int64], size: int, gap: int) -
     ngrams = hash_ngrams(hashes, size)
     if not len(ngrams):
         return 0
-    _, first, counts = np.unique(ngrams, return_index=True, return_counts=True)
-    place = int(first[counts == counts.max()].min())
-    return int(counts.max()) * (int(lengths[place : place + size].sum()) + gap * (size - 1))
+    unique, counts = np.unique(ngrams, return_counts=True)
+    most = int(counts.max())
+    place = int(np.isin(ngrams, unique[counts == most]).argmax()) if most > 1 else 0  # of equals, the first in the text
+    return most * (int(lengths[place : place + size].sum()) + gap * (size - 1))
 
 
 def repeated_characters(hashes: Hashes, lengths: NDArray[np.int64], size: int) -> int:
@@ -72,9 +73,10 @@ def repeated_characters(hashes: Hashes, lengths: NDArray[np.int64], size: int) -
     ngrams = hash_ngrams(hashes, size)
     if not len(ngrams):
         return 0
-    unique, first = np.unique(ngrams, return_index=True)
-    if len(unique) == len(ngrams):
+    ordered = np.sort(ngrams)
+    if (ordered[1:] != ordered[:-1]).all():
         return 0
+    _, first = np.unique(ngrams, return_index=True)
     again = np.ones(len(ngrams), dtype=bool)
     again[first] = False
     starts = np.flatnonzero(again)
