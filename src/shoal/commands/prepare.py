@@ -83,7 +83,8 @@ class _Report:
 def _summary(prepared: data.Prepared, vocabulary: int) -> list[str]:
     size = f"{prepared.bytes / 1e6:,.1f} MB of text, {prepared.documents:,} documents, vocabulary {vocabulary:,}"
     tokens = f"{prepared.tokens:,} tokens to train on, {prepared.held_out_tokens:,} held out"
-    told = [*(tokenizer_lines(prepared.tokenizer) if prepared.tokenizer else []), *_left_out(prepared)]
+    cleaning = [_cleaned(prepared.cleaning)] if prepared.cleaning else []
+    told = [*cleaning, *(tokenizer_lines(prepared.tokenizer) if prepared.tokenizer else []), *_left_out(prepared)]
     if prepared.already:
         return [f"{prepared.directory} already holds this corpus: {size}", tokens, *told]
     skipped = [f"{prepared.skipped} files left out: not UTF-8"] if prepared.skipped else []
@@ -98,3 +99,10 @@ def _left_out(prepared: data.Prepared) -> list[str]:
     more = prepared.left_out - len(prepared.faults)
     ending = [f"  … and {more:,} more"] if more else []
     return [f"left out, as it can't be used ({prepared.left_out:,}):", *(f"  {fault}" for fault in prepared.faults), *ending]
+
+
+def _cleaned(cleaning: dict[str, Any]) -> str:
+    """One line: how much was kept, and what each stage dropped."""
+    dropped = [f"{stage['stage']} {stage['dropped']:,}" for stage in cleaning["stages"] if stage["dropped"]]
+    kept = f"cleaning kept {cleaning['kept_documents']:,} of {cleaning['documents']:,} documents"
+    return f"{kept}{', dropped by ' if dropped else ''}{', '.join(dropped)}; see corpus-report.html"

@@ -20,6 +20,55 @@ NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 
 
+Switch = Annotated[bool, Strict()] | None
+
+
+@section
+class Clean:
+    """Which documents are kept, and what is mended in them; all off unless asked (null: as the preset has it)."""
+
+    preset: Literal["off", "text", "web"] = "off"
+    """`text`: repair, exact and near; `web`: these, and the rules gopher, repetition, c4 and fineweb."""
+    repair: Switch = None
+    """Mend mojibake, entities, control characters and line ends."""
+    languages: list[str] = field(default_factory=list)
+    """Keep only documents in these languages (`en`, `zh`, `ja`, …); empty: all."""
+    language_confidence: Fraction = 0.65
+    """How sure of its language a document must be."""
+    gopher: Switch = None
+    """Quality rules of Gopher: length, symbols, letters, stop words."""
+    repetition: Switch = None
+    """Gopher's rules against repeated lines, paragraphs and n-grams."""
+    c4: Switch = None
+    """Rules of C4: lines about scripts and policies, pages with curly brackets, too few sentences."""
+    c4_terminal: Annotated[bool, Strict()] = False
+    """`c4`: also drop every line that doesn't end in punctuation."""
+    fineweb: Switch = None
+    """Rules of FineWeb: lists, menus, repeated lines."""
+    thresholds: dict[str, float | dict[str, float]] = field(default_factory=dict)
+    """Limits of rules: `{words_least: 20}` for all languages, `{zh: {words_least: 20}}` for one."""
+    mask: list[str] = field(default_factory=list)
+    """Personal data to replace: `email`, `phone`, `ip`, `card`, `chinese_id`."""
+    decontaminate: list[str] = field(default_factory=list)
+    """Sources of evaluation texts: documents that share 13 words in a row with one are dropped."""
+    exact: Switch = None
+    """Drop documents whose text was there before."""
+    near: Switch = None
+    """Drop documents that are similar to an earlier one (MinHash)."""
+    near_similarity: Fraction = 0.45
+    """`near`: Jaccard similarity of shingles that makes duplicates; with a tenth of the words changed it is 0.57."""
+    near_shingle: Positive = 3
+    """`near`: words in a shingle."""
+    near_bands: Positive = 32
+    """`near`: bands of hashes; more find more."""
+    near_rows: Positive = 4
+    """`near`: hashes in a band; more make fewer candidates."""
+    judged_characters: Positive = 1_000_000
+    """A longer document is judged by so much of its beginning."""
+    memory_megabytes: PositiveFloat = 500.0
+    """Memory for finding duplicates and for text under way, beside what Python and its libraries take (0.1 GB a process)."""
+
+
 @section
 class Data:
     """Which text, and where its token shards lie."""
@@ -43,6 +92,7 @@ class Data:
     """What a document is in a text file: all of it, or each line."""
     on_error: Literal["stop", "skip"] = "stop"
     """A line or row that can't be used, or a text file that is not UTF-8: stop there, or leave it out and count it."""
+    clean: Clean = field(default_factory=Clean)
 
 
 @section

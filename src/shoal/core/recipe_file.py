@@ -286,7 +286,8 @@ def _accepted(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return str(schema["const"])
     kind = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
-            "array": "a list of texts", "null": "null"}.get(schema.get("type", ""), "a value")  # fmt: skip
+            "array": "a list of texts",
+            "object": "a mapping to numbers", "null": "null"}.get(schema.get("type", ""), "a value")  # fmt: skip
     words = {"exclusiveMinimum": "above", "minimum": "from", "maximum": "to", "exclusiveMaximum": "below"}
     bounds = [f"{word} {schema[key]}" for key, word in words.items() if key in schema]
     pattern = [f"of the form {schema['pattern']}"] if "pattern" in schema else []

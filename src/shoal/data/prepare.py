@@ -3,12 +3,13 @@
 One thread reads and hashes the text; others tokenize and write it. Going on after an interruption reads all text
 again, which is fast, and tokenizes only what has no finished unit: nothing rests on where in a file a run stopped.
 
-    documents ── stages ──► split_documents ──► pack_units ──► tokenize_units ──► manifest.json
+    sources ──► (cleaned source) ──► split_documents ──► pack_units ──► tokenize_units ──► manifest.json
 
-A stage that cleans or deduplicates is a function from documents to documents, called in `_documents`, with its settings
-in `_settings`; both the tokenizer's sample and the corpus then come from what it lets through.
+What cleans (`data/cleaning/`) takes sources and gives one source of what it lets through; both the tokenizer's sample
+and the corpus come from there, and its settings are part of the corpus's.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -22,8 +23,11 @@ from shoal.core.files import read_json, sha256, sync_folder, write_json, write_t
 from shoal.core.machine import cores
 from shoal.core.recipe import Data
 from shoal.core.recipe import Tokenizer as TokenizerChoice
+from shoal.data.cleaning.clean import FOLDER, clean_settings, clean_sources, refuse_nothing
+from shoal.data.cleaning.report import REPORT as CLEANING_REPORT
+from shoal.data.cleaning.report import write_corpus_report
+from shoal.data.cleaning.stages import is_on
 from shoal.data.encoder import open_encoder
-from shoal.data.readers import Document
 from shoal.data.shards import MANIFEST, SPLITS, VERSION, Corpus, Split, token_dtype
 from shoal.data.sources import Source, open_sources
 from shoal.data.tokenizer import Sample, TextTokenizer, build_char, read_tokenizer, sample_texts
@@ -69,6 +73,8 @@ class Prepared:
     left_out: int
     faults: list[str]
     tokenizer: dict[str, Any]
+    cleaning: dict[str, Any] | None
+    """What each stage kept and dropped (`cleaning.outcome.Outcome.summary`, without its examples)."""
 
 
 Report = Callable[[Progress], None]
@@ -92,16 +98,17 @@ def prepare(
         return _prepared(corpus, time.perf_counter() - started, 0.0, sources, already=True)
     try:
         _claim(directory, settings)
-        text_tokenizer = _tokenizer(tokenizer, sources, directory, report)
+        texts, cleaning = _clean(data, sources, directory, report, workers)
+        text_tokenizer = _tokenizer(tokenizer, texts, directory, report)
         tokenizing = time.perf_counter()
         sample = Sample(REPORT_BYTES)
-        records, resumed = _tokenize(data, sources, text_tokenizer, directory, report, workers, sample)
-        corpus = _finish(directory, settings, text_tokenizer, records, sample, _left_out(sources))
+        records, resumed = _tokenize(data, texts, text_tokenizer, directory, report, workers, sample)
+        corpus = _finish(directory, settings, text_tokenizer, records, sample, _left_out(sources), cleaning)
     except KeyboardInterrupt:
         finished = len(list(directory.glob("unit-*.json")))
-        raise Interrupted(
-            f"{directory}: interrupted; {finished} finished units are kept, the same command goes on from there"
-        ) from None
+        cleaned = len(list((directory / FOLDER).glob("[0-9]*.json")))
+        kept = f"{cleaned} cleaned batches and {finished} finished units" if cleaned else f"{finished} finished units"
+        raise Interrupted(f"{directory}: interrupted; {kept} are kept, the same command goes on from there") from None
     now = time.perf_counter()
     return replace(_prepared(corpus, now - started, now - tokenizing, sources), resumed=resumed)
 
@@ -117,6 +124,7 @@ def _settings(data: Data, tokenizer: TokenizerChoice, sources: Sequence[Source])
         "shard_megabytes": data.shard_megabytes,
         "tokenizer": tokenizer_settings(tokenizer),
         **({"documents": data.documents} if data.documents != "file" else {}),
+        "clean": clean_settings(data.clean, data.text_field) if is_on(data.clean) else None,
     }
 
 
@@ -126,10 +134,18 @@ def _refuse_other(directory: Path, there: dict[str, Any], here: dict[str, Any], 
         return
     names = {key: f"{key} is {there.get(key)} there, {here[key]} here" for key in differing}
     names["source_fingerprints"] = "the sources' files have other names, sizes or times than then"
+    names["clean"] = _differing_cleaning(there.get("clean") or {}, here.get("clean") or {})
     raise CorpusError(
         f"{directory} holds another corpus: {'; '.join(names[key] for key in differing)}. "
         f"Choose another place with --data.directory OTHER, or delete {directory}"
     )
+
+
+def _differing_cleaning(there: dict[str, Any], here: dict[str, Any]) -> str:
+    if not there or not here:
+        return f"it is {'cleaned' if there else 'not cleaned'} there, {'cleaned' if here else 'not cleaned'} here"
+    differing = [key for key in here if there.get(key) != here[key]]
+    return ", ".join(f"clean.{key} is {there.get(key)} there, {here[key]} here" for key in differing)
 
 
 def _claim(directory: Path, settings: dict[str, Any]) -> None:
@@ -140,7 +156,7 @@ def _claim(directory: Path, settings: dict[str, Any]) -> None:
     claim = directory / CLAIM
     if claim.exists():
         there = read_json(claim)
-        if any(directory.glob("unit-*.json")):
+        if any(directory.glob("unit-*.json")) or any((directory / FOLDER).glob("*.json")):
             _refuse_other(directory, there, settings, ignore="source_fingerprints")
         for leftover in directory.glob(".*.tmp"):
             leftover.unlink()
@@ -159,8 +175,23 @@ def _claim(directory: Path, settings: dict[str, Any]) -> None:
     write_json(claim, settings)
 
 
-def _documents(sources: Sequence[Source]) -> Iterator[Document]:
-    return chain.from_iterable(sources)
+def _clean(
+    data: Data, sources: Sequence[Source], directory: Path, report: Report, workers: int | None
+) -> tuple[Sequence[Source], dict[str, Any] | None]:
+    """What is kept of the sources, as sources again, and what was done; the report is written."""
+    if not is_on(data.clean):
+        return sources, None
+    whole = _total_bytes(sources)
+
+    def tell(stage: str, done: float) -> None:
+        size = round(done if stage == "cleaning" else done * (whole or 0))
+        report(Progress(stage, size, whole))
+
+    texts, summary = clean_sources(data.clean, sources, data.text_field, directory, workers or cores(), tell)
+    write_corpus_report(directory / CLEANING_REPORT, summary, [source.name for source in sources])
+    refuse_nothing(summary, directory)
+    stages = [{key: value for key, value in stage.items() if key != "examples"} for stage in summary["stages"]]
+    return [texts], summary | {"stages": stages}
 
 
 def _tokenizer(choice: TokenizerChoice, sources: Sequence[Source], directory: Path, report: Report) -> TextTokenizer:
@@ -183,7 +214,7 @@ def _tokenizer(choice: TokenizerChoice, sources: Sequence[Source], directory: Pa
 
 def _reported_texts(sources: Sequence[Source], stage: str, report: Report) -> Iterator[str]:
     done, reported, whole = 0, 0, _total_bytes(sources)
-    for document in _documents(sources):
+    for document in chain.from_iterable(sources):
         yield document.text
         done += len(document.text)
         if done - reported > 1_000_000:
@@ -220,7 +251,7 @@ def _tokenize(
     job = Job(directory, encode, token_dtype(tokenizer.vocabulary), tokenizer.end_of_text)
     whole = _total_bytes(sources)
     size = max(1, round(data.shard_megabytes * 1_000_000))
-    pieces = _sampled(split_documents(_documents(sources), data.held_out, data.held_out_by), sample)
+    pieces = _sampled(split_documents(chain.from_iterable(sources), data.held_out, data.held_out_by), sample)
     records: list[Record] = []
     done = tokens = 0
     resumed = False
@@ -253,6 +284,7 @@ def _finish(
     records: list[Record],
     sample: Sample,
     left_out: dict[str, Any],
+    cleaning: dict[str, Any] | None,
 ) -> Corpus:
     splits = {split: total(records, split) for split in SPLITS}
     for split, numbers in splits.items():
@@ -268,6 +300,7 @@ def _finish(
         "settings": settings,
         "splits": splits,
         "left_out": left_out,
+        **({"cleaning": cleaning} if cleaning else {}),
     }
     manifest["tokenizer"] = report_on(tokenizer, sample.texts, Corpus(directory, manifest))
     write_text(directory / REPORT, tokenizer_page(manifest["tokenizer"]))
@@ -290,7 +323,8 @@ def _empty_message(split: Split, settings: dict[str, Any], splits: dict[Split, R
 
 
 def _remove_working_files(directory: Path, keep: set[str]) -> None:
-    """Remove the records of units, and shards that an earlier run left and this one had no use for."""
+    """Remove cleaned text, the records of units, and shards that an earlier run left and this one had no use for."""
+    shutil.rmtree(directory / FOLDER, ignore_errors=True)
     shards = [path for split in SPLITS for path in directory.glob(f"{split}-*.bin")]
     for path in (*directory.glob("unit-*.json"), *shards):
         if path.name not in keep:
@@ -316,4 +350,5 @@ def _prepared(
         left_out=corpus.manifest.get("left_out", {}).get("count", 0),
         faults=corpus.manifest.get("left_out", {}).get("first", []),
         tokenizer=corpus.manifest.get("tokenizer", {}),
+        cleaning=corpus.manifest.get("cleaning"),
     )
