@@ -1,6 +1,7 @@
 """What one forward pass reads: rows of tokens, on their way from the corpus to the task."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,28 @@ from shoal.data.partition import mix
 
 
 @dataclass(frozen=True)
+class Framing:
+    """How a task wants documents laid into rows that are packed or grouped (rows of the stream are windows, whatever).
+
+    `shifted`: each token with the one that follows. A document begins with `begin`, and its last target is its own
+    end-of-text; where it is cut, the first input is the token before the cut: every token is a target once.
+    `whole`: `begin`, text, `end` make a piece, and nothing follows. `spare`: further positions a piece that are left free at
+    the row's end, for what the task adds. `begin` and `end` None: the end-of-text.
+    """
+
+    kind: Literal["shifted", "whole"] = "shifted"
+    begin: int | None = None
+    end: int | None = None
+    spare: int = 0
+
+
+@dataclass(frozen=True)
 class Sequences:
     """Rows of tokens, each of one document or several; -1 where there is none.
 
-    `tokens` [rows, length], and `following` each of them in its document. `documents` [rows, length]: a number a document,
-    which differs where one ends and the next begins in a row; None where rows are read as one text, whatever they hold.
+    `tokens` [rows, length], and `following` each of them in its document (-1: nothing to predict; everywhere where the
+    framing is `whole`). `documents` [rows, length]: a number a document, which differs where one ends and the next begins in
+    a row, -1 for padding, which stands at the end; None where rows are read as one text, whatever they hold.
     `keys` [rows]: what is random about a row depends on this alone, hence on seed, epoch and sample, not on ranks.
     """
 
