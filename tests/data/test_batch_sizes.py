@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.test_ledger import CONTEXT, SEED, Zeros
+from tests.data.test_ledger import CONTEXT, batches_of
 
 from shoal.core.errors import CorpusError, RecipeError
 from shoal.core.recipe_file import build_recipe
 from shoal.data.audit import audit
 from shoal.data.batch_sizes import BatchSizes, Stage, sequences_at_once
-from shoal.data.batches import TrainingBatches
 from shoal.data.ledger import Ledger, ledger_from
 
 
@@ -88,10 +87,7 @@ def read(
     state: dict[str, Any] | None, sizes: BatchSizes, steps: int, world: int, strategy: Any, every: int
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """Read some steps on so many ranks; (the state at the end, positions of each step)."""
-    ranks = [
-        TrainingBatches(Zeros(50), CONTEXT, sizes.largest, 2, SEED, rank, world, strategy, sizes)  # type: ignore[arg-type]
-        for rank in range(world)
-    ]
+    ranks = [batches_of(50, sizes.largest, 2, rank, world, strategy, sizes) for rank in range(world)]
     for batches in ranks if state is not None else ():
         batches.load_state_dict(json.loads(json.dumps(state)))
     begun = sizes.steps_for(ranks[0].position)
@@ -149,7 +145,7 @@ def test_a_stage_is_an_entry_of_the_ledger_however_often_it_was_saved() -> None:
 
 def test_a_wrong_sample_in_a_stage_is_named_with_its_step() -> None:
     sizes = BatchSizes.of(recipe_of(8, 2, 0.25, tokens=192), CONTEXT)
-    batches = TrainingBatches(Zeros(50), CONTEXT, 8, 0, SEED, sizes=sizes)  # type: ignore[arg-type]
+    batches = batches_of(50, 8, 0, sizes=sizes)
     inner = batches._read
 
     def astray(positions: Any, samples: Any) -> Any:
@@ -167,15 +163,13 @@ def test_a_wrong_sample_in_a_stage_is_named_with_its_step() -> None:
 def test_a_first_step_too_small_for_the_ranks_is_told() -> None:
     sizes = BatchSizes.of(recipe_of(8, 2, 0.25, steps=9), CONTEXT)
     with pytest.raises(CorpusError, match=r"schedule\.batch_start is 2, less than one sequence for each of 3 ranks"):
-        TrainingBatches(Zeros(50), CONTEXT, 8, 0, SEED, 0, 3, sizes=sizes)  # type: ignore[arg-type]
+        batches_of(50, 8, 0, 0, 3, sizes=sizes)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_virtual_shards_are_as_many_in_each_stage(world: int) -> None:
     sizes = BatchSizes.of(recipe_of(32, 8, 0.5, steps=8), CONTEXT)
-    batches = TrainingBatches(
-        Zeros(50), CONTEXT, 32, 8, SEED, 0, world, "blocks", sizes, virtual_shards=4  # type: ignore[arg-type]
-    )  # fmt: skip
+    batches = batches_of(50, 32, 8, 0, world, "blocks", sizes, virtual_shards=4)
     for step in range(8):
         rows = [len(sequences) for _, sequences in batches.next_step()]
         assert rows == [sizes.at(sizes.position_after(step)) // 4] * (4 // world)

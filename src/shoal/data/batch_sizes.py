@@ -40,8 +40,8 @@ class BatchSizes:
         return cls((Stage(0, 0, batch),))
 
     @classmethod
-    def of(cls, recipe: Recipe, context: int) -> "BatchSizes":
-        """The recipe's, for sequences of `context` tokens; `RecipeError` for what can't grow so."""
+    def of(cls, recipe: Recipe, tokens: float) -> "BatchSizes":
+        """The recipe's, for sequences of so many tokens on average; `RecipeError` for what can't grow so."""
         train, start, until = recipe.train, recipe.schedule.batch_start, recipe.schedule.batch_until
         if not start or start == train.global_batch:
             return cls.constant(train.global_batch)
@@ -53,7 +53,7 @@ class BatchSizes:
             stages.append(Stage(step, position, start * (number + 1)))
             end = until * (number + 1) / last  # the share of the run at which the next stage begins
             left = [end * train.steps - step] if train.steps else []
-            left += [(end * train.tokens / context - position) / stages[-1].batch] if train.tokens else []
+            left += [(end * train.tokens / tokens - position) / stages[-1].batch] if train.tokens else []
             # whichever of steps and tokens is further tells how far the run is
             steps = max(0, math.ceil(min(left) - ROUNDING))
             step, position = step + steps, position + steps * stages[-1].batch

@@ -1,6 +1,7 @@
 """What one forward pass reads: rows of tokens, on their way from the corpus to the task."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,28 @@ from shoal.data.partition import mix
 
 
 @dataclass(frozen=True)
+class Framing:
+    """How a task wants documents laid into rows that are packed or grouped (rows of the stream are windows, whatever).
+
+    `shifted`: each token with the one that follows. A document begins with `begin`, and its last target is its own
+    end-of-text; where it is cut, the first input is the token before the cut: every token is a target once.
+    `whole`: `begin`, text, `end` make a piece, and nothing follows. `spare`: further positions a piece that are left free at
+    the row's end, for what the task adds. `begin` and `end` None: the end-of-text.
+    """
+
+    kind: Literal["shifted", "whole"] = "shifted"
+    begin: int | None = None
+    end: int | None = None
+    spare: int = 0
+
+
+@dataclass(frozen=True)
 class Sequences:
     """Rows of tokens, each of one document or several; -1 where there is none.
 
-    `tokens` [rows, length], and `following` each of them in its document. `documents` [rows, length]: a number a document,
-    which differs where one ends and the next begins in a row; None where rows are read as one text, whatever they hold.
+    `tokens` [rows, length], and `following` each of them in its document (-1: nothing to predict; everywhere where the
+    framing is `whole`). `documents` [rows, length]: a number a document, which differs where one ends and the next begins in
+    a row, -1 for padding, which stands at the end; None where rows are read as one text, whatever they hold.
     `keys` [rows]: what is random about a row depends on this alone, hence on seed, epoch and sample, not on ranks.
     """
 
@@ -34,11 +52,26 @@ class Sequences:
         """Rows from windows [rows, length + 1] of a stream. `border`: the token with which a document ends, if it counts.
 
         It stands at the head of the next document, as what this is predicted from: so every token stays a target, and
-        none depends on another document.
+        none depends on another document. Padding, -1 at the end, is read by nobody.
         """
         tokens, following = windows[:, :-1], windows[:, 1:]
-        documents = None if border is None else np.cumsum(tokens == border, axis=1, dtype=np.int32)
+        documents = None
+        if border is not None or (windows[:, -1:] < 0).any():
+            begins = tokens == (-2 if border is None else border)
+            documents = np.where(tokens < 0, np.int32(-1), np.cumsum(begins, axis=1, dtype=np.int32))
         return cls(tokens, following, np.zeros(len(windows), dtype=np.uint64) if keys is None else keys, documents)
+
+
+def joined(parts: list[Sequences]) -> Sequences:
+    """Rows of equal length, one below the other; where only some tell documents apart, the others' rows are one each."""
+    documents = None
+    if any(part.documents is not None for part in parts):
+        told = (np.where(p.tokens < 0, np.int32(-1), np.int32(0)) if p.documents is None else p.documents for p in parts)
+        documents = np.concatenate(list(told))
+    tokens, following, keys = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "following", "keys")
+    )
+    return Sequences(tokens, following, keys, documents)
 
 
 def row_keys(seed: int, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from shoal.data.sequences import Sequences
+from shoal.data.sequences import Framing, Sequences
 from shoal.models.loss import IGNORED, linear_cross_entropy
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
@@ -12,6 +12,8 @@ from shoal.tasks.task import Batch
 
 class Causal:
     """Every token's target is the one that follows; it is predicted from the document up to there."""
+
+    framing = Framing("shifted")
 
     def batch(self, sequences: Sequences, device: torch.device) -> Batch:
         """Inputs and next-token targets."""

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shoal.data.sequences import Sequences
+from shoal.data.sequences import Framing, Sequences
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
 
@@ -27,6 +27,11 @@ class Batch:
 
 class Task(Protocol):
     """An objective."""
+
+    @property
+    def framing(self) -> Framing:
+        """How documents are laid into the rows that it gets."""
+        ...
 
     def batch(self, sequences: Sequences, device: torch.device) -> Batch:
         """Inputs and targets."""

@@ -36,8 +36,8 @@ class Budget:
         ]
         return max(shares)
 
-    def expected_steps(self, sizes: BatchSizes, tokens: int) -> int | None:
-        """Steps that the run will take, of sequences of so many tokens, where that is known beforehand."""
+    def expected_steps(self, sizes: BatchSizes, tokens: float) -> int | None:
+        """Steps that the run will take, of sequences of so many tokens on average, where that is known beforehand."""
         known = [self.steps] if self.steps else []
         known += [sizes.steps_for(self.tokens / tokens)] if self.tokens else []
         return min(known, default=None)

@@ -19,8 +19,9 @@ from shoal.core.model_directory import find_model_directory, read_model_director
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import generator
-from shoal.data.batch_sizes import BatchSizes, sequences_at_once
+from shoal.data.batch_sizes import sequences_at_once
 from shoal.data.batches import TrainingBatches
+from shoal.data.plan import Plan, open_corpora, plan_evaluation, plan_training
 from shoal.data.shards import Corpus
 from shoal.data.tokenizer import difference, read_tokenizer
 from shoal.models import hugging_face
@@ -60,30 +61,30 @@ def build(
 ) -> Parts:
     """Everything that `train.loop` needs, on this rank. Raises `InputError` for what can't work."""
     recipe = resolve(recipe, world.size)
-    corpus = Corpus.open(Path(recipe.corpus_directory))
+    corpora = open_corpora(recipe)
+    corpus = corpora[0]
     wire = make_wire(recipe, world)
-    _check_equal(wire, recipe, corpus)
+    _check_equal(wire, recipe, corpora)
     train = recipe.train
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
     model = build_model(recipe, corpus.vocabulary, world.device)
     config = model.config
     size, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token(config.context)
     share, together = -(-train.global_batch // mesh.data.size), sequences_at_once(recipe, mesh.data.size)
-    sizes = BatchSizes.of(recipe, config.context)
     shards, compiled = lay_out_model(model, recipe, wire, mesh, together * config.context)
     task, precision = build_task(recipe, corpus), make_precision(train.precision, world.device)
     auto = Auto(recipe, wire, decided(wire, run.checkpoints) if resume else None)
     recipe = auto.decide(model, task, precision, together, -(-share // together))
     sync = make_sync(recipe, wire, mesh, model)
     sync.attach(model, shards)
+    plan, budget = plan_rows(recipe, corpora, task, config.context), Budget.of(train)
     batches = TrainingBatches(
-        corpus.split("train"), config.context, train.global_batch, together, recipe.seed, mesh.data.rank, mesh.data.size,
-        recipe.data.partition, sizes, recipe.parallel.virtual_shards if recipe.parallel.exact else 0,
+        plan.rows, plan.order, train.global_batch, together, mesh.data.rank, mesh.data.size, recipe.data.partition,
+        plan.sizes, recipe.parallel.virtual_shards if recipe.parallel.exact else 0,
     )  # fmt: skip
-    budget = Budget.of(train)
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
     evaluate = Evaluator(
-        task, corpus.split("held_out"), config.context, together, wire, mesh.data, precision,
+        task, plan_evaluation(recipe, corpora, config.context, task.framing), together, wire, mesh.data, precision,
         recipe.evaluation.sequences,
         recipe.evaluation.final_sequences,
     )  # fmt: skip
@@ -94,7 +95,7 @@ def build(
     )  # fmt: skip
     notes = [*(_resume(parts, run) if resume else []), *auto.notes]
     if world.is_main:
-        expected = budget.expected_steps(sizes, config.context)
+        expected = budget.expected_steps(plan.sizes, plan.tokens_per_row)
         parts = replace(parts, telemetry=Telemetry(run, parts.progress.step if resume else None, expected, quiet))
     threads = torch.get_num_threads()
     notes.append(
@@ -197,6 +198,11 @@ def build_task(recipe: Recipe, corpus: Corpus) -> Task:
     return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path))
 
 
+def plan_rows(recipe: Recipe, corpora: list[Corpus], task: Task, context: int) -> Plan:
+    """What a run of the recipe reads, laid out for its task."""
+    return plan_training(recipe, corpora, context, task.framing, Budget.of(recipe.train).expected_steps)
+
+
 def make_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Autocast for bf16, nothing for fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -278,9 +284,10 @@ def _newest(checkpoints: Checkpoints | SavedElsewhere) -> tuple[str | None, list
     return (None, [], None) if found is None else (found[0].name, found[1], None)
 
 
-def _check_equal(wire: Wire, recipe: Recipe, corpus: Corpus) -> None:
+def _check_equal(wire: Wire, recipe: Recipe, corpora: list[Corpus]) -> None:
     """Ranks with different recipes, corpora or programs would train apart silently: all refuse, with one message."""
-    mine = {"recipe": str(recipe), "corpus": corpus.fingerprint, "Shoal": code_fingerprint(), "torch": torch.__version__}
+    texts = " ".join(corpus.fingerprint for corpus in corpora)
+    mine = {"recipe": str(recipe), "corpus": texts, "Shoal": code_fingerprint(), "torch": torch.__version__}
     everyone = wire.gather_objects(mine)
     for what, value in everyone[0].items():
         different = [str(rank) for rank, other in enumerate(everyone) if other[what] != value]

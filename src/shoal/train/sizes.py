@@ -27,9 +27,10 @@ EAGER = 2.5
 does not give back between them (1.11 GB measured where 0.93 GB are with the compiler, at 1,024 tokens of gpt-bench)."""
 
 
-def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
+def estimate(recipe: Recipe, vocabulary: int, world: int, tokens_per_row: float | None = None) -> dict[str, Any]:
     """Parameters, tokens, steps (None where only minutes end the run) and memory a rank, in bytes.
 
+    `tokens_per_row`: real tokens of a sequence, on average, where the corpus is there to tell (None: all of the context).
     Raises `RecipeError` or `InputError` for what can't be arranged on so many ranks.
     """
     recipe = resolve(recipe, world)
@@ -40,9 +41,10 @@ def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
     check_optimizer(recipe.optimizer, divided=shard * tensor > 1)
     parameters = sum(parameter.numel() for parameter in Transformer(config).parameters())
     budget = Budget.of(recipe.train)
-    batches = BatchSizes.of(recipe, config.context)
-    per_step = batches.largest * config.context
-    steps = budget.expected_steps(batches, config.context)
+    tokens = tokens_per_row or config.context
+    batches = BatchSizes.of(recipe, tokens)
+    per_step = round(batches.largest * tokens)
+    steps = budget.expected_steps(batches, tokens)
     sequences = sequences_at_once(recipe, world // tensor)
     states = states_formula(recipe.parallel.shard, recipe.optimizer.kind, parameters, sizes)
     compiled = recipe.train.compile != "off"
@@ -52,7 +54,7 @@ def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
     return {
         "parameters": parameters,
         "tokens_per_step": per_step,
-        "tokens": batches.position_after(steps) * config.context if steps is not None else None,
+        "tokens": round(batches.position_after(steps) * tokens) if steps is not None else None,
         "steps": steps,
         "states_bytes": states,
         "memory_bytes": states
