@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from shoal.models.dropout import changed, dropout_from_hugging_face, dropout_to_hugging_face
 from shoal.models.transformer import Transformer, TransformerConfig
 
 Family = Literal["gpt2", "llama", "qwen3"]
@@ -74,14 +75,14 @@ def config_to_hugging_face(config: TransformerConfig, end_of_text: int | None = 
         return common | {
             "n_positions": config.context, "n_embd": config.dim, "n_layer": config.layers, "n_head": config.heads,
             "n_inner": config.hidden, "activation_function": activation, "layer_norm_epsilon": config.norm_epsilon,
-            "resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": config.dropout,
+            **dropout_to_hugging_face(kind, config),
         }  # fmt: skip
     return common | {
         "max_position_embeddings": config.context, "hidden_size": config.dim, "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim,
         "intermediate_size": config.hidden, "hidden_act": activation, "rms_norm_eps": config.norm_epsilon,
         "rope_theta": config.rope_theta, "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "attention_bias": False, "mlp_bias": False, "attention_dropout": config.dropout,
+        "attention_bias": False, "mlp_bias": False, **dropout_to_hugging_face(kind, config),
     }  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def _gpt2_config(config: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         vocabulary=_whole(config, "vocab_size"), context=_whole(config, "n_positions"), layers=_whole(config, "n_layer"),
         dim=dim, heads=heads, kv_heads=heads, head_dim=dim // heads, hidden=_whole(config, "n_inner", 4 * dim),
-        norm_epsilon=config.get("layer_norm_epsilon", 1e-5), dropout=config.get("resid_pdrop", 0.0),
+        norm_epsilon=config.get("layer_norm_epsilon", 1e-5), **dropout_from_hugging_face("gpt2", config),
         activation=_activation(config.get("activation_function", "gelu_new")),
         tied=config.get("tie_word_embeddings", True),
     )  # fmt: skip
@@ -134,7 +135,7 @@ def _llama_config(config: Mapping[str, Any], kind: str) -> TransformerConfig:
         hidden=_whole(config, "intermediate_size"), positions="rotary", norm="rms",
         norm_epsilon=config.get("rms_norm_eps", 1e-6),
         activation=_activation(config.get("hidden_act", "silu")), gated=True, qk_norm=kind == "qwen3", bias=False,
-        tied=config.get("tie_word_embeddings", False), dropout=config.get("attention_dropout", 0.0),
+        tied=config.get("tie_word_embeddings", False), **dropout_from_hugging_face(kind, config),
         rope_theta=rope.get("rope_theta") or config.get("rope_theta", 10_000.0),
     )  # fmt: skip
 
@@ -247,14 +248,12 @@ def fuse_qkv(query: Tensor, key: Tensor, value: Tensor, config: TransformerConfi
     return torch.cat(parts, dim=1).reshape(-1, *rest)
 
 
-def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], dropout: float | None = None) -> Transformer:
-    """A model from the content of `config.json` and its weights, perhaps with another dropout.
+def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], **dropouts: float | None) -> Transformer:
+    """A model from the content of `config.json` and its weights, perhaps with other rates of dropout and layer drop.
 
     `ValueError` when they don't fit.
     """
-    shape = config_from_hugging_face(config)
-    if dropout is not None:
-        shape = replace(shape, dropout=dropout)
+    shape = replace(config_from_hugging_face(config), **changed(dropouts))
     ours = weights_from_hugging_face(weights, shape)
     model = Transformer(shape).materialise()
     model.load_state_dict(ours)

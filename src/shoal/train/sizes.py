@@ -11,6 +11,7 @@ from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.train.exact import resolve
 from shoal.train.model_setup import check_divisible
 from shoal.train.optimizers import check_optimizer
+from shoal.train.patience import check_regular
 from shoal.train.schedule import Budget
 from shoal.train.setup import make_transformer_config
 from shoal.train.strategies import check_meeting, mesh_sizes
@@ -25,6 +26,7 @@ def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
     Raises `RecipeError` or `InputError` for what can't be arranged on so many ranks.
     """
     recipe = resolve(recipe, world)
+    check_regular(recipe)
     config = transformer_config(recipe, vocabulary)
     sizes = _, shard, tensor = mesh_sizes(recipe, world)
     check_divisible(config, tensor)
@@ -37,6 +39,8 @@ def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
     share = -(-recipe.train.global_batch * tensor // world)
     sequences = min(share, recipe.train.micro_batch or share)
     states = states_formula(recipe.parallel.shard, recipe.optimizer.kind, parameters, sizes)
+    if recipe.regular.ema:  # divided as the optimizer's state is
+        states += 4 * parameters // (tensor * (1 if recipe.parallel.shard == "replicate" else shard))
     return {
         "parameters": parameters,
         "tokens_per_step": per_step,
