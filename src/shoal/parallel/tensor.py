@@ -171,7 +171,8 @@ def vocabulary_cross_entropy(
         dhidden = torch.empty_like(hidden, dtype=torch.float32) if wanted else None
         dweight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        rows = max(1, chunk_bytes // (4 * len(weight)))
+        # equal on all ranks, though one may have a word more
+        rows = max(1, chunk_bytes // (4 * -(-vocabulary // ranks.axis.size)))
         with torch.autocast(hidden.device.type, enabled=False):
             for first in range(0, len(hidden), rows):
                 chunk, targets = hidden[first : first + rows], targets_N[first : first + rows]
