@@ -66,7 +66,7 @@ def test_a_figure_that_is_not_finite_is_never_the_best() -> None:
 
 
 def test_a_figure_that_evaluations_do_not_tell_is_named_with_those_they_do() -> None:
-    with pytest.raises(InputError, match="eval_f1.*accepted: eval_loss"):
+    with pytest.raises(InputError, match=r"eval_f1.*accepted: eval_loss"):
         Patience(allowed=1, metric="eval_f1").judge(1, {"eval_loss": 1.0, "eval_targets": 3}, Wire(alone()))
 
 
@@ -178,6 +178,8 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_does(corpus: Path, tmp_
 def test_a_run_that_was_over_stays_over(corpus: Path, tmp_path: Path) -> None:
     whole = session(alone(), recipe_of(corpus), tmp_path)
     assert session(alone(), recipe_of(corpus), tmp_path, resume=True) == whole
+    more = recipe_of(corpus, evaluation={"patience": 4})
+    assert session(alone(), more, tmp_path, resume=True)["step"] == 10  # but for who has more patience
 
 
 WAYS: dict[str, dict[str, Any]] = {

@@ -17,10 +17,13 @@ from torch import Tensor
 from shoal.core.errors import Interrupted
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
+from shoal.data.shards import Corpus
 from shoal.parallel.world import World
 from shoal.train.averages import averaged_weights, evaluated_weight
 from shoal.train.checkpoint import Checkpoints, Saved
+from shoal.train.layout import find_layout
 from shoal.train.loop import Parts, train
+from shoal.train.sizes import transformer_config
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone, run_ranks
 from tests.train.runs import build_parts, tiny_recipe
@@ -146,6 +149,20 @@ def test_interrupted_and_resumed_is_never_stopped_to_the_bit(lives: Any, name: s
     whole, again = (read_metrics(RunDirectory(folder / which).metrics) for which in (name, f"{name}, again"))
     assert [line["loss"] for line in whole[0]] == [line["loss"] for line in again[0]]
     assert [line["eval_loss"] for line in whole[1]] == [line["eval_loss"] for line in again[1]]
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero3", "tensor"])
+def test_a_dry_run_foretells_what_is_held_and_sent(corpus: Path, lives: Any, name: str) -> None:
+    recipe = recipe_of(corpus, name)
+    vocabulary = Corpus.open(corpus).vocabulary
+    layout = find_layout(recipe, transformer_config(recipe, vocabulary), 2)
+    bare = find_layout(recipe_of(corpus, name, regular={"ema": 0.0}), transformer_config(recipe, vocabulary), 2)
+    averages = layout.held.optimizer - bare.held.optimizer
+    assert averages == pytest.approx(bare.held.optimizer / 2, rel=0.01)  # one tensor more than AdamW's two
+    # tensor ranks send less where a block is left out
+    assert max(line["wire_bytes"] for line in read_metrics(RunDirectory(lives[0] / name).metrics)[0]) == sum(
+        layout.sent.values()
+    )
 
 
 def test_averages_go_on_at_another_world_size(corpus: Path, lives: Any, references: Path, tmp_path: Path) -> None:
