@@ -282,6 +282,27 @@ def test_copies_that_step_apart_are_evaluated_and_written_by_the_mean_of_their_a
         assert of_written == pytest.approx(told, rel=1e-6)
 
 
+def evaluated_or_not(world: World, corpus: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    parallel = {"sync": "local", "local": {"every": 3}, "shard_ranks": 2}
+    with mock.patch("shoal.train.setup.matrix_peak", lambda *_: 1.0):
+        for shard in ("zero1", "zero2", "zero3"):
+            for every in (0, 2):
+                keys = {"regular": {"ema": 0.0}, "parallel": {**parallel, "shard": shard}, "evaluation": {"every": every}}
+                recipe = recipe_of(corpus, "", train={"global_batch": 4, "steps": 6}, **keys)
+                run(build_parts(recipe, folder / f"{shard}-{every}", world))
+
+
+def test_an_evaluation_of_other_weights_changes_no_bit_of_training(corpus: Path, tmp_path: Path) -> None:
+    run_ranks(4, evaluated_or_not, corpus, tmp_path)
+    for shard in ("zero1", "zero2", "zero3"):
+        without, evaluated = (
+            [line["loss"] for line in read_metrics(RunDirectory(tmp_path / f"{shard}-{every}").metrics)[0]]
+            for every in (0, 2)
+        )
+        assert without == evaluated, shard
+
+
 def test_servers_pull_and_average_as_one_rank_does(corpus: Path, tmp_path: Path) -> None:
     # no dropout: here workers are threads, which share a random state
     keys = {"sync": "server", "server": {"mode": "synchronous", "shards": 2, "lease": 60.0}}

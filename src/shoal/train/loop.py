@@ -171,7 +171,7 @@ def train(parts: Parts) -> dict[str, float]:
         for straggler in found:
             parts.telemetry.note(straggler)
 
-        # before the checkpoint, which keeps what follows from it
+        # before the checkpoint, which keeps what follows from it; with patience, the last weights may be the best
         improved = False
         if _due(progress.step, recipe.evaluation.every) if done < 1 else patience.allowed:
             evaluated = _evaluate(parts, final=False)
@@ -181,7 +181,7 @@ def train(parts: Parts) -> dict[str, float]:
                 done = 1.0
                 sync.settle()
 
-        # first what can't be had again
+        # before the last evaluation, which may be long: this can't be had again
         if stop or done >= 1 or improved or _due(progress.step, recipe.checkpoint.every):
             ledger = parts.batches.close(progress.step, lambda share: wire.gather_objects(share)[:: sync.mesh.tensor.size])
             if world.is_main and ledger is not None:

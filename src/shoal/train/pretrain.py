@@ -86,7 +86,7 @@ def _result(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, f
         "parameters": parts.parameters,
         "loss": training[-1]["loss"],
         **evaluated,
-        "best": parts.patience.state_dict() or None,
+        "best": parts.patience.state_dict() if parts.patience.best_step is not None else None,
         "stopped_early": parts.patience.over,
         "evaluations": [[line["step"], line["eval_loss"]] for line in evaluations],
         "seconds": parts.progress.seconds,

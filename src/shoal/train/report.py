@@ -47,8 +47,7 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
         ]
     if best := result.get("best"):
         ended = ", stopped early" if result["stopped_early"] else ""
-        figure = "none" if best["best"] is None else f"{best['best']:.4f} at step {best['best_step']:,}"
-        numbers.append((f"best {best['metric']}, written{ended}", figure))
+        numbers.append((f"best {best['metric']}, written{ended}", f"{best['best']:.4f} at step {best['best_step']:,}"))
     if "eval_raw_loss" in result:
         numbers.append(("held-out loss without averaging", f"{result['eval_raw_loss']:.4f}"))
     cards = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in numbers)
