@@ -28,7 +28,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model": {"preset": "gpt2-small", "dropout": 0.1},
         "optimizer": {"kind": "muon", "lookahead": {"every": 3}},
     },
-    "qwen3-adamw": {"model": {"dropout": 0.2}},
+    "qwen3-adamw": {
+        "model": {"dropout": 0.2, "layer_drop": 0.3},
+        "regular": {"l1": 1e-3, "l2": 0.1, "label_smoothing": 0.1, "z_loss": 1e-3, "ema": 0.9},
+    },
     "qwen3-muon": {"model": {"dropout": 0.2}, "optimizer": {"kind": "muon", "muon_row_decay": 0.9}},
 }
 SAME = ("step", "tokens", "loss", "lr", "grad_norm")

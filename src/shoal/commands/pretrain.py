@@ -155,6 +155,11 @@ def _tell(folder: RunDirectory, result: dict[str, Any], samples: list[dict[str, 
     console = Console(stderr=True, highlight=False)
     for sample in samples:
         console.print(Text.assemble("\n", (sample["prompt"], "bold"), sample["text"]))
+    if best := result["best"]:
+        why = "stopped early; " if result["stopped_early"] else ""
+        console.print(
+            f"\n{why}the best model, of step {best['best_step']:,}, is written ({best['metric']} {best['best']:.4f})"
+        )
     console.print(
         f"\n{result['tokens']:,} tokens in {result['seconds']:.0f} s, {result['tokens_per_second_median']:,.0f} tokens/s, "
         f"MFU {result['mfu_median']:.0%} of a matrix peak of {result['matrix_peak_flops'] / 1e9:,.0f} GFLOP/s\n"

@@ -132,7 +132,7 @@ class Model:
     preset: str = "gpt2-small"
     """A named shape, which the other keys change; a wrong one is answered with all names."""
     init_from: str = ""
-    """A folder in the Hugging Face layout to start from; its shape holds, only `dropout` may be set beside it."""
+    """A folder in the Hugging Face layout to start from; its shape holds, only dropout may be set beside it."""
     context: Positive | None = None
     """Longest sequence, in tokens."""
     layers: Positive | None = None
@@ -157,6 +157,14 @@ class Model:
     """Base of the rotary frequencies."""
     dropout: Momentum | None = None
     """Share of embedding, attention and residual values dropped in training."""
+    attention_dropout: Momentum | None = None
+    """Of attention's weights, where it differs from `dropout`; 0 leaves attention its fast kernel."""
+    residual_dropout: Momentum | None = None
+    """Of what attention and MLP add to the residual stream, where it differs from `dropout`."""
+    embedding_dropout: Momentum | None = None
+    """Of the embeddings, where it differs from `dropout`."""
+    layer_drop: Momentum | None = None
+    """Chance of a block to be left out of a step (stochastic depth); `dropout` does not set it."""
     zero_init: Annotated[bool, Strict()] | None = None
     """Start the projections into the residual stream at zero."""
     init_std: PositiveFloat | None = None
@@ -240,6 +248,24 @@ class Optimizer:
 
 
 @section
+class Regular:
+    """What keeps a model from learning its text by heart (docs/regularisation.md). Norms and biases are never pulled."""
+
+    l1: NonNegative = 0.0
+    """Pull of the absolute values of matrices towards zero."""
+    l2: NonNegative = 0.0
+    """Pull of the squares of matrices; decoupled it adds to `optimizer.weight_decay`, which is the same."""
+    decoupled: Annotated[bool, Strict()] = True
+    """Pull at the weights themselves, beside the optimizer's step; or, false, through their gradients."""
+    label_smoothing: Momentum = 0.0
+    """Share of the target's probability that is spread over all tokens."""
+    z_loss: NonNegative = 0.0
+    """Weight of log² of the softmax's denominator (PaLM: 1e-4)."""
+    ema: Momentum = 0.0
+    """Decay of a moving average of the weights, which is evaluated and written in their place (0: off)."""
+
+
+@section
 class Schedule:
     """The learning rate over the run, as a share of its peak."""
 
@@ -268,6 +294,12 @@ class Evaluation:
     """Held-out sequences that an evaluation in mid-run reads (0: the whole split)."""
     final_sequences: Count = 0
     """Held-out sequences that the last evaluation reads (0: the whole split)."""
+    patience: Count = 0
+    """Evaluations without an improvement after which the run stops; its best model is written (0: off)."""
+    min_improvement: NonNegative = 0.0
+    """By how much an evaluation must be better than the best to count."""
+    metric: str = "eval_loss"
+    """The figure that `patience` watches: falling where it ends in `loss` or `bpb`, else rising."""
 
 
 @section
@@ -402,6 +434,7 @@ class Recipe:
     model: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    regular: Regular = field(default_factory=Regular)
     schedule: Schedule = field(default_factory=Schedule)
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

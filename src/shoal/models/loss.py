@@ -7,6 +7,7 @@ computed twice. The idea is known from Liger (Hsu et al. 2024, arXiv:2410.10989)
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +21,28 @@ CHUNK_BYTES = 8 << 20
 BIAS_COLUMNS = 16
 
 
+@dataclass(frozen=True)
+class Softening:
+    """What is minimised instead of the plain cross entropy.
+
+    `smoothing`: share ε of the target's probability that is spread over the vocabulary (Szegedy et al. 2016,
+    arXiv:1512.00567), as torch's `label_smoothing`. `z`: weight of log² Z, Z the softmax's denominator, which keeps logits
+    from drifting (PaLM, Chowdhery et al. 2022, arXiv:2204.02311).
+    """
+
+    smoothing: float = 0.0
+    z: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.smoothing or self.z)
+
+
+PLAIN = Softening()
+
 Gradients = tuple[Tensor, Tensor | None, Tensor | None]
-LossKernel = Callable[[Tensor, Tensor, Tensor, bool], Gradients | None]
-"""(hidden, weight, targets, whether gradients are wanted) to (summed loss, gradients of hidden and weight), or None where it
-doesn't serve."""
+LossKernel = Callable[..., Gradients | None]
+"""(hidden, weight, targets, whether gradients are wanted, and, where they are softened, smoothing and z) to (summed loss,
+gradients of hidden and weight), or None where it doesn't serve."""
 
 
 def linear_cross_entropy(
@@ -74,7 +93,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_gradient * gradient[0], weight_gradient * gradient[0], None, None
 
 
-def by_chunks(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool) -> Gradients:
+def softened(soft: Softening, kernel: LossKernel | None) -> LossKernel:
+    """A `kernel` that softens what is minimised, but not what is only measured: an evaluation wants no gradients."""
+
+    def loss_of(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool) -> Gradients:
+        now = soft if wanted else PLAIN
+        done = None if kernel is None else kernel(hidden_ND, weight_VD, targets_N, wanted, now.smoothing, now.z)
+        return done or by_chunks(hidden_ND, weight_VD, targets_N, wanted, now)
+
+    return loss_of
+
+
+def by_chunks(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool, soft: Softening = PLAIN) -> Gradients:
     """Loss, and where `wanted` its gradients, over chunks of `CHUNK_BYTES` of logits."""
     computed = torch.get_autocast_dtype(hidden_ND.device.type) if _autocast(hidden_ND) else hidden_ND.dtype
     hidden, weight = hidden_ND.to(computed), weight_VD.to(computed)
@@ -85,11 +115,16 @@ def by_chunks(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: b
     with torch.autocast(hidden.device.type, enabled=False):
         for start in range(0, hidden.shape[0], rows):
             chunk, targets = hidden[start : start + rows], targets_N[start : start + rows]
-            log_probability = F.log_softmax(chunk @ weight.T, dim=-1, dtype=torch.float32)
+            logits = chunk @ weight.T
+            log_probability = F.log_softmax(logits, dim=-1, dtype=torch.float32)
             loss += F.nll_loss(log_probability, targets, reduction="sum", ignore_index=IGNORED)
+            denominator = None
+            if soft:
+                denominator = logits[:, 0].float() - log_probability[:, 0]
+                loss += _softening(soft, log_probability, denominator, targets)
             if hidden_gradient is None or weight_gradient is None:
                 continue
-            gradient = logit_gradient(log_probability, targets).to(computed)
+            gradient = logit_gradient(log_probability, targets, soft, denominator).to(computed)
             torch.mm(gradient, weight, out=hidden_gradient[start : start + rows])
             if computed == torch.float32:
                 weight_gradient.addmm_(gradient.T, chunk)
@@ -98,11 +133,27 @@ def by_chunks(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: b
     return loss, hidden_gradient, weight_gradient
 
 
-def logit_gradient(log_probability_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """softmax − one-hot, in the memory of the log-probabilities; rows whose target is ignored are zero."""
-    gradient = log_probability_NV.exp_()
+def _softening(soft: Softening, log_probability_NV: Tensor, denominator_N: Tensor, targets_N: Tensor) -> Tensor:
+    """What softening adds to the summed cross entropy; `denominator` is log Z."""
     kept = targets_N != IGNORED
-    gradient[torch.arange(len(targets_N), device=targets_N.device), targets_N.where(kept, 0)] -= 1.0
+    target = log_probability_NV.gather(1, targets_N.where(kept, 0)[:, None])[:, 0]
+    spread = soft.smoothing * (target - log_probability_NV.mean(1))
+    return (spread + soft.z * denominator_N.square()).where(kept, 0).sum()
+
+
+def logit_gradient(
+    log_probability_NV: Tensor, targets_N: Tensor, soft: Softening = PLAIN, denominator_N: Tensor | None = None
+) -> Tensor:
+    """softmax − one-hot, in the memory of the log-probabilities; rows whose target is ignored are zero.
+
+    Softened: softmax × (1 + 2 z log Z) − (1 − ε) one-hot − ε / V.
+    """
+    gradient = log_probability_NV.exp_()
+    if denominator_N is not None:
+        gradient *= (1 + 2 * soft.z * denominator_N)[:, None]
+        gradient -= soft.smoothing / gradient.shape[1]
+    kept = targets_N != IGNORED
+    gradient[torch.arange(len(targets_N), device=targets_N.device), targets_N.where(kept, 0)] -= 1.0 - soft.smoothing
     if not kept.all():
         gradient *= kept[:, None]
     return gradient

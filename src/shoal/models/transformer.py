@@ -49,6 +49,12 @@ class TransformerConfig:
     tied: bool = True
     rope_theta: float = 10_000.0
     dropout: float = 0.0
+    """Share of embeddings, attention weights and residual branches dropped in training, but where the next three differ."""
+    attention_dropout: float | None = None
+    residual_dropout: float | None = None
+    embedding_dropout: float | None = None
+    layer_drop: float = 0.0
+    """Chance of a block to be left out, where `drop_layers` is asked."""
     causal: bool = True
     """Whether a token sees only itself and what is before it."""
     norm_first: bool = True
@@ -88,6 +94,11 @@ class TransformerConfig:
             return {}
         return {"": self.rope_theta, "local_": self.local_rope_theta} if self.window else {"": self.rope_theta}
 
+    def dropped(self, kind: Literal["attention", "residual", "embedding"]) -> float:
+        """The share that is dropped of one kind."""
+        own: float | None = getattr(self, f"{kind}_dropout")
+        return self.dropout if own is None else own
+
 
 GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
 
@@ -115,7 +126,7 @@ class Transformer(nn.Module):
             self.transform = Transform(config) if config.transform else None
             self.head = None if config.tied else nn.Linear(config.dim, config.vocabulary, bias=False)
             self.head_bias = nn.Parameter(torch.empty(config.vocabulary)) if config.head_bias else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropped("embedding"))
 
     def forward(
         self,
@@ -151,6 +162,15 @@ class Transformer(nn.Module):
             local = bool(block.local)
             x_BTD = block(x_BTD, narrow if local else wide, cache[index] if cache else None, near if local else reach)
         return self.norm(x_BTD)
+
+    def drop_layers(self, generator: torch.Generator) -> None:
+        """Leave out each block with the chance `layer_drop`, in all training passes until asked again.
+
+        Stochastic depth (Huang et al. 2016, arXiv:1603.09382) with one chance for all blocks (LayerDrop, Fan et al. 2020,
+        arXiv:1909.11556): one decision a block and mini-batch, so what is left out is not computed.
+        """
+        for block, chance in zip(self.blocks, torch.rand(len(self.blocks), generator=generator).tolist(), strict=True):
+            block.left_out = chance < self.config.layer_drop
 
     def rotation(self, kind: str, at: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions, [tokens, head_dim / 2] or with a batch before; `local_` ones for a window."""
@@ -221,7 +241,11 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each added to the residual stream; behind a norm, or with one after the sum."""
+    """Attention and MLP, each added to the residual stream; behind a norm, or with one after the sum.
+
+    Left out in training, it is the identity; to make up for that, what it does to the stream counts 1 / (1 − `layer_drop`)
+    times when it is not: the model that is evaluated, and written, is the expected one, and has no such scale.
+    """
 
     def __init__(self, config: TransformerConfig, layer: int = 0) -> None:
         super().__init__()
@@ -232,7 +256,9 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = make_norm(config, config.dim)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropped("residual"))
+        self.layer_drop = config.layer_drop
+        self.left_out = False
 
     def forward(
         self,
@@ -242,6 +268,20 @@ class Block(nn.Module):
         reach: Reach | None = None,
     ) -> Tensor:
         """[batch, tokens, dim] to the same."""
+        if not (self.training and self.layer_drop):
+            return self.compute(x_BTD, rotation, cache, reach)
+        if self.left_out:
+            return x_BTD
+        return x_BTD.lerp(self.compute(x_BTD, rotation, cache, reach), 1 / (1 - self.layer_drop))
+
+    def compute(
+        self,
+        x_BTD: Tensor,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+        reach: Reach | None = None,
+    ) -> Tensor:
+        """What the block does when it is not left out."""
         if self.norm_first:
             x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, cache, reach))
             return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
@@ -266,7 +306,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.group = config.heads // config.kv_heads
-        self.dropout = config.dropout
+        self.dropout = config.dropped("attention")
         self.qkv = Linear(config.dim, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=config.bias)
         self.out = Linear(config.heads * config.head_dim, config.dim, bias=config.bias)
         self.query_norm = make_norm(config, config.head_dim) if config.qk_norm else None

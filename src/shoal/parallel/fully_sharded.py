@@ -107,7 +107,9 @@ class FullySharded(Sync):
         for work in between:
             self.wire.finish(work)
         for name, parameter in self.parameters.items():
-            self.shards[name].value.grad = None if parameter.grad is None else parameter.grad.to_local()
+            value = self.shards[name].value
+            # none: the block was left out of this step, by all ranks; moments decay all the same
+            value.grad = torch.zeros_like(value) if parameter.grad is None else parameter.grad.to_local()
 
     @torch.no_grad()
     def scale_grads(self, factor: float) -> None:
@@ -123,6 +125,16 @@ class FullySharded(Sync):
             scatter_sum.result = None
         for name, parameter in self.parameters.items():
             parameter.grad = self.shards[name].value.grad = None
+
+    def weights_changed(self) -> None:
+        """Give back what an evaluation has left gathered: only a backward pass does that."""
+        for unit in (*self.units, self.model):
+            assert isinstance(unit, FSDPModule)
+            unit.reshard()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to take up, but the weights."""
+        self.weights_changed()
 
     def own_state(self) -> dict[str, Tensor]:
         """The feedback."""

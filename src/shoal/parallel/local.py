@@ -162,7 +162,7 @@ class Local(Sync):
             self.wire.finish(self.closing.start(values, None) if self.closing else self.wire.start_sum(values, self.apart))
             self.common[start:end].sub_(values, alpha=1 / self.apart.size)
             self._write(start, self.common[start:end])
-        self._tell_copy()
+        self.weights_changed()
 
     @contextmanager
     def common_weights(self) -> Iterator[None]:
@@ -172,17 +172,18 @@ class Local(Sync):
             return
         own = self._read(0, self.length)
         self._write(0, self.common)
-        self._tell_copy()
+        self.weights_changed()
         try:
             yield
         finally:
             self._write(0, own)
-            self._tell_copy()
+            self.weights_changed()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Common weights, outer momentum, what is under way, and how far it has come."""
+        parted = self.steps > self.settings.after
         state = {
-            **self.flat.by_name(self.common, "common"),
+            **self.flat.by_name(self.common if parted else self._read(0, self.length), "common"),
             **(self.flat.by_name(self.momentum, "momentum") if self.momentum is not None else {}),
             "local/steps": torch.tensor(self.steps),
             "local/meetings": torch.tensor(self.meetings),
@@ -200,7 +201,7 @@ class Local(Sync):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from there; from a run whose ranks did not step apart, from its weights."""
         self.flight = self._message = None
-        self._tell_copy()
+        self.weights_changed()
         if "local/steps" not in state:
             self.common = self._read(0, self.length)
             return
@@ -302,9 +303,9 @@ class Local(Sync):
         momentum.mul_(share).add_(gradient)
         common.sub_(gradient, alpha=rate).sub_(momentum, alpha=rate * share)
 
-    def _tell_copy(self) -> None:
-        """Weights have changed from outside: the ranks that divide this copy may have to gather them."""
-        self.inner.load_state_dict(self.inner.state_dict())
+    def weights_changed(self) -> None:
+        """The ranks that divide this copy may have to gather them."""
+        self.inner.weights_changed()
 
     def _read(self, start: int, end: int) -> Tensor:
         return self.flat.read(self.shards, start, end)

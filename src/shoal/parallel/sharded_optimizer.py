@@ -104,9 +104,13 @@ class ShardedOptimizer(Sync):
         for work in works:
             self.wire.finish(work)
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to take up: but the weights of the others are to be had again."""
+    def weights_changed(self) -> None:
+        """The weights of the others are to be had again."""
         self.after_step()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to take up, but the weights."""
+        self.weights_changed()
 
     def own_state(self) -> dict[str, Tensor]:
         """The feedback."""

@@ -64,6 +64,10 @@ class Sync(Protocol):
         """Inside, the model has the weights that all ranks share, where theirs differ."""
         return nullcontext()
 
+    def weights_changed(self) -> None:
+        """The weights of this rank's shards were changed by others than the optimizer: what was gathered of them is old."""
+        return
+
     @property
     def apart(self) -> Axis:
         """The ranks whose weights and optimizer states differ; each saves its own."""

@@ -154,25 +154,31 @@ Gradients = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 def vocabulary_cross_entropy(
-    ranks: TensorRanks, start: int, ignored: int, chunk_bytes: int = 32 << 20
-) -> Callable[[Tensor, Tensor, Tensor, bool], Gradients]:
+    ranks: TensorRanks, start: int, vocabulary: int, ignored: int, chunk_bytes: int = 32 << 20
+) -> Callable[..., Gradients]:
     """A function for the summed cross entropy, and its gradients, of a projection of which this rank has rows from `start`.
 
     Chunks of tokens, whose logits take `chunk_bytes`: per chunk two small messages, the largest logits, and the sums of
-    exponentials with the targets' logits.
+    exponentials with the targets' logits. `smoothing` (of the target's probability, over all of the `vocabulary`) and `z`
+    (times the squared logarithm of the softmax's denominator) may follow its tensors; the first adds the logits' sums.
     """
 
-    def loss_of(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool) -> Gradients:
+    def loss_of(
+        hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool, smoothing: float = 0.0, z: float = 0.0
+    ) -> Gradients:
         kind = torch.get_autocast_dtype(hidden_ND.device.type) if _autocast(hidden_ND) else hidden_ND.dtype
         hidden, weight = hidden_ND.to(kind), weight_VD.to(kind)
         dhidden = torch.empty_like(hidden, dtype=torch.float32) if wanted else None
         dweight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        rows = max(1, chunk_bytes // (4 * len(weight)))
+        # equal on all ranks, though one may have a word more
+        rows = max(1, chunk_bytes // (4 * -(-vocabulary // ranks.axis.size)))
         with torch.autocast(hidden.device.type, enabled=False):
             for first in range(0, len(hidden), rows):
                 chunk, targets = hidden[first : first + rows], targets_N[first : first + rows]
-                probability, loss_N = _chunk(ranks, (chunk @ weight.T).float(), targets, start)
+                probability, loss_N = _chunk(
+                    ranks, (chunk @ weight.T).float(), targets, start, vocabulary, smoothing, z
+                )  # fmt: skip
                 kept = targets != ignored
                 loss += loss_N.where(kept, 0).sum()
                 if dhidden is None or dweight is None:
@@ -187,17 +193,32 @@ def vocabulary_cross_entropy(
     return loss_of
 
 
-def _chunk(ranks: TensorRanks, logits_NV: Tensor, targets_N: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """(probabilities of this rank's words minus one-hot targets, in the logits' memory; loss of each token)."""
+def _chunk(
+    ranks: TensorRanks, logits_NV: Tensor, targets_N: Tensor, start: int, vocabulary: int, smoothing: float, z: float
+) -> tuple[Tensor, Tensor]:
+    """(the gradient of this rank's logits, in their memory; loss of each token)."""
     mine = (targets_N >= start) & (targets_N < start + logits_NV.shape[1])
     places = (torch.arange(len(targets_N), device=targets_N.device), (targets_N - start).where(mine, 0))
-    logits_NV -= ranks.wire.largest(logits_NV.amax(1), ranks.axis)[:, None]
-    targeted = logits_NV[places] * mine
+    largest = ranks.wire.largest(logits_NV.amax(1), ranks.axis)
+    logits_NV -= largest[:, None]
+    summed = [logits_NV[places] * mine]
+    if smoothing:
+        summed.append(logits_NV.sum(1))
     probability = logits_NV.exp_()
-    sums, targeted = ranks.wire.sum(torch.stack((probability.sum(1), targeted)), ranks.axis)
+    sums, targeted, *rest = ranks.wire.sum(torch.stack((probability.sum(1), *summed)), ranks.axis)
+    log_sums = sums.log()
+    loss = log_sums - targeted
     probability /= sums[:, None]
-    probability[places] -= mine.to(probability.dtype)
-    return probability, sums.log() - targeted
+    if smoothing:
+        loss += smoothing * (targeted - rest[0] / vocabulary)
+    if z:
+        log_z = log_sums + largest
+        loss += z * log_z.square()
+        probability *= (1 + 2 * z * log_z)[:, None]
+    if smoothing:
+        probability -= smoothing / vocabulary
+    probability[places] -= mine.to(probability.dtype) * (1 - smoothing)
+    return probability, loss
 
 
 def _autocast(tensor: Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 `step-00001000/` holds `state.json` and, from each rank, safetensors files of the parts that it holds, with `rank-00000.json`
 that tells where each part belongs in its whole (`parallel.shards`); written last, `manifest.json` has every file's size and
-SHA-256. It is made under a temporary name and renamed when all is on disk; `latest` names the newest. Loading takes the
+SHA-256. It is made under a temporary name and renamed when all is on disk; `latest` names the newest, and `best`, where a
+run looks for it, the best one, which stays. Loading takes the
 newest one that is whole, and says so when that is not the one named. No pickle is read, and no rank waits for another while
 training: the main rank's writer sees the others' files appear.
 """
@@ -11,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything a run needs to go on: this rank's parts, by group and name, and plain numbers."""
+    """Everything a run needs to go on: this rank's parts, by group and name, and plain numbers.
+
+    `best`: the step whose checkpoint is the best so far, and must stay (None: all are alike).
+    """
 
     step: int
     parts: dict[str, dict[str, Part]]
     state: dict[str, Any]
+    best: int | None = None
+
+
+def of_copy(group: str, copy: int) -> str:
+    """The name of a group of tensors of one of several copies of the model."""
+    return f"{group}-{copy}" if copy else group
 
 
 class Checkpoints:
@@ -70,7 +80,7 @@ class Checkpoints:
             }
             for group, parts in snapshot.parts.items()
         }
-        copied = Snapshot(snapshot.step, copies, snapshot.state)
+        copied = replace(snapshot, parts=copies)
         self._writer = threading.Thread(target=self._write, args=(copied,), name="checkpoint")
         self._writer.start()
 
@@ -86,6 +96,10 @@ class Checkpoints:
     def abandon(self) -> None:
         """Wait no longer for the files of other ranks: one is gone."""
         self._abandoned.set()
+
+    def at(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.folder / f"step-{step:08}"
 
     def newest(self) -> tuple[Path, list[str]] | None:
         """The newest whole checkpoint and notes on what was passed over; None when there has never been one."""
@@ -149,14 +163,17 @@ class Checkpoints:
             files |= read_json(path)["files"]
         write_json(temporary / "manifest.json", {"files": files})
         sync_folder(temporary)
-        name = f"step-{snapshot.step:08}"
+        name = self.at(snapshot.step).name
         remove_folder(self.folder / name)
         temporary.rename(self.folder / name)
         sync_folder(self.folder)
         write_text(self.folder / "latest", name + "\n")
         # later ones are of a past that this run has left: they were passed over as not whole
         whole = [path for path in sorted(self.folder.glob("step-*"), reverse=True) if path.name <= name]
-        for old in {*self.folder.glob("step-*")} - {*whole[: self.keep]}:
+        best = set() if snapshot.best is None else {self.at(snapshot.best)}
+        for path in best:
+            write_text(self.folder / "best", path.name + "\n")
+        for old in {*self.folder.glob("step-*")} - {*whole[: self.keep]} - best:
             remove_folder(old)
 
 
@@ -174,6 +191,10 @@ class SavedElsewhere:
 
     def abandon(self) -> None:
         """Nothing."""
+
+    def at(self, step: int) -> Path:
+        """Where the main rank keeps the checkpoint of a step."""
+        return self.folder / f"step-{step:08}"
 
     def newest(self) -> None:
         """None: ask the main rank's."""

@@ -101,7 +101,7 @@ def pretrain_on_servers(recipe: Recipe, session: Session, workers: int) -> dict[
 def build_server_optimizer(recipe: Recipe, workers: int, shards: Shards) -> Optimizer:
     """What a server steps: by the sum of all workers' gradients, or by one worker's at a time."""
     if recipe.parallel.server.mode == "synchronous":
-        return build_optimizer(shards, recipe.optimizer)
+        return build_optimizer(shards, recipe.optimizer, recipe.regular)
     return build_delayed_optimizer(workers, recipe.optimizer, shards)
 
 

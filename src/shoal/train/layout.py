@@ -23,7 +23,7 @@ from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.train.loop import empty_totals
-from shoal.train.model_setup import divide_products, recompute_blocks
+from shoal.train.model_setup import divide_products, recompute_blocks, soften_loss
 from shoal.train.optimizers import Optimizer, build_optimizer
 from shoal.train.setup import make_precision
 from shoal.train.strategies import make_sync, mesh_sizes
@@ -92,10 +92,12 @@ def find_layout(recipe: Recipe, config: TransformerConfig, world_size: int, rank
         with FakeTensorMode(allow_non_fake_inputs=True):
             model = _without_values(Transformer(config))
             shards = divide_products(model, wire, mesh)
+            if model.loss_kernel is not None:  # divided: then it sends
+                soften_loss(model, recipe.regular)
             recompute_blocks(model, recipe.train.recompute)
             sync = make_sync(recipe, wire, mesh, model)
             sync.attach(model, shards)
-            optimizer = build_optimizer(sync.shards, recipe.optimizer)
+            optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular)
             wire.sent.clear()
             held = one_step(recipe, model, sync, optimizer)
             sync.sum_totals(empty_totals(world, 1))

@@ -17,7 +17,7 @@ from shoal.core.errors import Interrupted, ShoalError
 from shoal.core.machine import peak_memory_bytes
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
-from shoal.core.seeds import derive_seed
+from shoal.core.seeds import derive_seed, generator
 from shoal.data.ledger import Ledger, write_ledger
 from shoal.data.sequences import Sequences
 from shoal.models.transformer import Transformer
@@ -26,8 +26,9 @@ from shoal.parallel.sync import Sync
 from shoal.parallel.world import World
 from shoal.tasks import Task
 from shoal.train.auto import Auto
-from shoal.train.checkpoint import Checkpoints, Part, Saved, SavedElsewhere, Snapshot
+from shoal.train.checkpoint import Checkpoints, Part, Saved, SavedElsewhere, Snapshot, of_copy
 from shoal.train.optimizers import Optimizer
+from shoal.train.patience import Patience
 from shoal.train.schedule import Budget, SharedBudget, learning_rate_share
 from shoal.train.stragglers import FIGURES, Stragglers
 from shoal.train.telemetry import Silence, Telemetry
@@ -84,27 +85,30 @@ class Parts:
     stop_requested: Callable[[], bool]
     auto: Auto
     progress: Progress = field(default_factory=Progress)
+    patience: Patience = field(default_factory=Patience)
 
 
 def train(parts: Parts) -> dict[str, float]:
-    """Train until the budget ends; returns the last evaluation.
+    """Train until the budget or the patience ends; returns the last evaluation, which is of the best weights if asked for.
 
     Raises `Interrupted` after saving when a stop was requested, `ShoalError` when the loss is not finite.
     """
     recipe, model, task, sync, progress = parts.recipe, parts.model, parts.task, parts.sync, parts.progress
-    world, wire = sync.wire.world, sync.wire
+    world, wire, patience = sync.wire.world, sync.wire, parts.patience
     began = time.perf_counter() - progress.seconds
     evaluated: dict[str, float] = {}
     stragglers = Stragglers(world.rank, world.size)
     model.train()
 
-    while (done := parts.budget.progress(progress.step, progress.tokens, progress.seconds)) < 1:
+    while (done := parts.budget.progress(progress.step, progress.tokens, progress.seconds)) < 1 and not patience.over:
         clock = time.perf_counter()
         wire.at_step(progress.step + 1)
         waited, sent = wire.seconds_waited, wire.bytes_sent
         micro_batches = parts.batches.next_step()
         data_seconds = time.perf_counter() - clock
 
+        # for a whole step: ranks that meet within a block, and micro-batches, leave out the same
+        model.drop_layers(generator(recipe.seed, "layer drop", progress.step))
         totals = empty_totals(world, len(micro_batches))
         for index, (position, sequences) in enumerate(micro_batches):
             sync.begin_backward(last=index == len(micro_batches) - 1)
@@ -167,8 +171,18 @@ def train(parts: Parts) -> dict[str, float]:
         for straggler in found:
             parts.telemetry.note(straggler)
 
-        # first what can't be had again
-        if stop or done >= 1 or _due(progress.step, recipe.checkpoint.every):
+        # before the checkpoint, which keeps what follows from it; with patience, the last weights may be the best
+        improved = False
+        if _due(progress.step, recipe.evaluation.every) if done < 1 else patience.allowed:
+            evaluated = _evaluate(parts, final=False)
+            parts.telemetry.evaluation(_record(progress, evaluated))
+            improved = patience.judge(progress.step, evaluated, wire)
+            if patience.over and done < 1:
+                done = 1.0
+                sync.settle()
+
+        # before the last evaluation, which may be long: this can't be had again
+        if stop or done >= 1 or improved or _due(progress.step, recipe.checkpoint.every):
             ledger = parts.batches.close(progress.step, lambda share: wire.gather_objects(share)[:: sync.mesh.tensor.size])
             if world.is_main and ledger is not None:
                 write_ledger(RunDirectory(parts.checkpoints.folder.parent).ledger, ledger)
@@ -177,16 +191,35 @@ def train(parts: Parts) -> dict[str, float]:
                 parts.checkpoints.wait()
             elif done < 1:
                 parts.auto.look_again(parts.telemetry.note)
-        if done >= 1 or _due(progress.step, recipe.evaluation.every):
-            with sync.common_weights():
-                evaluated = parts.evaluate(model, final=done >= 1)
-            parts.telemetry.evaluation({"step": progress.step, "tokens": progress.tokens, **evaluated})
+        if done >= 1:
+            evaluated = _evaluate_best(parts)
+            parts.telemetry.evaluation(_record(progress, evaluated))
         if stop and done < 1:
             again = f"shoal pretrain {parts.checkpoints.folder.parent / 'recipe.yaml'} --resume"
             ranks = f" --workers {world.size}" if world.size > 1 else ""
             raise Interrupted(f"interrupted; saved at step {progress.step}. Go on with: {again}{ranks}")
     parts.checkpoints.wait()
-    return evaluated or parts.evaluate(model)
+    return evaluated or _evaluate_best(parts)
+
+
+def _evaluate(parts: Parts, final: bool) -> dict[str, float]:
+    """Evaluate the weights that all ranks share."""
+    with parts.sync.common_weights():
+        return parts.evaluate(parts.model, final=final)
+
+
+def _record(progress: Progress, evaluated: dict[str, float]) -> dict[str, float]:
+    return {"step": progress.step, "tokens": progress.tokens, **evaluated}
+
+
+def _evaluate_best(parts: Parts) -> dict[str, float]:
+    """The last evaluation: of the weights as they are, or, where patience was asked for, of the best there were."""
+    best = parts.patience.best_step
+    if best is not None and best != parts.progress.step:
+        parts.checkpoints.wait()
+        parts.sync.wire.gather_objects(None)  # until all ranks have written
+        _restore_weights(parts, Saved.open(parts.checkpoints.at(best)))
+    return _evaluate(parts, final=True)
 
 
 def _skip(parts: Parts, loss: float, norm: float, culprits: list[int]) -> None:
@@ -220,17 +253,17 @@ def snapshot(parts: Parts) -> Snapshot:
     apart, world = sync.apart, sync.wire.world
     first_of_copy = world.rank % (world.size // apart.size) == 0
     saved = {
-        _of_copy("model", apart.rank): {
+        of_copy("model", apart.rank): {
             name: Part(shard.value, shard.shape, shard.boxes)
             for name, shard in sync.shards.items()
             if shard.first and shard.value.numel()
         },
-        _of_copy("optimizer", apart.rank): _divided(sync.shards, parts.optimizer.state_dict(), first_of_copy),
+        of_copy("optimizer", apart.rank): _divided(sync.shards, parts.optimizer.state_dict(), first_of_copy),
         "sync": _divided(sync.shards, sync.state_dict(), world.is_main) if apart.rank == 0 else {},
     }
     own = sync.own_state()
     if apart.size > 1:
-        saved[_of_copy("own", apart.rank)] = _divided(sync.shards, own, first_of_copy)
+        saved[of_copy("own", apart.rank)] = _divided(sync.shards, own, first_of_copy)
     else:
         saved["own"] = {f"{world.rank}/{key}": Part(tensor, tensor.shape) for key, tensor in own.items()}
     state = {
@@ -241,12 +274,9 @@ def snapshot(parts: Parts) -> Snapshot:
         "world_size": world.size,
         "copies": apart.size,
         "chosen": parts.auto.state,
+        "patience": parts.patience.state_dict(),
     }
-    return Snapshot(progress.step, saved, state)
-
-
-def _of_copy(group: str, copy: int) -> str:
-    return f"{group}-{copy}" if copy else group
+    return Snapshot(progress.step, saved, state, parts.patience.best_step)
 
 
 def _divided(shards: Shards, tensors: dict[str, Tensor], whole: bool) -> dict[str, Part]:
@@ -262,9 +292,20 @@ def _divided(shards: Shards, tensors: dict[str, Tensor], whole: bool) -> dict[st
     return parts
 
 
-@torch.no_grad()
 def restore(parts: Parts, saved: Saved) -> None:
-    """Put a checkpoint back, however it was divided; random streams need nothing, they are derived from the step.
+    """Put a checkpoint back, however it was divided; random streams need nothing, they are derived from the step."""
+    _restore_weights(parts, saved)
+    parts.batches.load_state_dict(saved.state["batches"])
+    parts.patience.load_state_dict(saved.state.get("patience", {}))
+    parts.progress.step = saved.step
+    parts.progress.tokens = saved.state["tokens"]
+    parts.progress.seconds = saved.state["seconds"]
+    parts.progress.skipped = saved.state.get("skipped", 0)
+
+
+@torch.no_grad()
+def _restore_weights(parts: Parts, saved: Saved) -> None:
+    """Weights, and what optimizer and sync know of them.
 
     Where as many copies differed as do now, each takes up its own; else all begin at the mean of their weights.
     """
@@ -275,24 +316,19 @@ def restore(parts: Parts, saved: Saved) -> None:
         if whole.shape != shard.shape:
             raise RuntimeError(f"{name} is {tuple(whole.shape)} there and {tuple(shard.shape)} here")
         taken = [sync.apart.rank] if copies == sync.apart.size else range(copies)
-        read = [saved.read(_of_copy("model", copy), name, shard.boxes) for copy in taken]
+        read = [saved.read(of_copy("model", copy), name, shard.boxes) for copy in taken]
         shard.value.copy_(read[0] if len(read) == 1 else torch.stack(read).mean(0))
-    mine = _of_copy("optimizer", sync.apart.rank % copies)
+    mine = of_copy("optimizer", sync.apart.rank % copies)
     parts.optimizer.load_state_dict(_read_divided(saved, mine, shards))
     sync.load_state_dict(_read_divided(saved, "sync", shards))
     sync.load_own_state(_own_states(saved, sync, copies))
-    parts.batches.load_state_dict(saved.state["batches"])
-    parts.progress.step = saved.step
-    parts.progress.tokens = saved.state["tokens"]
-    parts.progress.seconds = saved.state["seconds"]
-    parts.progress.skipped = saved.state.get("skipped", 0)
 
 
 def _own_states(saved: Saved, sync: Sync, copies: int) -> list[Mapping[str, Tensor]]:
     """What ranks, or copies that differ, knew alone: each goes to one that is there now, whose number may be another."""
     if sync.apart.size > 1:
         mine = range(sync.apart.rank, copies, sync.apart.size)
-        return [_read_divided(saved, _of_copy("own", copy), sync.shards) for copy in mine]
+        return [_read_divided(saved, of_copy("own", copy), sync.shards) for copy in mine]
     states: dict[int, dict[str, Tensor]] = {}
     for key in saved.wholes.get("own", {}) if copies == 1 else ():
         rank, _, rest = key.partition("/")

@@ -11,13 +11,13 @@ import torch
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from shoal.core import native
+from shoal.core import native, recipe
 from shoal.core.errors import InputError, RecipeError
 from shoal.core.machine import cache_folder, cpp_compiler, python_headers
 from shoal.core.native import matrices
 from shoal.core.native.attention import attention
-from shoal.models.loss import IGNORED
-from shoal.models.transformer import MLP, Attention, Linear, Transformer, TransformerConfig
+from shoal.models.loss import IGNORED, Softening, softened
+from shoal.models.transformer import MLP, Attention, Block, Linear, Transformer, TransformerConfig
 from shoal.parallel.mesh import Mesh
 from shoal.parallel.shards import Shards, whole_shards
 from shoal.parallel.tensor import Alike, Pair, TensorRanks, Vocabulary, vocabulary_cross_entropy
@@ -47,6 +47,12 @@ def use_native_kernels(model: Transformer, precision: str, tokens: int) -> None:
     model.loss_kernel = matrices.cross_entropy
 
 
+def soften_loss(model: Transformer, settings: recipe.Regular) -> None:
+    """Let the model minimise a softened cross entropy; whatever computes it stays the same."""
+    if soft := Softening(settings.label_smoothing, settings.z_loss):
+        model.loss_kernel = softened(soft, model.loss_kernel)
+
+
 def compile_blocks(model: Transformer, choice: str) -> str:
     """Compile every block with one graph, where wanted and possible; says in a word what was done.
 
@@ -68,8 +74,9 @@ def compile_blocks(model: Transformer, choice: str) -> str:
     # what can't be compiled after all runs eager, with torch's own warning
     torch._dynamo.config.suppress_errors = choice == "auto"
     for block in model.blocks:
-        # its forward, not its call: the hooks of sharding stay outside
-        block.forward = torch.compile(block.forward)
+        assert isinstance(block, Block)
+        # not its call: the hooks of sharding, and whether the block is left out, stay outside
+        block.compute = torch.compile(block.compute)  # type: ignore[method-assign]
     return "compiled by block"
 
 
@@ -96,7 +103,7 @@ def divide_products(model: Transformer, wire: Wire, mesh: Mesh) -> Shards:
             module.heads //= mesh.tensor.size
             module.kv_heads //= mesh.tensor.size
     start = mesh.tensor.rank * model.config.vocabulary // mesh.tensor.size
-    model.loss_kernel = vocabulary_cross_entropy(ranks, start, IGNORED)
+    model.loss_kernel = vocabulary_cross_entropy(ranks, start, model.config.vocabulary, IGNORED)
     return ranks.shards(model)
 
 
@@ -132,5 +139,6 @@ def recompute_blocks(model: Transformer, choice: str) -> None:
         return
     selective: Any = {"context_fn": partial(create_selective_checkpoint_contexts, list(KEPT))}
     for block in model.blocks:
+        assert isinstance(block, Block)
         chosen = selective if choice == "selective" else {}
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **chosen)
+        block.compute = partial(checkpoint, block.compute, use_reentrant=False, **chosen)  # type: ignore[method-assign]

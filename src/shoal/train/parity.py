@@ -198,8 +198,9 @@ def trace(world: World, case: Case, folder: Path, preset: str = "qwen3-tiny", ta
     run = RunDirectory(folder)
     wire.gather_objects(None)
     parts = Parts(
-        recipe, model, task or Causal(), UnevenBatches(recipe, mesh.data), build_optimizer(sync.shards, recipe.optimizer),
-        sync, Budget.of(recipe.train), lambda model, final=True: {"eval_loss": math.nan},
+        recipe, model, task or Causal(), UnevenBatches(recipe, mesh.data),
+        build_optimizer(sync.shards, recipe.optimizer, recipe.regular), sync, Budget.of(recipe.train),
+        lambda model, final=True: {"eval_loss": math.nan},
         Checkpoints(run.checkpoints, 1, world.rank, world.size), telemetry, make_precision("fp32", world.device),
         1, 1.0, 1.0, lambda: False, Auto(recipe, wire),
     )  # fmt: skip

@@ -23,6 +23,7 @@ from shoal.models.transformer import Transformer
 from shoal.parallel.heartbeat import StalledError
 from shoal.parallel.wire import PeerLostError, Wire
 from shoal.parallel.world import join
+from shoal.train.averages import evaluated_weight
 from shoal.train.checkpoint import Saved
 from shoal.train.loop import Parts, memory_bytes, train
 from shoal.train.setup import build, peak_of_all, watch_signals
@@ -85,6 +86,8 @@ def _result(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, f
         "parameters": parts.parameters,
         "loss": training[-1]["loss"],
         **evaluated,
+        "best": parts.patience.state_dict() if parts.patience.best_step is not None else None,
+        "stopped_early": parts.patience.over,
         "evaluations": [[line["step"], line["eval_loss"]] for line in evaluations],
         "seconds": parts.progress.seconds,
         # None when a finished run was resumed, and no step taken
@@ -131,13 +134,13 @@ def _write_model(parts: Parts, run: RunDirectory, result: dict[str, Any]) -> Non
 
 @torch.no_grad()
 def _whole_model(parts: Parts) -> Transformer:
-    """The model put together from the last checkpoint, to which each rank has written what it holds."""
-    found = parts.checkpoints.newest()
+    """What was evaluated last, put together from the checkpoint to which each rank has written what it holds."""
+    best, found = parts.patience.best_step, parts.checkpoints.newest()
     assert found is not None
-    saved = Saved.open(found[0])
+    saved = Saved.open(found[0] if best is None else parts.checkpoints.at(best))
     model = Transformer(parts.model.config).materialise()
     for name, parameter in model.named_parameters():
-        parameter.copy_(saved.read("model", name))
+        parameter.copy_(evaluated_weight(saved, name))
     return model
 
 
@@ -158,7 +161,7 @@ A language model of {result["parameters"]:,} parameters ({config["architectures"
 | tokens seen | {result["tokens"]:,} ({result["epochs"]:.2f} epochs) |
 | held-out loss | {result["eval_loss"]:.4f} nats a token, {result["eval_bpb"]:.4f} bits a byte |
 | context | {_context(config)} tokens |
-| training | {result["steps"]:,} steps in {result["seconds"]:.0f} s |
+| training | {result["steps"]:,} steps in {result["seconds"]:.0f} s{_which(recipe, result)} |
 | machine | {result["world_size"]} rank(s) × {result["threads"]} thread(s), {result["machine"]["cpu"]} |
 
 ```python
@@ -171,6 +174,12 @@ model = AutoModelForCausalLM.from_pretrained("PATH")
 or `shoal generate PATH --prompt "…"`. The model learned from this text alone: it continues text in its manner, and knows
 nothing else.
 """
+
+
+def _which(recipe: Recipe, result: dict[str, Any]) -> str:
+    """Which of a run's weights these are, where they are not the last."""
+    best = f"; the best, of step {result['best']['best_step']:,}" if result["best"] else ""
+    return best + (f"; a moving average of the weights ({recipe.regular.ema})" if recipe.regular.ema else "")
 
 
 def _context(config: dict[str, Any]) -> int:

@@ -45,6 +45,11 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
             ("bits per parameter and step", f"{result['bits_per_parameter']:.2f}"),
             ("waiting for ranks", f"{result['sync_seconds']:.1f} s"),
         ]
+    if best := result.get("best"):
+        ended = ", stopped early" if result["stopped_early"] else ""
+        numbers.append((f"best {best['metric']}, written{ended}", f"{best['best']:.4f} at step {best['best_step']:,}"))
+    if "eval_raw_loss" in result:
+        numbers.append(("held-out loss without averaging", f"{result['eval_raw_loss']:.4f}"))
     cards = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in numbers)
     shown = "".join(
         f'<pre><span class="prompt">{html.escape(sample["prompt"])}</span>{html.escape(sample["text"])}</pre>'

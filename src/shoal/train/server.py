@@ -34,10 +34,12 @@ from shoal.parallel.shards import whole_shards
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World, is_rank
 from shoal.train.auto import Auto
+from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.evaluation import Evaluator
 from shoal.train.loop import Parts, train
-from shoal.train.model_setup import compile_blocks, recompute_blocks, use_native_kernels
+from shoal.train.model_setup import compile_blocks, recompute_blocks, soften_loss, use_native_kernels
+from shoal.train.patience import check_regular
 from shoal.train.schedule import Budget, SharedBudget
 from shoal.train.setup import build_model, build_task, make_precision, matrix_peak, plan_rows, put_back
 from shoal.train.telemetry import Silence, Telemetry
@@ -88,6 +90,7 @@ def check_served(recipe: Recipe, workers: int, elastic: bool) -> None:
             f"'train.global_batch' is {recipe.train.global_batch}, which {workers} workers can't share equally; with "
             f"'parallel.server.mode' {server.mode} they must: give a multiple of {workers}"
         )
+    check_regular(recipe)
     make_codec(recipe)
 
 
@@ -195,6 +198,7 @@ class Worker:
         share = -(-settings.global_batch // seat.workers)
         together = min(share, settings.micro_batch or share)
         use_native_kernels(model, settings.precision, together * context)
+        soften_loss(model, recipe.regular)
         recompute_blocks(model, settings.recompute)
         self.compiled = compile_blocks(model, settings.compile)
 
@@ -208,10 +212,12 @@ class Worker:
         self.plan = plan_rows(recipe, corpora, task, context)
         self._make_sync(model)
         evaluation = recipe.evaluation
-        evaluate = Evaluator(
+        evaluate: Callable[..., dict[str, Any]] = Evaluator(
             task, plan_evaluation(recipe, corpora, context, task.framing), together, self.client.wire, Axis(), precision,
             evaluation.sequences, evaluation.final_sequences,
         )  # fmt: skip
+        if recipe.regular.ema:
+            evaluate = AverageEvaluator(evaluate, self.optimizer, self.sync)
         main = world.is_main
         self.parts = Parts(
             recipe, model, task, self.batches, self.optimizer, self.sync, self.budget,

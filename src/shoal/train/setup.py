@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from shoal.data.batches import TrainingBatches
 from shoal.data.plan import Plan, open_corpora, plan_evaluation, plan_training
 from shoal.data.shards import Corpus
 from shoal.data.tokenizer import difference, read_tokenizer
-from shoal.models import hugging_face
+from shoal.models import dropout, hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
@@ -36,12 +37,14 @@ from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import TASKS, Task
 from shoal.train.auto import Auto, decided
+from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.evaluation import Evaluator
 from shoal.train.exact import resolve
 from shoal.train.loop import Parts, restore
-from shoal.train.model_setup import compile_blocks, divide_products, recompute_blocks, use_native_kernels
+from shoal.train.model_setup import compile_blocks, divide_products, recompute_blocks, soften_loss, use_native_kernels
 from shoal.train.optimizers import build_optimizer
+from shoal.train.patience import Patience, check_regular
 from shoal.train.schedule import Budget
 from shoal.train.strategies import describe, make_sync, mesh_sizes
 from shoal.train.telemetry import Silence, Telemetry
@@ -61,6 +64,7 @@ def build(
 ) -> Parts:
     """Everything that `train.loop` needs, on this rank. Raises `InputError` for what can't work."""
     recipe = resolve(recipe, world.size)
+    check_regular(recipe)
     corpora = open_corpora(recipe)
     corpus = corpora[0]
     wire = make_wire(recipe, world)
@@ -83,15 +87,18 @@ def build(
         plan.sizes, recipe.parallel.virtual_shards if recipe.parallel.exact else 0,
     )  # fmt: skip
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
-    evaluate = Evaluator(
+    optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular)
+    evaluate: Callable[..., dict[str, Any]] = Evaluator(
         task, plan_evaluation(recipe, corpora, config.context, task.framing), together, wire, mesh.data, precision,
         recipe.evaluation.sequences,
         recipe.evaluation.final_sequences,
     )  # fmt: skip
+    if recipe.regular.ema:
+        evaluate = AverageEvaluator(evaluate, optimizer, sync)
     peak_flops = peak_of_all(wire, train.precision)
     parts = Parts(
-        recipe, model, task, batches, build_optimizer(sync.shards, recipe.optimizer), sync, budget, evaluate, checkpoints,
-        Silence(), precision, size, flops, peak_flops, stop_requested, auto,
+        recipe, model, task, batches, optimizer, sync, budget, evaluate, checkpoints,
+        Silence(), precision, size, flops, peak_flops, stop_requested, auto, patience=Patience.of(recipe),
     )  # fmt: skip
     notes = [*(_resume(parts, run) if resume else []), *auto.notes]
     if world.is_main:
@@ -128,6 +135,7 @@ def lay_out_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
     wire.make_equal(tensor.data for tensor in (*model.parameters(), *model.buffers()))
     use_native_kernels(model, recipe.train.precision, tokens)
     shards = divide_products(model, wire, mesh)
+    soften_loss(model, recipe.regular)
     recompute_blocks(model, recipe.train.recompute)
     return shards, compile_blocks(model, recipe.train.compile)
 
@@ -141,7 +149,7 @@ def make_transformer_config(settings: schema.Model, vocabulary: int) -> Transfor
             settings.preset, vocabulary=vocabulary, context=settings.context, layers=settings.layers, dim=settings.dim,
             heads=settings.heads, kv_heads=settings.kv_heads, head_dim=settings.head_dim, hidden=settings.hidden,
             activation=settings.activation, qk_norm=settings.qk_norm, tied=settings.tied,
-            rope_theta=settings.rope_theta, dropout=settings.dropout,
+            rope_theta=settings.rope_theta, **_dropouts(settings),
         )  # fmt: skip
         hugging_face.family(config)  # what could not be written at the end is refused at the start
         return config
@@ -170,7 +178,7 @@ def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transf
 def _check_tokenizer(recipe: Recipe) -> None:
     """Weights know tokens by number: the corpus must have those that they were trained on. Folders may have no tokenizer."""
     folder = find_model_directory(Path(recipe.model.init_from))
-    corpus = Corpus.open(Path(recipe.corpus_directory))
+    corpus = Corpus.open(Path(recipe.corpus_directories[0]))
     if not (folder / "tokenizer.json").exists():
         return
     differing = difference(read_tokenizer(folder), read_tokenizer(corpus.tokenizer_path))
@@ -182,15 +190,19 @@ def _check_tokenizer(recipe: Recipe) -> None:
 
 
 def _model_from(settings: schema.Model) -> Transformer:
-    free = {"preset", "init_from", "dropout"}
+    free = {"preset", "init_from", *dropout.NAMES}
     given = [key for key, value in vars(settings).items() if value is not None and key not in free and key[0] != "_"]
     if given:
         raise RecipeError(f"'model.{given[0]}' can't be set beside 'model.init_from': the folder's shape holds")
     try:
         config, weights = read_model_directory(Path(settings.init_from))
-        return hugging_face.build(config, weights, dropout=settings.dropout)
+        return hugging_face.build(config, weights, **_dropouts(settings))
     except ValueError as error:
         raise InputError(f"{settings.init_from}: {error}") from None
+
+
+def _dropouts(settings: schema.Model) -> dict[str, float | None]:
+    return {name: getattr(settings, name) for name in dropout.NAMES}
 
 
 def build_task(recipe: Recipe, corpus: Corpus) -> Task:

@@ -12,6 +12,7 @@ from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.train.exact import resolve
 from shoal.train.model_setup import check_divisible
 from shoal.train.optimizers import check_optimizer
+from shoal.train.patience import check_regular
 from shoal.train.schedule import Budget
 from shoal.train.setup import make_transformer_config
 from shoal.train.strategies import check_meeting, mesh_sizes
@@ -34,6 +35,7 @@ def estimate(recipe: Recipe, vocabulary: int, world: int, tokens_per_row: float 
     Raises `RecipeError` or `InputError` for what can't be arranged on so many ranks.
     """
     recipe = resolve(recipe, world)
+    check_regular(recipe)
     config = transformer_config(recipe, vocabulary)
     sizes = _, shard, tensor = mesh_sizes(recipe, world)
     check_divisible(config, tensor)
@@ -47,6 +49,8 @@ def estimate(recipe: Recipe, vocabulary: int, world: int, tokens_per_row: float 
     steps = budget.expected_steps(batches, tokens)
     sequences = sequences_at_once(recipe, world // tensor)
     states = states_formula(recipe.parallel.shard, recipe.optimizer.kind, parameters, sizes)
+    if recipe.regular.ema:  # divided as the optimizer's state is
+        states += 4 * parameters // (tensor * (1 if recipe.parallel.shard == "replicate" else shard))
     compiled = recipe.train.compile != "off"
     activations = activation_memory(config, sequences * config.context, tensor, recipe.train.recompute, compiled)
     gathered = gathered_memory(recipe.parallel.shard, config, parameters, sizes)

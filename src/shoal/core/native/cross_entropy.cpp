@@ -6,16 +6,30 @@
 
 namespace {
 
-// One row of logits, `count` of them and then room to a whole panel, to softmax - onehot times `scale`; returns the loss.
+// What is minimised: `smoothing` of the target's probability is spread over all words, and `z` times log^2 Z is added, where Z
+// is the softmax's denominator.
+struct Softening {
+    float smoothing, z;
+};
+
+// One row of logits, `count` of them and then room to a whole panel, to softmax - onehot, softened; returns the loss.
 // A row that doesn't count becomes zeros.
-inline float to_gradient(float *row, int64_t count, int64_t target, bool wanted) {
+inline float to_gradient(float *row, int64_t count, int64_t target, bool wanted, Softening soft) {
     const int64_t padded = rounded(count);
     if (target < 0) {
         std::memset(row, 0, sizeof(float) * padded);
         return 0;
     }
-    for (int64_t c = count; c < padded; c++) row[c] = -INFINITY;
     const float logit = row[target];
+    float mean = 0;
+    if (soft.smoothing) {
+        for (int64_t c = count; c < padded; c++) row[c] = 0;
+        Vector sum[2] = {};
+        for (int64_t c = 0; c < padded; c += PANEL)
+            for (int v = 0; v < VECTORS; v++) sum[v % 2] += load(row + c + v * LANES);
+        mean = (sum_of(sum[0]) + sum_of(sum[1])) / count;
+    }
+    for (int64_t c = count; c < padded; c++) row[c] = -INFINITY;
     Vector largest[2] = {all(-INFINITY), all(-INFINITY)};
     for (int64_t c = 0; c < padded; c += PANEL)
         for (int v = 0; v < VECTORS; v++) largest[v % 2] = larger(largest[v % 2], load(row + c + v * LANES));
@@ -33,12 +47,15 @@ inline float to_gradient(float *row, int64_t count, int64_t target, bool wanted)
             total[v % 2] += weight;
         }
     const float sum = sum_of(total[0]) + sum_of(total[1]);
+    const float log_z = highest + std::log(sum);
     if (wanted) {
-        const Vector factor = all(1 / sum);
-        for (int64_t c = 0; c < padded; c += LANES) store(row + c, load(row + c) * factor);
-        row[target] -= 1;
+        const Vector factor = all((1 + 2 * soft.z * log_z) / sum), share = all(soft.smoothing / count);
+        for (int64_t c = 0; c < padded; c += LANES) store(row + c, load(row + c) * factor - share);
+        row[target] -= 1 - soft.smoothing;
+        for (int64_t c = count; c < padded; c++) row[c] = 0;
     }
-    return highest - logit + std::log(sum);
+    const float spread = soft.smoothing ? soft.smoothing * (logit - mean) : 0;
+    return highest - logit + std::log(sum) + spread + (soft.z ? soft.z * log_z * log_z : 0);
 }
 
 }  // namespace
@@ -46,9 +63,9 @@ inline float to_gradient(float *row, int64_t count, int64_t target, bool wanted)
 extern "C" {
 
 // losses [tokens] of x [tokens][width] projected by weight [vocabulary][width] against targets (negative: not counted); with
-// dx [tokens][width] and dw [vocabulary][width], the gradients of their sum. Returns 1 when there is no memory.
+// dx [tokens][width] and dw [vocabulary][width], the gradients of their sum; softened. Returns 1 when there is no memory.
 int cross_entropy(float *losses, float *dx, float *dw, const float *x, const float *weight, const int64_t *targets, int64_t tokens,
-                  int64_t vocabulary, int64_t width, int64_t together, int64_t threads) {
+                  int64_t vocabulary, int64_t width, int64_t together, float smoothing, float z, int64_t threads) {
     try {
         const int64_t padded = rounded(vocabulary);
         float *logits = kept(LOGITS, std::min(together, tokens) * padded);
@@ -59,7 +76,7 @@ int cross_entropy(float *losses, float *dx, float *dw, const float *x, const flo
             const float *input = x + from * width;
             product(logits, padded, part, ByRows<Plain>{{input, width}}, columns, false, threads, Same());
             share_out(part, threads, [&](int64_t row) {
-                losses[from + row] = to_gradient(logits + row * padded, vocabulary, targets[from + row], dx != nullptr);
+                losses[from + row] = to_gradient(logits + row * padded, vocabulary, targets[from + row], dx != nullptr, {smoothing, z});
             });
             if (!dx) continue;
             product(dx + from * width, width, part, ByRows<Plain>{{logits, padded}}, by_rows, false, threads, Same());

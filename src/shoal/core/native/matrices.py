@@ -259,11 +259,11 @@ mlp_forward.register_autograd(_mlp_gradients, setup_context=_mlp_save)
 
 
 def cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool, smoothing: float = 0.0, z: float = 0.0
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     """Summed cross entropy of `hidden @ weight.T`, negative targets not counted, and where `wanted` its gradients.
 
-    None where it doesn't suit the library.
+    `smoothing` and `z`: those of `models.loss.Softening`. None where it doesn't suit the library.
     """
     tokens, width = hidden_ND.shape
     vocabulary = weight_VD.shape[0]
@@ -280,5 +280,6 @@ def cross_entropy(
     # whole passes, and not a thread's share: the weight's gradient is summed chunk by chunk
     together = max(1, CHUNK_BYTES // (4 * vocabulary) // DEPTH) * DEPTH
     sizes = map(ctypes.c_int64, (tokens, vocabulary, width, together))
-    call("cross_entropy", *map(pointer, (losses, *gradients, hidden_ND, weight_VD, targets_N)), *sizes)
+    soft = map(ctypes.c_float, (smoothing, z))
+    call("cross_entropy", *map(pointer, (losses, *gradients, hidden_ND, weight_VD, targets_N)), *sizes, *soft)
     return losses.double().sum().float(), *gradients

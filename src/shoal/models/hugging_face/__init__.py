@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoal.models.dropout import changed, dropout_from_hugging_face, dropout_to_hugging_face
 from shoal.models.hugging_face import decoders, encoders
 from shoal.models.hugging_face.decoders import DECODERS
 from shoal.models.hugging_face.encoders import ENCODERS
@@ -38,13 +39,14 @@ def config_to_hugging_face(config: TransformerConfig, end_of_text: int | None = 
         "model_type": kind, "vocab_size": config.vocabulary, "tie_word_embeddings": config.tied,
         "bos_token_id": end_of_text, "eos_token_id": end_of_text, "dtype": "float32",
     }  # fmt: skip
-    return common | FAMILIES[kind].to_config(config)
+    return common | FAMILIES[kind].to_config(config) | dropout_to_hugging_face(kind, config)
 
 
 def config_from_hugging_face(config: Mapping[str, Any]) -> TransformerConfig:
     """Read `config.json`; `ValueError` for a model that Shoal does not compute exactly."""
     try:
-        return _family_named(config).from_config(config)
+        shape = _family_named(config).from_config(config)
+        return replace(shape, **dropout_from_hugging_face(config["model_type"], config))
     except KeyError as error:
         raise ValueError(f"config.json has no {error}") from None
     except (TypeError, AttributeError) as error:
@@ -71,14 +73,13 @@ def weights_from_hugging_face(theirs: Mapping[str, Tensor], config: TransformerC
     return to_ours(chosen.rules(config, prefix), found, Transformer(config).state_dict())
 
 
-def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], dropout: float | None = None) -> Transformer:
-    """A model from the content of `config.json` and its weights, perhaps with another dropout.
+def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], **dropouts: float | None) -> Transformer:
+    """A model from the content of `config.json` and its weights, perhaps with other rates of dropout and layer drop.
 
     An encoder has the heads that its weights have. `ValueError` for what is not supported or does not fit.
     """
     shape = _family_named(config).heads(config_from_hugging_face(config), weights.keys())
-    if dropout is not None:
-        shape = replace(shape, dropout=dropout)
+    shape = replace(shape, **changed(dropouts))
     ours = weights_from_hugging_face(weights, shape)
     model = Transformer(shape).materialise()
     model.load_state_dict(ours)

@@ -27,7 +27,6 @@ def _gpt2_to_config(config: TransformerConfig) -> dict[str, Any]:
         "architectures": ["GPT2LMHeadModel"],
         "n_positions": config.context, "n_embd": config.dim, "n_layer": config.layers, "n_head": config.heads,
         "n_inner": config.hidden, "activation_function": activated, "layer_norm_epsilon": config.norm_epsilon,
-        "resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": config.dropout,
     }  # fmt: skip
 
 
@@ -39,7 +38,7 @@ def _gpt2_from_config(config: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         vocabulary=whole(config, "vocab_size"), context=whole(config, "n_positions"), layers=whole(config, "n_layer"),
         dim=dim, heads=heads, kv_heads=heads, head_dim=head_dim, hidden=whole(config, "n_inner", 4 * dim),
-        norm_epsilon=config.get("layer_norm_epsilon", 1e-5), dropout=config.get("resid_pdrop", 0.0),
+        norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
         activation=activation(config.get("activation_function", "gelu_new")),
         tied=config.get("tie_word_embeddings", True),
     )  # fmt: skip
@@ -68,7 +67,7 @@ def _llama_to_config(config: TransformerConfig) -> dict[str, Any]:
         "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim,
         "intermediate_size": config.hidden, "hidden_act": activated, "rms_norm_eps": config.norm_epsilon,
         "rope_theta": config.rope_theta, "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "attention_bias": False, "mlp_bias": False, "attention_dropout": config.dropout,
+        "attention_bias": False, "mlp_bias": False,
     }  # fmt: skip
 
 
@@ -91,7 +90,7 @@ def _llama_from_config(config: Mapping[str, Any]) -> TransformerConfig:
         hidden=whole(config, "intermediate_size"), positions="rotary", norm="rms",
         norm_epsilon=config.get("rms_norm_eps", 1e-6),
         activation=activation(config.get("hidden_act", "silu")), gated=True, qk_norm=qk_norm, bias=False,
-        tied=config.get("tie_word_embeddings", False), dropout=config.get("attention_dropout", 0.0),
+        tied=config.get("tie_word_embeddings", False),
         rope_theta=rope.get("rope_theta") or config.get("rope_theta", 10_000.0),
     )  # fmt: skip
 

@@ -41,7 +41,7 @@ def _bert_to_config(config: TransformerConfig) -> dict[str, Any]:
         "max_position_embeddings": config.context, "hidden_size": config.dim, "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads, "intermediate_size": config.hidden, "hidden_act": _activated(config),
         "layer_norm_eps": config.norm_epsilon, "type_vocab_size": config.segments,
-        "hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout, "pad_token_id": None,
+        "pad_token_id": None,
     }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def _bert_from_config(config: Mapping[str, Any]) -> TransformerConfig:
         layers=whole(config, "num_hidden_layers"), dim=dim, heads=heads, kv_heads=heads, head_dim=head_dim,
         hidden=whole(config, "intermediate_size"), norm_epsilon=config.get("layer_norm_eps", 1e-12),
         activation=activation(config.get("hidden_act", "gelu")), segments=whole(config, "type_vocab_size", 2),
-        tied=not masked or config.get("tie_word_embeddings", True), dropout=config.get("hidden_dropout_prob", 0.1),
+        tied=not masked or config.get("tie_word_embeddings", True),
         causal=False, norm_first=False, embedding_norm=True, transform=masked, head_bias=masked,
         pooler=architecture in ("BertModel", "BertForPreTraining"), relation=architecture == "BertForPreTraining",
     )  # fmt: skip
@@ -125,7 +125,6 @@ def _modernbert_to_config(config: TransformerConfig) -> dict[str, Any]:
         "layer_types": kinds, "global_attn_every_n_layers": config.global_every if local else 1,
         "local_attention": 2 * config.window if local else 128,
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()},
-        "attention_dropout": config.dropout, "embedding_dropout": config.dropout, "mlp_dropout": config.dropout,
         "pad_token_id": None, "cls_token_id": None, "sep_token_id": None,
     }  # fmt: skip
 
@@ -150,7 +149,7 @@ def _modernbert_from_config(config: Mapping[str, Any]) -> TransformerConfig:
         dim=dim, heads=heads, kv_heads=heads, head_dim=head_dim, hidden=whole(config, "intermediate_size"),
         positions="rotary", norm_epsilon=config.get("norm_eps", 1e-5), activation=activation(acting), gated=True,
         bias=biased == {True}, tied=not masked or config.get("tie_word_embeddings", True),
-        dropout=config.get("attention_dropout", 0.0), causal=False, embedding_norm=True, first_norm=False,
+        causal=False, embedding_norm=True, first_norm=False,
         window=whole(config, "local_attention", 128) // 2 if every > 1 else 0, global_every=every,
         rope_theta=global_base, local_rope_theta=local_base, transform=masked,
         head_bias=masked and config.get("decoder_bias", True),

@@ -11,11 +11,15 @@ from torch import Tensor
 from shoal.core import recipe
 from shoal.core.errors import RecipeError
 from shoal.parallel.shards import Shards
-from shoal.train.optimizers.adamw import AdamW
+from shoal.train.optimizers.adamw import AdamW, peak_rate
+from shoal.train.optimizers.averaged import Averaged
 from shoal.train.optimizers.delayed import Collected, DelayedNesterov
 from shoal.train.optimizers.lookahead import Lookahead
 from shoal.train.optimizers.muon import Muon
 from shoal.train.optimizers.onebit_adam import OneBitAdam
+from shoal.train.optimizers.penalised import Penalised
+
+PLAIN = recipe.Regular()
 
 
 class Optimizer(Protocol):
@@ -64,15 +68,17 @@ def check_optimizer(settings: recipe.Optimizer, divided: bool) -> None:
         )
 
 
-def build_optimizer(shards: Shards, settings: recipe.Optimizer) -> Optimizer:
-    """The recipe's optimizer over this rank's parts of all parameters."""
+def build_optimizer(shards: Shards, settings: recipe.Optimizer, regular: recipe.Regular = PLAIN) -> Optimizer:
+    """The recipe's optimizer over this rank's parts of all parameters, with what pulls at and averages them."""
     check_optimizer(settings, divided=any(shard.boxes for shard in shards.values()))
     named = {name: shard.value for name, shard in shards.items()}
     matrices = {name for name, shard in shards.items() if len(shard.shape) == 2}
+    peaks = {name: peak_rate(name, settings) for name in matrices}
     optimizer: Optimizer
     if settings.kind == "muon":
         whole = {name: value for name, value in named.items() if name in matrices and name.startswith("blocks.")}
         rest = {name: value for name, value in named.items() if name not in whole}
+        peaks |= dict.fromkeys(whole, settings.muon_learning_rate)
         # a parameter server may have none of one kind
         parts: list[Optimizer] = [Muon(whole, settings)] if whole else []
         optimizer = Together([*parts, AdamW(rest, settings, matrices)] if rest else parts)
@@ -80,7 +86,11 @@ def build_optimizer(shards: Shards, settings: recipe.Optimizer) -> Optimizer:
         optimizer = OneBitAdam(named, settings, matrices)
     else:
         optimizer = AdamW(named, settings, matrices)
-    return Lookahead(optimizer, named, settings.lookahead) if settings.lookahead.every else optimizer
+    if regular.l1 or regular.l2:
+        optimizer = Penalised(optimizer, named, peaks, regular)
+    if settings.lookahead.every:
+        optimizer = Lookahead(optimizer, named, settings.lookahead)
+    return Averaged(optimizer, named, regular.ema) if regular.ema else optimizer
 
 
 def build_delayed_optimizer(each: int, settings: recipe.Optimizer, shards: Shards) -> Optimizer:

@@ -12,8 +12,7 @@ class AdamW:
         self.named = named
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in named.items():
-            vocabulary = name in ("embedding.weight", "position.weight", "head.weight")
-            rate = settings.learning_rate * (settings.embedding_rate if vocabulary else 1.0)
+            rate = peak_rate(name, settings)
             decay = settings.weight_decay if name in matrices else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
         self.peaks = [rate for rate, _ in groups]
@@ -43,3 +42,9 @@ class AdamW:
         for name, parameter in self.named.items():
             for kind in ("step", "exp_avg", "exp_avg_sq"):
                 self.inner.state[parameter][kind] = state[f"{name}/{kind}"].to(parameter.device)
+
+
+def peak_rate(name: str, settings: recipe.Optimizer) -> float:
+    """AdamW's peak learning rate of a parameter."""
+    vocabulary = name in ("embedding.weight", "position.weight", "head.weight")
+    return settings.learning_rate * (settings.embedding_rate if vocabulary else 1.0)
