@@ -116,6 +116,7 @@ def session(world: World, recipe: Recipe, folder: Path, stop_at: int = 0, resume
         evaluated = train(parts)
         if world.is_main:
             finish(parts, RunDirectory(folder), 1.0, evaluated, [1])
+        evaluated.pop("eval_seconds")
         return {"step": parts.progress.step, "patience": parts.patience.state_dict(), **evaluated}
     except Interrupted:
         return {"step": parts.progress.step}
