@@ -14,7 +14,13 @@ RECIPE = {
     "train": {"steps": 60, "global_batch": 4, "compile": "off", "device": "cpu"},
     "checkpoint": {"every": 4},
 }
-FULL = 'mount -t tmpfs -o size=250k tmpfs . && cd . && cd "$PWD" || exit 77; "$@"; code=$?; ls runs/tiny/checkpoints; exit $code'
+FULL = """
+mount -t tmpfs -o size=250k tmpfs "$PWD" && cd "$PWD" || exit 77
+"$@"
+code=$?
+ls runs/tiny/checkpoints
+exit $code
+"""
 
 
 def test_training_on_a_disk_that_fills_up_ends_with_one_line_and_keeps_the_last_whole_checkpoint(
