@@ -1,7 +1,7 @@
-"""What kinds of tokenizer make of a text, at one vocabulary: bytes a token on text that they were not trained on, and speed.
+"""What kinds of tokenizer make of a text, at one vocabulary: bytes a token on text that they have not seen, and speed.
 
-Each is trained on the same sample, of every document but each twentieth, and encodes those twentieths: fewer tokens are fewer
-steps of a model and more text in its context. Encoding is measured on one thread, by the road that `shoal prepare` takes.
+Each is trained on the same sample, of every document but each twentieth, and encodes those twentieths: fewer tokens are
+fewer steps of a model, and more text in its context. Encoding is measured on one thread, as `shoal prepare` encodes.
 """
 
 import time
