@@ -14,7 +14,6 @@ import json
 import random
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -157,35 +156,42 @@ def shoal_contender(planted: Planted, tokenizer: Path) -> Callable[[int], Result
     return measure
 
 
-def found_rows(planted: Planted) -> list[list[str]]:
-    """What each finds of the planted copies, with no other stage on."""
+def find_copies(planted: Planted) -> Rounds:
+    """What each keeps of the planted copies, with no other stage on."""
     folder = fresh_directory(SCRATCH / "found")
     documents = {
         f"{path}:{number}": json.loads(line)["id"]
         for path in planted.folder.glob("*.jsonl")
         for number, line in enumerate(path.open(encoding="utf-8"), 1)
     }
+    everything = set(documents.values())
     sources = open_sources([str(planted.folder)], "text")
     kept, _ = clean_sources(Clean(exact=True, near=True), sources, "text", folder, 2, lambda *_: None)
-    rows = [found_row("Shoal", planted, set(documents.values()), {documents[document.name] for document in kept.read()})]
+    results = {"Shoal": [found(planted, everything, {documents[document.name] for document in kept.read()})]}
     for name, ngram, buckets, hashes in (("datatrove as it comes", 5, 14, 8), ("datatrove with Shoal's settings", 3, 32, 4)):
         output = fresh_directory(SCRATCH / "cleaned" / "found")
         words = ("--folder", planted.folder, "--output", output, "--filters", 0)
         settings = ("--ngram", ngram, "--buckets", buckets, "--hashes", hashes)
         result = run_json(peer_command("datatrove_clean.py", *words, *settings))
-        rows.append(found_row(name, planted, set(documents.values()), set(result["kept"])))
-    return rows
+        results[name] = [found(planted, everything, set(result["kept"]))]
+    return results
 
 
-def found_row(name: str, planted: Planted, everything: set[str], kept: set[str]) -> list[str]:
+def found(planted: Planted, everything: set[str], kept: set[str]) -> Result:
+    """Recall of each kind of copy, and precision."""
     dropped = everything - kept
-    copies = planted.exact | planted.near
-    shares = [
-        len(dropped & planted.exact) / len(planted.exact),
-        len(dropped & planted.near) / len(planted.near),
-        len(dropped & copies) / max(1, len(dropped)),
-    ]
-    return [name, *(f"{share:.4f}" for share in shares), f"{len(dropped):,} of {len(everything):,}"]
+    return {
+        "exact_recall": len(dropped & planted.exact) / len(planted.exact),
+        "near_recall": len(dropped & planted.near) / len(planted.near),
+        "precision": len(dropped & (planted.exact | planted.near)) / max(1, len(dropped)),
+        "dropped": len(dropped),
+        "documents": len(everything),
+    }
+
+
+def found_row(name: str, result: Result) -> list[str]:
+    shares = [f"{result[key]:.4f}" for key in ("exact_recall", "near_recall", "precision")]
+    return [name, *shares, f"{result['dropped']:,} of {result['documents']:,}"]
 
 
 def summary_row(name: str, rounds: Rounds, size: int) -> list[str]:
@@ -252,9 +258,9 @@ def main(rounds: int = 3, megabytes: int = 30, memory: bool = False, tokenizer: 
     """
     planted = plant(SCRATCH / "planted", megabytes * 1_000_000)
     if tokenizer is None:
-        corpus = SCRATCH / "cleaned" / "tokenizer"
-        run_json(shoal_command("prepare", "--json", "--data.sources", f'["{planted.folder}"]', "--data.directory",
-                               fresh_directory(corpus), "--tokenizer.sample_bytes", 4_000_000))  # fmt: skip
+        corpus, source = fresh_directory(SCRATCH / "cleaned" / "tokenizer"), planted.folder / "0.jsonl"
+        words = ("--data.sources", source, "--data.directory", corpus, "--tokenizer.sample_bytes", 4_000_000)
+        run_json(shoal_command("prepare", "--json", *words))
         tokenizer = corpus / "tokenizer.json"
     tokenizer = tokenizer.resolve()
     if memory:
@@ -267,14 +273,17 @@ def main(rounds: int = 3, megabytes: int = 30, memory: bool = False, tokenizer: 
         f"Medians over {rounds} rounds; {planted.bytes / 1e6:.1f} MB of English, 2 cores, from JSONL to tokens on disk.",
         "Both: ftfy, rules of Gopher, C4 and FineWeb, MinHash, tokens. Shoal also tells the language, drops exact copies, "
         "holds out documents and writes a report; datatrove splits words with spaCy.",
-        "| " + " | ".join(FOUND) + " |",
-        *("| " + " | ".join(row) + " |" for row in found_rows(planted)),
     ]
-    for result in (result for ran in results.values() for result in ran):
-        result.pop("kept", None)
+    for result in results[PEER]:
+        del result["kept"]
     publish("cleaning", "Raw text to cleaned, deduplicated tokens", COLUMNS, rows, notes, results)
+    copies = find_copies(planted)
+    notes = [
+        f"{len(planted.exact):,} exact copies and {len(planted.near):,} with a tenth of their words changed were planted."
+    ]
+    rows = [found_row(name, result) for name, (result,) in copies.items()]
+    publish("duplicates", "Planted copies", FOUND, rows, notes, copies, script="cleaning")
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "bench"))
     tyro.cli(main)
