@@ -5,6 +5,13 @@ from collections.abc import Sequence
 
 from texts import join
 
+WORDS = {
+    "en": [f"{first}{last}" for first in "ba co di fu ge hi ko lu ma ne pi ro su te vo wa".split() for last in  # noqa: SIM905
+           ("n", "rder", "sing", "t", "llow", "ght", "st", "ve", "nd", "mp", "tion", "less", "ch", "ck", "le")] * 1,
+    "zh": [chr(0x4E00 + 7 * number) + chr(0x5E00 + 3 * number % 900) * (number % 2) for number in range(1500)],
+    "ja": [chr(0x4E00 + 9 * number) + "のかをにはがと"[number % 7] * (number % 2) for number in range(1500)],
+}  # fmt: skip
+
 
 def planted(language: str, words: Sequence[str], count: int, seed: int = 1) -> tuple[list[str], list[int], list[int]]:
     """Texts, and which of them are exact copies (5%), and copies with a tenth of their words changed (5%).

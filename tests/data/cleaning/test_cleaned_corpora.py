@@ -7,12 +7,12 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from planted import planted
-from test_duplicates import WORDS
+from planted import WORDS, planted
+from tests.core.limits import largest_file
 from texts import words_of
 
 from shoal.commands.prepare import Arguments, run
-from shoal.core.errors import CorpusError, Interrupted, RecipeError
+from shoal.core.errors import CorpusError, Interrupted, RecipeError, ShoalError
 from shoal.core.files import read_json
 from shoal.core.recipe import Clean, Data, Tokenizer
 from shoal.data.cleaning import batches
@@ -144,6 +144,20 @@ def test_planted_evaluation_text_is_found_and_removed_wherever_it_stands(tmp_pat
     (tmp_path / "questions.jsonl").write_text('{"text": "other"}\n')
     with pytest.raises(CorpusError, match=r"clean\.evaluation_fingerprints"):
         make(source, tmp_path / "corpus", clean=clean)
+
+
+@pytest.mark.parametrize("while_cleaning", [True, False], ids=["cleaning", "finding copies"])
+def test_a_full_disk_is_told_and_cleaning_goes_on_when_there_is_room(while_cleaning, source, tmp_path, monkeypatch):
+    if not while_cleaning:  # all batches are finished then
+        monkeypatch.setattr("shoal.data.cleaning.clean._find_duplicates", interrupt)
+        with pytest.raises(Interrupted):
+            make(source, tmp_path / "corpus")
+        monkeypatch.undo()
+    with largest_file(1000), pytest.raises(ShoalError, match="could not be written: File too large"):
+        make(source, tmp_path / "corpus")
+    make(source, tmp_path / "corpus")
+    make(source, tmp_path / "expected")
+    assert content_of(tmp_path / "corpus") == content_of(tmp_path / "expected")
 
 
 class Page(HTMLParser):

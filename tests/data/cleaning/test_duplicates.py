@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from planted import planted
+from planted import WORDS, planted
 
 from shoal.core.recipe import Clean
 from shoal.data.cleaning import batches
@@ -17,13 +17,6 @@ from shoal.data.cleaning.duplicates import KEPT, NEAR, _Groups
 from shoal.data.cleaning.signatures import Signer, similarity
 from shoal.data.readers import Document
 from shoal.data.sources import Source
-
-WORDS = {
-    "en": [f"{first}{last}" for first in "ba co di fu ge hi ko lu ma ne pi ro su te vo wa".split() for last in  # noqa: SIM905
-           ("n", "rder", "sing", "t", "llow", "ght", "st", "ve", "nd", "mp", "tion", "less", "ch", "ck", "le")] * 1,
-    "zh": [chr(0x4E00 + 7 * number) + chr(0x5E00 + 3 * number % 900) * (number % 2) for number in range(1500)],
-    "ja": [chr(0x4E00 + 9 * number) + "のかをにはがと"[number % 7] * (number % 2) for number in range(1500)],
-}  # fmt: skip
 
 
 def source(texts, name="planted"):

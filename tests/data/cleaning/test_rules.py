@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -15,7 +16,6 @@ from shoal.data.cleaning.gopher import open_gopher
 from shoal.data.cleaning.repetition import REPEATED, TOP, open_repetition, repeated_characters, top_ngram
 from shoal.data.cleaning.thresholds import resolve_thresholds
 
-np = pytest.importorskip("numpy")
 every_language = pytest.mark.parametrize("language", LANGUAGES)
 
 

@@ -56,6 +56,10 @@ def test_the_language_filter_keeps_its_own(language):
     assert open_language([], 0)(Draft(PROSE[language])).language == language
 
 
+def test_han_without_kana_is_not_japanese():
+    assert open_language([], 0)(Draft("早餐比较普通, 选择不多.")).language == "zh"
+
+
 def test_a_document_of_no_sure_language_is_dropped():
     assert dropped_by(open_language(["en"], 0.99), "Fish, poisson, 魚, Fisch. Kala uinti. The sea.") in (
         "unsure_language",

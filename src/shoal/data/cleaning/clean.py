@@ -59,7 +59,7 @@ def clean_sources(
 ) -> tuple[Source, dict[str, Any]]:
     """What is kept of the sources, as a source; and the numbers and examples of what was done (`Outcome.summary`).
 
-    Raises `RecipeError` for settings that the stages don't know, and `CorpusError` when nothing is left.
+    Raises `RecipeError` for settings that the stages don't know.
     """
     clean = resolve(clean)
     folder = directory / FOLDER

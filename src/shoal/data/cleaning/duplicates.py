@@ -10,6 +10,7 @@ each other and each with its neighbour, and are joined if their estimated simila
 results, the first document stays. Which documents are joined does not depend on the order in which that is found out.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.core.errors import ShoalError
 from shoal.data.cleaning.signatures import similarity
 
 KEPT, EXACT, NEAR, CONTAMINATED = range(4)
@@ -109,7 +111,7 @@ def mark_near(
     if not signatures.rows:
         return []
     path = signatures.directory / "groups.bin"
-    groups = _Groups(np.memmap(path, dtype=np.int64, mode="w+", shape=(signatures.rows,)))
+    groups = _Groups(_zeros_on_disk(path, signatures.rows))
     parts = _parts(signatures.rows, memory)
     for band in range(bands):
         for part in range(parts):
@@ -125,6 +127,16 @@ def mark_near(
     examples = groups.mark(marks)
     path.unlink()
     return examples
+
+
+def _zeros_on_disk(path: Path, count: int) -> NDArray[np.int64]:
+    try:
+        with path.open("wb") as file:
+            # a full disk is an error here; writing to a mapped file that has no room would end the process
+            os.posix_fallocate(file.fileno(), 0, 8 * count) if hasattr(os, "posix_fallocate") else file.truncate(8 * count)
+    except OSError as error:
+        raise ShoalError(f"{path}: could not be written: {error.strerror or error}") from error
+    return np.memmap(path, dtype=np.int64, mode="r+", shape=(count,))
 
 
 def _parts(rows: int, memory: int) -> int:
