@@ -11,6 +11,7 @@ link as the recipe gives it (1 Gbit/s where it gives none). --find-lr trains som
 and says which to take.
 """
 
+import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,7 @@ from shoal.core.recipe_file import read_recipe, write_recipe
 from shoal.data.batch_sizes import BatchSizes, sequences_at_once
 from shoal.data.shards import Corpus
 from shoal.models.transformer import Transformer
-from shoal.parallel.launch import launch
+from shoal.parallel.launch import ERROR_FOLDER, launch
 from shoal.parallel.world import is_rank, join
 from shoal.plan import advice, table
 from shoal.plan.forecast import Forecast, Shape, foretell, numbers
@@ -85,10 +86,10 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     recipe = read_recipe(arguments.recipe, overrides)
     if recipe.parallel.sync == "server":
         raise InputError("'parallel.sync' is server: parameter servers can't be rehearsed; plan with parallel.sync every")
+    if is_rank() and ERROR_FOLDER not in os.environ:
+        raise InputError("shoal plan starts its ranks itself (--workers N): run it alone, without torchrun or srun")
     if arguments.find_lr:
         return _find_rate(recipe, arguments)
-    if is_rank():
-        raise InputError("shoal plan starts its ranks itself (--workers N): run it alone, without torchrun or srun")
     found = _plan(recipe, arguments)
     if arguments.output is not None:
         write_json(arguments.output, found)
