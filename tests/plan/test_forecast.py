@@ -14,7 +14,7 @@ from shoal.plan.network import Meeting
 from shoal.plan.rehearsal import Rehearsal, passes
 
 REHEARSAL = Rehearsal(
-    start=7.0, first=3.0, step=2.0, waiting=0.25, more=1.5, between=0.01, evaluation=0.5, batch=0.75, end=4.0,
+    start=7.0, first=3.0, passes=1, step=2.0, waiting=0.25, more=1.5, between=0.01, evaluation=0.5, batch=0.75, end=4.0,
     memory=900_000_000, checkpoint=200_000_000, model=60_000_000, wire_bytes=1000, sequences=100, peak_flops=1e11,
     threads=1, device="cpu",
 )  # fmt: skip

@@ -11,9 +11,10 @@ link as the recipe gives it (1 Gbit/s where it gives none). --find-lr trains som
 and says which to take.
 """
 
+import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,13 +30,13 @@ from shoal.core.recipe_file import read_recipe, write_recipe
 from shoal.data.batch_sizes import BatchSizes, sequences_at_once
 from shoal.data.shards import Corpus
 from shoal.models.transformer import Transformer
-from shoal.parallel.launch import launch
+from shoal.parallel.launch import ERROR_FOLDER, launch
 from shoal.parallel.world import is_rank, join
 from shoal.plan import advice, table
 from shoal.plan.forecast import Forecast, Shape, foretell, numbers
 from shoal.plan.network import Group, find_meeting, link_of
 from shoal.plan.picture import draw
-from shoal.plan.rehearsal import rehearse
+from shoal.plan.rehearsal import Extent, passes, rehearse
 from shoal.train.exact import resolve
 from shoal.train.finder import Curve, find_rate, lines, suggest
 from shoal.train.layout import find_layout
@@ -85,10 +86,10 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     recipe = read_recipe(arguments.recipe, overrides)
     if recipe.parallel.sync == "server":
         raise InputError("'parallel.sync' is server: parameter servers can't be rehearsed; plan with parallel.sync every")
+    if is_rank() and ERROR_FOLDER not in os.environ:
+        raise InputError("shoal plan starts its ranks itself (--workers N): run it alone, without torchrun or srun")
     if arguments.find_lr:
         return _find_rate(recipe, arguments)
-    if is_rank():
-        raise InputError("shoal plan starts its ranks itself (--workers N): run it alone, without torchrun or srun")
     found = _plan(recipe, arguments)
     if arguments.output is not None:
         write_json(arguments.output, found)
@@ -108,7 +109,7 @@ def _plan(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
         # what would bring the machine to its knees is not tried; the mildest change that fits is
         harmless = [one for one in suggestions if one.fits and "model.preset" not in one.keys]
         if not harmless:
-            return _tell(recipe, arguments, facts, None, free, suggestions, keys)
+            return _tell(Plan(recipe, facts, None, free, suggestions, keys), arguments)
         planned, keys = harmless[0].apply(recipe), harmless[0].keys
         shape = _shape(planned, corpus, estimate(planned, corpus.vocabulary, ranks), ranks)
     forecast = _rehearsed(planned, corpus, shape, arguments)
@@ -117,7 +118,7 @@ def _plan(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
         suggestions = advice.advise(
             recipe, lambda other: memory(other) + off, shape.at_once, shape.data_ranks, each
         )  # fmt: skip
-    return _tell(recipe, arguments, facts, forecast, free, suggestions, keys)
+    return _tell(Plan(recipe, facts, forecast, free, suggestions, keys), arguments)
 
 
 def _rehearsed(recipe: Recipe, corpus: Corpus, shape: Shape, arguments: Arguments) -> Forecast:
@@ -127,18 +128,25 @@ def _rehearsed(recipe: Recipe, corpus: Corpus, shape: Shape, arguments: Argument
         recipe, workers, machines, link.megabits or USUAL_MEGABITS, link.latency or USUAL_LATENCY
     )  # fmt: skip
     config = transformer_config(recipe, corpus.vocabulary)
-    here = workers // recipe.parallel.tensor
+    here, widest = workers // recipe.parallel.tensor, shape.sizes.largest
     device = torch.device("cuda" if _on_gpu(recipe, workers) else "cpu")
     peak = matrix_peak(device, recipe.train.precision)
     guess = shape.flops * shape.context * shape.at_once * here / (USUAL_SHARE * peak)
-    several = shape.sizes.largest > shape.data_ranks * shape.at_once
+    most = passes(widest, shape.data_ranks, shape.at_once)
+    extent = Extent(here, shape.at_once, most, shape.held_out, guess)
     console = Console(stderr=True, quiet=arguments.quiet)
     with console.status(f"rehearsing on {workers} rank{'s' * (workers > 1)} …"):
-        rehearsal = rehearse(recipe, workers, shape.at_once, here, several, guess)
+        rehearsal = rehearse(recipe, workers, extent)
+    if machines > 1:
+        alike = advice.changed(recipe, {"train.micro_batch": shape.at_once})
+        elsewhere, seen = (estimate(alike, corpus.vocabulary, count)["memory_bytes"] for count in (ranks, workers))
+        rehearsal = replace(
+            rehearsal, peak_flops=rehearsal.peak_flops * machines, memory=rehearsal.memory + elsewhere - seen
+        )  # fmt: skip
     sent = sum(find_layout(recipe, config, ranks).sent.values())
     last = config.vocabulary * config.dim / shape.parameters
     group = Group(workers, machines, wire, sent, shape.parameters, last)
-    meeting = find_meeting(recipe, group, rehearsal, shape.sizes.largest, shape.data_ranks, shape.at_once)
+    meeting = find_meeting(recipe, group, rehearsal, widest, shape.data_ranks, shape.at_once)
     return foretell(recipe, shape, rehearsal, meeting)
 
 
@@ -176,56 +184,73 @@ def _free_memory(recipe: Recipe, workers: int) -> int:
     return available_memory_bytes()
 
 
-def _tell(
-    recipe: Recipe,
-    arguments: Arguments,
-    facts: dict[str, Any],
-    forecast: Forecast | None,
-    free: int,
-    suggestions: list[advice.Suggestion],
-    keys: dict[str, Any],
-) -> dict[str, Any]:
-    """Show it, and return it as numbers. With `keys`, the forecast is of the recipe with these."""
-    ranks = arguments.workers * arguments.machines
-    memory = facts["memory_bytes"] if forecast is None or keys else forecast.memory
-    needed = memory * arguments.workers
-    fits = needed <= free
-    shown = [] if fits else suggestions
+@dataclass(frozen=True)
+class Plan:
+    """What was found; with `keys`, the forecast is of the recipe with these, as it would not fit without."""
+
+    recipe: Recipe
+    facts: dict[str, Any]
+    forecast: Forecast | None
+    free: int
+    suggestions: list[advice.Suggestion]
+    keys: dict[str, Any]
+
+    @property
+    def memory(self) -> int:
+        """Of a rank, by the rehearsal where the recipe itself was rehearsed."""
+        return self.facts["memory_bytes"] if self.forecast is None or self.keys else self.forecast.memory
+
+
+def _tell(plan: Plan, arguments: Arguments) -> dict[str, Any]:
+    """Show it, and return it as numbers."""
+    needed = plan.memory * arguments.workers
+    fits = needed <= plan.free
+    shown = [] if fits else plan.suggestions
     folder = next(path for path in (arguments.runs.resolve(), *arguments.runs.resolve().parents) if path.exists())
     room = shutil.disk_usage(folder).free
     if not arguments.json:
-        console = Console(highlight=False)
-        for name, text in table.rows(forecast, facts["parameters"], ranks, arguments.machines, free) if forecast else ():
-            console.print(f"{name:<11} {text}", markup=False, soft_wrap=True)
-        if keys:
-            changed = " ".join(f"--{key} {value}" for key, value in keys.items())
-            console.print(f"(all of this with {changed}, as it does not fit without)", markup=False, soft_wrap=True)
-        for reason in forecast.meeting.reasons if forecast else ():
-            console.print(reason, markup=False, soft_wrap=True)
-        total = forecast.total if forecast else None
-        console.print(
-            "\n" + table.sentences(_typed(arguments), total, needed, free, suggestions), markup=False, soft_wrap=True
-        )
-        for one in shown:
-            console.print(f"  {'fits' if one.fits else 'too large still'}: {table.words(one)}", markup=False, soft_wrap=True)
-        if forecast and forecast.disk_peak > room:
-            lacking = f"The disk of {folder} has {table.size(room)} free, and {table.size(forecast.disk_peak)} are needed."
-            console.print(lacking + " Lower checkpoint.keep, or choose another --runs.", markup=False, soft_wrap=True)
+        _show(plan, arguments, needed, shown)
+        if plan.forecast and plan.forecast.disk_peak > room:
+            _print(
+                f"The disk of {folder} has {table.size(room)} free, and {table.size(plan.forecast.disk_peak)} are needed. "
+                "Lower checkpoint.keep, or choose another --runs."
+            )
     return {
-        "recipe": recipe.name,
-        "parameters": facts["parameters"],
-        "world_size": ranks,
+        "recipe": plan.recipe.name,
+        "parameters": plan.facts["parameters"],
+        "world_size": arguments.workers * arguments.machines,
         "machines": arguments.machines,
         "fits": fits,
-        "memory_bytes": memory,
+        "memory_bytes": plan.memory,
         "memory_of_machine_bytes": needed,
-        "memory_free_bytes": free,
-        "memory_by_formula_bytes": facts["memory_bytes"],
+        "memory_free_bytes": plan.free,
+        "memory_by_formula_bytes": plan.facts["memory_bytes"],
         "disk_free_bytes": room,
-        "with": keys,
-        "forecast": numbers(forecast) if forecast else None,
+        "with": plan.keys,
+        "forecast": numbers(plan.forecast) if plan.forecast else None,
         "suggestions": [asdict(one) for one in shown],
     }
+
+
+def _show(plan: Plan, arguments: Arguments, needed: int, shown: list[advice.Suggestion]) -> None:
+    forecast, ranks = plan.forecast, arguments.workers * arguments.machines
+    if forecast is not None:
+        parameters = plan.facts["parameters"]
+        for name, text in table.rows(forecast, parameters, ranks, arguments.machines, plan.free):
+            _print(f"{name:<11} {text}")
+        if plan.keys:
+            changed = " ".join(f"--{key} {value}" for key, value in plan.keys.items())
+            _print(f"(all of this with {changed}, as it does not fit without)")
+        for reason in forecast.meeting.reasons:
+            _print(reason)
+    total = forecast.total if forecast else None
+    _print("\n" + table.sentences(_typed(arguments), total, needed, plan.free, plan.suggestions))
+    for one in shown:
+        _print(f"  {'fits' if one.fits else 'too large still'}: {table.words(one)}")
+
+
+def _print(text: str) -> None:
+    Console(highlight=False).print(text, markup=False, soft_wrap=True)
 
 
 def _typed(arguments: Arguments) -> str:

@@ -60,7 +60,7 @@ def link_of(recipe: Recipe, workers: int, machines: int, megabits: float, latenc
 def compute_of(rehearsal: Rehearsal, micro_batches: int) -> Compute:
     """Seconds that a rank computes in a step of so many micro-batches."""
     alone = rehearsal.step - rehearsal.waiting
-    forward = FORWARD * alone + (micro_batches - 1) * rehearsal.more
+    forward = FORWARD * alone + (micro_batches - rehearsal.passes) * rehearsal.more
     return Compute(forward, BACKWARD * alone, UPDATE * alone)
 
 

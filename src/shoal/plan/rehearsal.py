@@ -45,14 +45,15 @@ LONG_EVALUATION = 3
 class Rehearsal:
     """What a short run took, in seconds and bytes.
 
-    `start`: from the command to the first step; `first`: that step, beyond an ordinary one; `step`: one of one micro-batch a
-    rank, of which `waiting` for other ranks; `more`: each further micro-batch; `between`: from a step's end to the next.
-    `evaluation`: what each costs, and `batch`: what each of its batches; `end`: from the last evaluation until the command
-    returns. `checkpoint` and `model`: bytes on disk.
+    `start`: from the command to the first step; `first`: that step, beyond an ordinary one; `step`: one of `passes`
+    micro-batches a rank (1 but in exact mode), of which `waiting` for other ranks; `more`: each further micro-batch;
+    `between`: from a step's end to the next. `evaluation`: what each costs, and `batch`: what each of its batches; `end`:
+    from the last evaluation until the command returns. `checkpoint` and `model`: bytes on disk.
     """
 
     start: float
     first: float
+    passes: int
     step: float
     waiting: float
     more: float
@@ -71,21 +72,38 @@ class Rehearsal:
     device: str
 
 
-def rehearse(recipe: Recipe, workers: int, at_once: int, data_ranks: int, several: bool, step_seconds: float) -> Rehearsal:
-    """Run the recipe for some steps on this machine.
-
-    `at_once`: sequences of a forward pass; `several`: whether a step has more than one; `step_seconds`: about how long one
-    pass may take. Raises what the run would: `InputError`, or `ShoalError` with its message.
+@dataclass(frozen=True)
+class Extent:
+    """What a rehearsal needs to know of a run: data ranks on this machine, sequences of a forward pass, forward passes of a
+    step at most, sequences of the held-out split, and about how long a pass takes.
     """
-    steps = max(FEWEST, min(MOST, 2 * round(SECONDS / step_seconds / (3 if several else 2))))
-    shortened = _shorten(recipe, steps, at_once * data_ranks, several)
+
+    data_ranks: int
+    at_once: int
+    passes: int
+    held_out: int
+    seconds: float
+
+    @property
+    def sequences(self) -> int:
+        """Of one pass of all ranks here."""
+        return self.data_ranks * self.at_once
+
+
+def rehearse(recipe: Recipe, workers: int, extent: Extent) -> Rehearsal:
+    """Run the recipe for some steps on this machine. Raises what the run would: `InputError`, `ShoalError`."""
+    of_each = 2 if recipe.parallel.exact else 3 if extent.passes > 1 else 2
+    of_each *= extent.passes if recipe.parallel.exact else 1
+    steps = max(FEWEST, min(MOST, 2 * round(SECONDS / extent.seconds / of_each)))
+    shortened = _shorten(recipe, steps, extent)
     before = _compiled()
-    found = _run(shortened, workers)
-    return found if _compiled() == before else _run(shortened, workers)
+    found = _run(shortened, workers, extent)
+    return found if _compiled() == before else _run(shortened, workers, extent)
 
 
-def _shorten(recipe: Recipe, steps: int, sequences: int, several: bool) -> Recipe:
-    """The recipe with few steps, each of `sequences` for the first half, and twice as many for the second."""
+def _shorten(recipe: Recipe, steps: int, extent: Extent) -> Recipe:
+    """The recipe with few steps, each of one pass for the first half, and of two, if it has several, for the second."""
+    sequences, several = extent.sequences, extent.passes > 1
     tree = recipe_tree(recipe)
     tree["name"] = "rehearsal"
     tree["train"] |= {"steps": steps, "tokens": 0, "minutes": 0.0}
@@ -104,7 +122,7 @@ def _shorten(recipe: Recipe, steps: int, sequences: int, several: bool) -> Recip
     return build_recipe(tree)
 
 
-def _run(recipe: Recipe, workers: int) -> Rehearsal:
+def _run(recipe: Recipe, workers: int, extent: Extent) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="shoal-plan-") as name:
         folder = Path(name)
         write_recipe(folder / "recipe.yaml", recipe)
@@ -112,7 +130,7 @@ def _run(recipe: Recipe, workers: int) -> Rehearsal:
         began = time.time()
         result = run_shoal(words)
         wall = time.time() - began
-        return _read(recipe, RunDirectory(folder / recipe.name), result, wall)
+        return _read(recipe, extent, RunDirectory(folder / recipe.name), result, wall)
 
 
 def run_shoal(words: list[str]) -> dict[str, Any]:
@@ -134,7 +152,7 @@ def run_shoal(words: list[str]) -> dict[str, Any]:
     return json.loads(out)
 
 
-def _read(recipe: Recipe, run: RunDirectory, result: Mapping[str, Any], wall: float) -> Rehearsal:
+def _read(recipe: Recipe, extent: Extent, run: RunDirectory, result: Mapping[str, Any], wall: float) -> Rehearsal:
     training, evaluations = read_metrics(run.metrics)
     half = len(training) // 2
     several = bool(recipe.schedule.batch_start)
@@ -144,14 +162,17 @@ def _read(recipe: Recipe, run: RunDirectory, result: Mapping[str, Any], wall: fl
     took = result["train_seconds_from_start"] - result["first_step_seconds"]  # from the first step's end to the last's
     *short, last = [line["eval_seconds"] for line in evaluations]
     each = min(short[1:] or short)  # the first finds nothing warm
-    batch = max(0.0, last - each) / (LONG_EVALUATION - 1)
+    batches = min(LONG_EVALUATION, math.ceil(extent.held_out / extent.sequences))
+    batch = max(0.0, last - each) / (batches - 1) if batches > 1 else 0.0
+    whole = extent.passes if recipe.parallel.exact else 1
     saved = run.checkpoints / run.checkpoints.joinpath("latest").read_text().strip()
     return Rehearsal(
         start=max(0.0, result["first_step_seconds"] - steps[0]),
         first=max(0.0, steps[0] - step),
+        passes=whole,
         step=step,
         waiting=statistics.median(line["sync_seconds"] for line in single),
-        more=max(0.0, twice - step) if several else step,
+        more=max(0.0, twice - step) if several else step / whole,
         between=max(0.0, took - sum(steps[1:]) - sum(short)) / (len(steps) - 1),
         evaluation=max(0.0, each - batch),
         batch=batch,
