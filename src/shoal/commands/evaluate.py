@@ -1,23 +1,25 @@
-"""Held-out loss and bits per byte of a model: on a prepared corpus, or on text files.
+"""What a model's task measures on held-out text: loss, and bits per byte or accuracy. On a prepared corpus, or on text files.
 
     shoal evaluate runs/demo
     shoal evaluate runs/demo --text README.md docs
     shoal evaluate path/to/gpt2 --corpus data/gpt-demo
 
-A run is evaluated on the held-out split of its own corpus; a model by itself needs --text or --corpus.
+A run is evaluated at its own task, on the held-out split of its own corpus; a model by itself needs --text or --corpus, and
+continues text if it is a decoder, finds masked tokens if it is an encoder.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from shoal.core.errors import InputError
 from shoal.core.model_directory import find_model_directory
+from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import read_recipe
 from shoal.data.shards import Corpus, TokenStream
 from shoal.data.text import tokenize_sources
@@ -25,8 +27,9 @@ from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.serve.generation import LanguageModel, load_language_model
-from shoal.tasks import Causal
+from shoal.tasks import TASKS, check_task
 from shoal.train.evaluation import Evaluator
+from shoal.train.telemetry import describe_metrics
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Arguments:
     """A prepared corpus, whose held-out split is read; a run's own by default."""
     text: tuple[str, ...] = field(default_factory=tuple)
     """Files and folders to evaluate on instead."""
+    task: Literal["causal", "masked", "infill"] | None = None
+    """What to evaluate it at; a run's own task by default."""
     batch: int = 8
     """Sequences at once."""
     json: bool = False
@@ -48,40 +53,50 @@ class Arguments:
 
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
-    """Evaluate; returns loss, bits per byte and what they were measured on."""
+    """Evaluate; returns what the task measures, and what on."""
     if arguments.batch < 1:
         raise InputError(f"--batch is {arguments.batch}; accepted: a whole number above 0")
     language = load_language_model(arguments.model)
+    recipe = _recipe(arguments, language)
     with TemporaryDirectory(prefix="shoal-") as scratch:
         if arguments.text:
             stream, source = tokenize_sources(arguments.text, language.tokenizer, Path(scratch)), "text"
         else:
-            corpus = _corpus(arguments, language)
+            corpus = _corpus(arguments, recipe, language)
             stream, source = corpus.split("held_out"), str(corpus.directory)
-        evaluated = _evaluate(language, stream, arguments.batch)
-    result = {"model": str(arguments.model), "source": source, "bytes": stream.bytes, "tokens": stream.tokens, **evaluated}
+        evaluated = _evaluate(language, recipe, stream, arguments.batch)
+    result = {"model": str(arguments.model), "task": recipe.task, "source": source, "bytes": stream.bytes}
+    result |= {"tokens": stream.tokens, **evaluated}
     if not arguments.json:
         Console(highlight=False).print(
-            f"loss {result['eval_loss']:.4f} nats a token, [bold]{result['eval_bpb']:.4f} bits per byte[/bold], "
+            f"{recipe.task}: loss {result['eval_loss']:.4f} nats a target[bold]{describe_metrics(result)}[/bold], "
             f"over {stream.bytes:,} bytes in {stream.tokens:,} tokens of {source}"
         )
     return result
 
 
-def _evaluate(language: LanguageModel, stream: TokenStream, batch: int) -> dict[str, float]:
-    context = language.model.config.context
-    evaluator = Evaluator(Causal(), stream, context, batch, Wire(World()), Axis(), nullcontext())
+def _evaluate(language: LanguageModel, recipe: Recipe, stream: TokenStream, batch: int) -> dict[str, float]:
+    config = language.model.config
+    check_task(recipe, config)
+    task = TASKS[recipe.task](recipe, language.tokenizer, stream)
+    evaluator = Evaluator(task, stream, config.context, batch, Wire(World()), Axis(), nullcontext())
     return evaluator(language.model)
 
 
-def _corpus(arguments: Arguments, language: LanguageModel) -> Corpus:
+def _recipe(arguments: Arguments, language: LanguageModel) -> Recipe:
+    """The run's recipe, or, for a model by itself, one of the task that its kind is for."""
+    own = find_model_directory(arguments.model).parent / "recipe.yaml"
+    recipe = read_recipe(own) if own.exists() else Recipe(task="causal" if language.model.config.causal else "masked")
+    return replace(recipe, task=arguments.task) if arguments.task is not None else recipe
+
+
+def _corpus(arguments: Arguments, recipe: Recipe, language: LanguageModel) -> Corpus:
     if arguments.corpus is not None:
         corpus = Corpus.open(arguments.corpus)
     else:
-        recipe = find_model_directory(arguments.model).parent / "recipe.yaml"
-        if not recipe.exists():
+        if not (find_model_directory(arguments.model).parent / "recipe.yaml").exists():
             raise InputError(f"{arguments.model}: not a run's folder; say what to evaluate on by --text or --corpus")
-        corpus = Corpus.open(Path(read_recipe(recipe).corpus_directory))
+        corpus = Corpus.open(Path(recipe.corpus_directory))
     if corpus.vocabulary > language.model.config.vocabulary:
         raise InputError(
             f"{corpus.directory} was prepared with another tokenizer: its vocabulary is {corpus.vocabulary}, "

@@ -1,12 +1,17 @@
 """The seam between what is learned and how: sequences in, batch, summed loss and number of targets out."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.data.sequences import Framing, Sequences
+from shoal.data.shards import TokenStream
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
 
@@ -16,6 +21,8 @@ class Batch:
     """Inputs and targets, int64 [batch, tokens]; targets that don't count are `models.loss.IGNORED`.
 
     `read`: how many of the tokens are text rather than padding. `reach` and `segments` are those of `Transformer.forward`.
+    `at`: the places of the targets that a task is about, in the flattened batch, where these are only some tokens; `aside`:
+    the places of those that it weighs otherwise. `relations` [batch]: for a row of two texts, how they are related.
     """
 
     tokens: Tensor
@@ -23,6 +30,9 @@ class Batch:
     read: int
     reach: Reach | None = None
     segments: Tensor | None = None
+    at: Tensor | None = None
+    aside: Tensor | None = None
+    relations: Tensor | None = None
 
 
 class Task(Protocol):
@@ -33,6 +43,11 @@ class Task(Protocol):
         """How documents are laid into the rows that it gets."""
         ...
 
+    @property
+    def projected(self) -> float:
+        """Share of the tokens that are projected onto the vocabulary, about."""
+        ...
+
     def batch(self, sequences: Sequences, device: torch.device) -> Batch:
         """Inputs and targets."""
         ...
@@ -40,3 +55,21 @@ class Task(Protocol):
     def loss(self, model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
         """(summed loss in fp32, number of targets): the caller divides by the count of the whole global batch."""
         ...
+
+    def sums(self, model: Transformer, batch: Batch) -> dict[str, Tensor]:
+        """What evaluation adds up over batches and ranks; always the same names, `loss` and `count` among them."""
+        ...
+
+    def metrics(self, sums: Mapping[str, float], stream: TokenStream) -> dict[str, float]:
+        """`eval_loss`, `eval_targets` and what else the sums over a split tell."""
+        ...
+
+
+def bits_per_byte(loss: float, stream: TokenStream) -> float:
+    """Nats a token to bits a byte, by the split's targets (all tokens but the first) a byte."""
+    return loss / math.log(2) * (stream.tokens - 1) / stream.bytes
+
+
+def on_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """The numbers as a tensor there."""
+    return torch.from_numpy(array).to(device, non_blocking=True)

@@ -1,6 +1,5 @@
-"""Held-out loss, over all ranks, and bits per byte."""
+"""What a task measures on held-out text, over all ranks."""
 
-import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -32,27 +31,22 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, Any]:
-        """`eval_loss` in nats a token, `eval_bpb` in bits a byte of text, `eval_targets`."""
+        """The task's metrics: `eval_loss` in nats a target, `eval_targets`, and what it has beside."""
         world = self.wire.world
-        total = torch.zeros(2, dtype=torch.float64, device=world.device)
         training = model.training
         model.eval()
         limit = self.final_sequences if final else self.sequences
         batches = evaluation_windows(self.stream, self.context, self.batch, self.data.rank, self.data.size, limit)
+        totals: dict[str, torch.Tensor] = {}
         # eager: compiling forward without gradients would take longer than most evaluations
         with torch.compiler.set_stance("force_eager"):
             for sequences in batches:
                 with self.precision:
-                    loss_sum, count = self.task.loss(model, self.task.batch(sequences, world.device))
-                total += torch.stack((loss_sum.double(), count.double()))
+                    sums = self.task.sums(model, self.task.batch(sequences, world.device))
+                totals = {name: totals.get(name, 0) + value.double() for name, value in sums.items()}
         model.train(training)
-        loss_sum, count = self.wire.sum(total, self.data).tolist()
-        if not count:
+        whole = self.wire.sum(torch.stack(list(totals.values())), self.data).tolist()
+        result = dict(zip(totals, whole, strict=True))
+        if not result["count"]:
             raise CorpusError("the held-out split has no targets to evaluate on")
-        loss = loss_sum / count
-        return {"eval_loss": loss, "eval_bpb": bits_per_byte(loss, self.stream), "eval_targets": int(count)}
-
-
-def bits_per_byte(loss: float, stream: TokenStream) -> float:
-    """Nats a token to bits a byte, by the split's targets (all tokens but the first) a byte."""
-    return loss / math.log(2) * (stream.tokens - 1) / stream.bytes
+        return self.task.metrics(result, self.stream)

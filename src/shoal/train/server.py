@@ -206,10 +206,10 @@ class Worker:
         )
         self.optimizer = ServedOptimizer(self.client)
         self._make_sync(model, corpus, context)
-        task, precision = build_task(recipe, corpus), make_precision(settings.precision, device)
+        task, precision = build_task(recipe, corpus, "train"), make_precision(settings.precision, device)
         evaluation = recipe.evaluation
         evaluate = Evaluator(
-            task, corpus.split("held_out"), context, together, self.client.wire, Axis(), precision,
+            build_task(recipe, corpus, "held_out"), corpus.split("held_out"), context, together, self.client.wire, Axis(), precision,
             evaluation.sequences, evaluation.final_sequences,
         )  # fmt: skip
         main = world.is_main
@@ -218,7 +218,7 @@ class Worker:
             evaluate if main else lambda model, final=True: {},
             Checkpoints(run.checkpoints, recipe.checkpoint.keep) if main else SavedElsewhere(run.checkpoints),
             Silence(), precision, sum(parameter.numel() for parameter in model.parameters()),
-            model.flops_per_token(context), matrix_peak(device, settings.precision) * seat.workers, stop_requested,
+            model.flops_per_token(context, task.projected), matrix_peak(device, settings.precision) * seat.workers, stop_requested,
             Auto(recipe, self.client.wire),
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import generator
 from shoal.data.batches import TrainingBatches
-from shoal.data.shards import Corpus
+from shoal.data.shards import Corpus, Split
 from shoal.data.tokenizer import read_tokenizer
 from shoal.models import hugging_face
 from shoal.models.presets import make_config
@@ -32,7 +32,7 @@ from shoal.parallel.sync import Sync
 from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import TASKS, Task
+from shoal.tasks import TASKS, Task, check_task
 from shoal.train.auto import Auto, decided
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.evaluation import Evaluator
@@ -66,11 +66,13 @@ def build(
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
     model = build_model(recipe, corpus.vocabulary, world.device)
     config = model.config
-    size, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token(config.context)
+    task, size = build_task(recipe, corpus, "train"), sum(p.numel() for p in model.parameters())
+    check_task(recipe, config)
+    flops = model.flops_per_token(config.context, task.projected)
     share = -(-train.global_batch // mesh.data.size)
     together = min(share, train.micro_batch or share)
     shards, compiled = lay_out_model(model, recipe, wire, mesh, together * config.context)
-    task, precision = build_task(recipe, corpus), make_precision(train.precision, world.device)
+    precision = make_precision(train.precision, world.device)
     auto = Auto(recipe, wire, decided(wire, run.checkpoints) if resume else None)
     recipe = auto.decide(model, task, precision, together, -(-share // together))
     sync = make_sync(recipe, wire, mesh, model)
@@ -82,7 +84,7 @@ def build(
     budget = Budget.of(train)
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
     evaluate = Evaluator(
-        task, corpus.split("held_out"), config.context, together, wire, mesh.data, precision,
+        build_task(recipe, corpus, "held_out"), corpus.split("held_out"), config.context, together, wire, mesh.data, precision,
         recipe.evaluation.sequences,
         recipe.evaluation.final_sequences,
     )  # fmt: skip
@@ -130,8 +132,8 @@ def lay_out_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
     return shards, compile_blocks(model, recipe.train.compile)
 
 
-def make_transformer_config(settings: schema.Model, vocabulary: int) -> TransformerConfig:
-    """The recipe's shape; `RecipeError` when it doesn't fit together."""
+def make_transformer_config(settings: schema.Model, vocabulary: int, related: bool = False) -> TransformerConfig:
+    """The recipe's shape, with a layer for how two texts are `related`, if need be; `RecipeError` when it doesn't fit."""
     try:
         config = make_config(
             settings.preset, vocabulary=vocabulary, context=settings.context, layers=settings.layers, dim=settings.dim,
@@ -139,6 +141,8 @@ def make_transformer_config(settings: schema.Model, vocabulary: int) -> Transfor
             activation=settings.activation, qk_norm=settings.qk_norm, tied=settings.tied,
             rope_theta=settings.rope_theta, dropout=settings.dropout,
         )  # fmt: skip
+        if related and config.pooler:
+            config = replace(config, relation=True)
         hugging_face.family(config)  # what could not be written at the end is refused at the start
         return config
     except ValueError as error:
@@ -156,7 +160,8 @@ def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transf
                 "prepare the corpus with the model's tokenizer (--tokenizer.path)"
             )
         return model
-    model = Transformer(make_transformer_config(settings, vocabulary)).materialise()
+    config = make_transformer_config(settings, vocabulary, related=recipe.masked.relation != "none")
+    model = Transformer(config).materialise()
     random = generator(recipe.seed, "weights")
     model.initialise(random, settings.init_std or 0.02, settings.embedding_std, bool(settings.zero_init))
     return model.to(device)
@@ -174,9 +179,9 @@ def _model_from(settings: schema.Model) -> Transformer:
         raise InputError(f"{settings.init_from}: {error}") from None
 
 
-def build_task(recipe: Recipe, corpus: Corpus) -> Task:
-    """The recipe's task, for the corpus's tokenizer."""
-    return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path))
+def build_task(recipe: Recipe, corpus: Corpus, split: Split) -> Task:
+    """The recipe's task, for the corpus's tokenizer and rows of a split."""
+    return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path), corpus.split(split))
 
 
 def make_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
