@@ -56,7 +56,7 @@ def test_every_document_is_in_exactly_one_split_in_order(prepared, source):
     assert len(train) + len(held_out) == result.documents == 400
     assert 0.1 < len(held_out) / 400 < 0.3
     assert len(Corpus.open(result.directory).split("train").shards) > 3
-    assert {path.suffix for path in result.directory.iterdir()} == {".bin", ".json"}
+    assert {path.suffix for path in result.directory.iterdir()} == {".bin", ".json", ".html"}
 
 
 def test_which_documents_are_held_out_depends_on_their_text_alone(prepared, source, tmp_path):
@@ -276,7 +276,7 @@ def test_progress_tells_the_stages_and_ends_with_all_text(source, tmp_path):
     seen = []
     data = Data(sources=[str(source)], shard_megabytes=0.02)
     result = prepare(data, Tokenizer(vocabulary=300), tmp_path / "corpus", seen.append)
-    assert [*dict.fromkeys(now.stage for now in seen)] == ["training the tokenizer", "tokenizing"]
+    assert [*dict.fromkeys(now.stage for now in seen)] == ["training the tokenizer", "choosing tokens", "tokenizing"]
     assert seen[-1].bytes == result.bytes
     assert seen[-1].tokens == result.tokens + result.held_out_tokens
 

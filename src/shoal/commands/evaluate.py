@@ -23,6 +23,7 @@ from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import read_recipe
 from shoal.data.shards import Corpus, TokenStream
 from shoal.data.text import tokenize_sources
+from shoal.data.tokenizer import difference, read_tokenizer
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
@@ -101,5 +102,11 @@ def _corpus(arguments: Arguments, recipe: Recipe, language: LanguageModel) -> Co
         raise InputError(
             f"{corpus.directory} was prepared with another tokenizer: its vocabulary is {corpus.vocabulary}, "
             f"the model's {language.model.config.vocabulary}"
+        )
+    differing = difference(language.tokenizer, read_tokenizer(corpus.tokenizer_path))
+    if differing:
+        raise InputError(
+            f"{corpus.directory} was prepared with another tokenizer than the model's: {differing}; "
+            "evaluate on text files instead (--text), or on a corpus prepared with --tokenizer.path " + str(arguments.model)
         )
     return corpus

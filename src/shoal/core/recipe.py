@@ -26,7 +26,7 @@ class Data:
 
     sources: list[str] = field(default_factory=lambda: ["stdlib"])
     """What to read: `stdlib` (Python's own source), files, folders, `*.jsonl`, `*.parquet`, `.gz`/`.zst` of these,
-    a `datasets` folder, or `hub:OWNER/NAME`."""
+    a `datasets` folder, `hub:OWNER/NAME`, or `package:NAME/FILE`, a file of an installed Python package."""
     directory: str = ""
     """Where the corpus lies; empty: `data/NAME`."""
     text_field: str = "text"
@@ -39,20 +39,30 @@ class Data:
     """Text in a shard file, in millions of bytes; a worker tokenizes, and an interruption loses, so much at a time."""
     partition: Literal["interleaved", "blocks"] = "interleaved"
     """Which sequences of a global batch a rank reads: every Nth, or one contiguous block."""
+    documents: Literal["file", "line"] = "file"
+    """What a document is in a text file: all of it, or each line."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A line or row that can't be used, or a text file that is not UTF-8: stop there, or leave it out and count it."""
 
 
 @section
 class Tokenizer:
     """How text becomes tokens."""
 
-    kind: Literal["bpe", "char"] = "bpe"
-    """Byte-level BPE, or one token a character."""
+    kind: Literal["bpe", "char", "wordpiece", "unigram"] = "bpe"
+    """Byte-level BPE, one token a character, BERT's WordPiece, or byte-level Unigram."""
     vocabulary: Positive = 8192
-    """Tokens in a trained BPE vocabulary, special ones included."""
+    """Tokens in a trained vocabulary, special ones included."""
     path: str = ""
     """An existing `tokenizer.json` (or a folder with one) to use instead of training one."""
     sample_bytes: Positive = 16_000_000
     """Text that a tokenizer is trained on, at most."""
+    special: list[str] = field(default_factory=list)
+    """Further special tokens, as `<|name|>`; what the task needs is added by itself."""
+    pattern: Literal["gpt2", "llama3"] = "gpt2"
+    """`bpe`, `unigram`: what is taken for a word; `llama3` cuts numbers after three digits and keeps line ends apart."""
+    lowercase: Annotated[bool, Strict()] = True
+    """`wordpiece`: lower case, and no accents."""
 
 
 @section
@@ -93,6 +103,8 @@ class Model:
     """Standard deviation of the random initial weights."""
     embedding_std: PositiveFloat | None = None
     """Standard deviation of the initial token embedding, where it differs from `init_std`."""
+    vocabulary_multiple: Positive | None = None
+    """Round the model's vocabulary up to a multiple of this, as 64, which matrix units like (null: as the tokenizer's)."""
 
 
 @section

@@ -9,8 +9,6 @@ A stage that cleans or deduplicates is a function from documents to documents, c
 in `_settings`; both the tokenizer's sample and the corpus then come from what it lets through.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.core.errors import CorpusError, Interrupted
-from shoal.core.files import read_json, sha256, sync_folder, write_json
+from shoal.core.files import read_json, sha256, sync_folder, write_json, write_text
 from shoal.core.machine import cores
 from shoal.core.recipe import Data
 from shoal.core.recipe import Tokenizer as TokenizerChoice
@@ -28,8 +26,11 @@ from shoal.data.encoder import open_encoder
 from shoal.data.readers import Document
 from shoal.data.shards import MANIFEST, SPLITS, VERSION, Corpus, Split, token_dtype
 from shoal.data.sources import Source, open_sources
-from shoal.data.tokenizer import TextTokenizer, build_char, read_tokenizer, sample_texts, train_bpe
-from shoal.data.units import pack_units, split_documents
+from shoal.data.tokenizer import Sample, TextTokenizer, build_char, read_tokenizer, sample_texts
+from shoal.data.tokenizer_choice import TRAINERS, given_tokenizer, tokenizer_settings
+from shoal.data.tokenizer_page import REPORT, tokenizer_page
+from shoal.data.tokenizer_report import REPORT_BYTES, report_on
+from shoal.data.units import Piece, pack_units, split_documents
 from shoal.data.workers import Job, Record, tokenize_units, total
 
 CLAIM = "preparing.json"
@@ -51,7 +52,8 @@ class Prepared:
     """What was done.
 
     `seconds` is all of it; `megabytes_per_second` is text over the time of the tokenizing stage, from the first
-    document to the manifest (0 when there was nothing to do). `skipped` counts files that are not UTF-8.
+    document to the manifest (0 when there was nothing to do). `skipped` counts files that are not UTF-8; `left_out` what
+    else could not be used, and `faults` tells the first of it. `tokenizer` is the report on it.
     """
 
     directory: Path
@@ -64,6 +66,9 @@ class Prepared:
     skipped: int
     resumed: bool
     already: bool
+    left_out: int
+    faults: list[str]
+    tokenizer: dict[str, Any]
 
 
 Report = Callable[[Progress], None]
@@ -79,7 +84,7 @@ def prepare(
     """
     started = time.perf_counter()
     report = progress or (lambda _: None)
-    sources = open_sources(data.sources, data.text_field)
+    sources = open_sources(data.sources, data.text_field, data.documents == "line", data.on_error)
     settings = _settings(data, tokenizer, sources)
     if (directory / MANIFEST).exists():
         corpus = Corpus.open(directory, verify=True)
@@ -89,8 +94,9 @@ def prepare(
         _claim(directory, settings)
         text_tokenizer = _tokenizer(tokenizer, sources, directory, report)
         tokenizing = time.perf_counter()
-        records, resumed = _tokenize(data, sources, text_tokenizer, directory, report, workers)
-        corpus = _finish(directory, settings, text_tokenizer, records)
+        sample = Sample(REPORT_BYTES)
+        records, resumed = _tokenize(data, sources, text_tokenizer, directory, report, workers, sample)
+        corpus = _finish(directory, settings, text_tokenizer, records, sample, _left_out(sources))
     except KeyboardInterrupt:
         finished = len(list(directory.glob("unit-*.json")))
         raise Interrupted(
@@ -102,12 +108,6 @@ def prepare(
 
 def _settings(data: Data, tokenizer: TokenizerChoice, sources: Sequence[Source]) -> dict[str, Any]:
     """Everything that the corpus's content depends on."""
-    if tokenizer.path:
-        chosen: dict[str, Any] = {"fingerprint": hashlib.sha256(_tokenizer_content(tokenizer.path)).hexdigest()}
-    elif tokenizer.kind == "char":
-        chosen = {"kind": "char"}
-    else:
-        chosen = {"kind": tokenizer.kind, "vocabulary": tokenizer.vocabulary, "sample_bytes": tokenizer.sample_bytes}
     return {
         "sources": [source.name for source in sources],
         "source_fingerprints": [source.fingerprint for source in sources],
@@ -115,13 +115,9 @@ def _settings(data: Data, tokenizer: TokenizerChoice, sources: Sequence[Source])
         "held_out": data.held_out,
         "held_out_by": data.held_out_by,
         "shard_megabytes": data.shard_megabytes,
-        "tokenizer": chosen,
+        "tokenizer": tokenizer_settings(tokenizer),
+        **({"documents": data.documents} if data.documents != "file" else {}),
     }
-
-
-def _tokenizer_content(path: str) -> bytes:
-    tokenizer = read_tokenizer(Path(path).expanduser())
-    return json.dumps([tokenizer.library.to_str(), tokenizer.config], sort_keys=True).encode()
 
 
 def _refuse_other(directory: Path, there: dict[str, Any], here: dict[str, Any], ignore: str = "") -> None:
@@ -172,16 +168,15 @@ def _tokenizer(choice: TokenizerChoice, sources: Sequence[Source], directory: Pa
     if (directory / TOKENIZER_FILES[-1]).exists():  # written last, so the other is there too
         return read_tokenizer(directory)
     if choice.path:
-        tokenizer = read_tokenizer(Path(choice.path).expanduser())
+        tokenizer = given_tokenizer(choice)
     elif choice.kind == "char":
         characters: set[str] = set()
         for text in _reported_texts(sources, "reading characters", report):
             characters.update(text)
-        tokenizer = build_char(characters)
+        tokenizer = build_char(characters, choice.special)
     else:
         sample = sample_texts(_reported_texts(sources, "sampling", report), choice.sample_bytes)
-        report(Progress("training the tokenizer", 0, None))
-        tokenizer = train_bpe(sample, choice.vocabulary)
+        tokenizer = TRAINERS[choice.kind](_reported_sample(sample, report), choice)
     tokenizer.write(directory)
     return tokenizer
 
@@ -196,6 +191,16 @@ def _reported_texts(sources: Sequence[Source], stage: str, report: Report) -> It
             report(Progress(stage, done, whole))
 
 
+def _reported_sample(sample: list[str], report: Report) -> Iterator[str]:
+    """The sample, as the trainer takes it; how long it then needs to find its tokens can't be known."""
+    done, whole = 0, sum(map(len, sample))
+    for text in sample:
+        report(Progress("training the tokenizer", done, whole))
+        yield text
+        done += len(text)
+    report(Progress("choosing tokens", 0, None))
+
+
 def _total_bytes(sources: Sequence[Source]) -> int | None:
     sizes = [source.bytes for source in sources]
     return None if None in sizes else sum(size or 0 for size in sizes)
@@ -208,13 +213,14 @@ def _tokenize(
     directory: Path,
     report: Report,
     workers: int | None,
+    sample: Sample,
 ) -> tuple[list[Record], bool]:
-    """The records of all units, and whether any had been finished before."""
+    """The records of all units, and whether any had been finished before; `sample` is filled with some of their text."""
     encode = open_encoder(tokenizer.library.to_str())
     job = Job(directory, encode, token_dtype(tokenizer.vocabulary), tokenizer.end_of_text)
     whole = _total_bytes(sources)
     size = max(1, round(data.shard_megabytes * 1_000_000))
-    pieces = split_documents(_documents(sources), data.held_out, data.held_out_by)
+    pieces = _sampled(split_documents(_documents(sources), data.held_out, data.held_out_by), sample)
     records: list[Record] = []
     done = tokens = 0
     resumed = False
@@ -229,13 +235,31 @@ def _tokenize(
     return records, resumed
 
 
-def _finish(directory: Path, settings: dict[str, Any], tokenizer: TextTokenizer, records: list[Record]) -> Corpus:
+def _sampled(pieces: Iterator[Piece], sample: Sample) -> Iterator[Piece]:
+    for piece in pieces:
+        sample.add(piece.text.decode())
+        yield piece
+
+
+def _left_out(sources: Sequence[Source]) -> dict[str, Any]:
+    faults = [source.faults for source in sources]
+    return {"count": sum(fault.count for fault in faults), "first": [text for fault in faults for text in fault.first]}
+
+
+def _finish(
+    directory: Path,
+    settings: dict[str, Any],
+    tokenizer: TextTokenizer,
+    records: list[Record],
+    sample: Sample,
+    left_out: dict[str, Any],
+) -> Corpus:
     splits = {split: total(records, split) for split in SPLITS}
     for split, numbers in splits.items():
         if not numbers["tokens"]:
             _remove_working_files(directory, keep=set())  # there is no such corpus; other settings may use the folder
             raise CorpusError(_empty_message(split, settings, splits))
-    manifest = {
+    manifest: dict[str, Any] = {
         "version": VERSION,
         "dtype": token_dtype(tokenizer.vocabulary),
         "vocabulary": tokenizer.vocabulary,
@@ -243,7 +267,10 @@ def _finish(directory: Path, settings: dict[str, Any], tokenizer: TextTokenizer,
         "tokenizer_sha256": sha256(directory / TOKENIZER_FILES[0]),
         "settings": settings,
         "splits": splits,
+        "left_out": left_out,
     }
+    manifest["tokenizer"] = report_on(tokenizer, sample.texts, Corpus(directory, manifest))
+    write_text(directory / REPORT, tokenizer_page(manifest["tokenizer"], directory.name))
     sync_folder(directory)
     write_json(directory / MANIFEST, manifest)
     sync_folder(directory)
@@ -286,4 +313,7 @@ def _prepared(
         skipped=sum(len(source.skipped) for source in sources),
         resumed=False,
         already=already,
+        left_out=corpus.manifest.get("left_out", {}).get("count", 0),
+        faults=corpus.manifest.get("left_out", {}).get("first", []),
+        tokenizer=corpus.manifest.get("tokenizer", {}),
     )

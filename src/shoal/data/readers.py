@@ -1,8 +1,9 @@
 """One file, one reader: from bytes on disk to documents, a piece at a time.
 
 A reader holds at most one piece (`PIECE` bytes) of a text file, one line of JSONL, or one batch of a table's rows, so
-memory does not grow with the corpus. A text file is one document; a large one comes in pieces cut at line ends. A
-tokenizer may pair characters across such a cut differently than in one go, once in 1 MB; decoding is not affected.
+memory does not grow with the corpus. A text file is one document, or each line is one; a large one comes in pieces cut at
+line ends. A tokenizer may pair characters across such a cut differently than in one go, once in 1 MB; decoding is not
+affected.
 
 Adding a format is one reader here, one line in `READERS`, one row in the tests.
 """
@@ -12,7 +13,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,6 +21,8 @@ from shoal.core.errors import InputError
 
 PIECE = 1_000_000
 ROWS = 1000
+TOLD = 5
+"""Faults of a source whose places are kept."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,44 @@ class NotUtf8Error(InputError):
     """A file is not UTF-8 text."""
 
 
-def read_file(path: Path, name: str, text_field: str) -> Iterator[Document]:
+@dataclass
+class Faults:
+    """What can't be used in a source: the end of it, or, if `skip`, left out, counted, and the first few kept to be told.
+
+    `advice` says what else one could do than mend it.
+    """
+
+    skip: bool = False
+    advice: str = ""
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def meet(self, error: InputError) -> None:
+        """A line, a row, or a text file can't be used."""
+        if not self.skip:
+            raise type(error)(f"{error}{self.advice}") from None
+        self.count += 1
+        if len(self.first) < TOLD:
+            self.first.append(str(error).partition(";")[0])
+
+    def forget(self) -> None:
+        """The source is read again, from its beginning."""
+        self.count = 0
+        self.first.clear()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: the field with the text, whether a line of a text file is a document, what becomes of faults."""
+
+    text_field: str = "text"
+    lines: bool = False
+    faults: Faults = field(default_factory=Faults)
+
+
+def read_file(path: Path, name: str, reading: Reading) -> Iterator[Document]:
     """The documents of one file, by its name's ending; raises `InputError` that says where it is wrong."""
-    return READERS.get(_ending(path), _read_text)(path, name, text_field)
+    return READERS.get(_ending(path), _read_lines if reading.lines else _read_text)(path, name, reading)
 
 
 def is_compressed(path: Path) -> bool:
@@ -60,6 +98,14 @@ def row_text(row: dict[str, Any], field: str, where: str) -> str:
     return text
 
 
+def row_documents(row: dict[str, Any], where: str, reading: Reading) -> Iterator[Document]:
+    """The document of one row of a table, or none where it has no text and that is to be left out."""
+    try:
+        yield Document(where, row_text(row, reading.text_field, where))
+    except InputError as error:
+        reading.faults.meet(error)
+
+
 def _ending(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix in COMPRESSIONS else path.suffix.lower()
 
@@ -80,7 +126,15 @@ def _open_compressed(path: Path) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(arrow.input_stream(str(path), compression=COMPRESSIONS[path.suffix]), 1 << 20))
 
 
-def _read_text(path: Path, name: str, text_field: str) -> Iterator[Document]:
+def _read_text(path: Path, name: str, reading: Reading) -> Iterator[Document]:
+    if reading.faults.skip:  # a file is left out as a whole, so its end is looked at before its beginning is given
+        try:
+            with _opened(path, name) as file:
+                for _ in _decoded(file, name):
+                    pass
+        except NotUtf8Error as error:
+            reading.faults.meet(error)
+            return
     with _opened(path, name) as file:
         waiting = ""
         for text in _decoded(file, name):
@@ -109,24 +163,45 @@ def _decoded(file: BinaryIO, name: str) -> Iterator[str]:
             return
 
 
-def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
+def _read_lines(path: Path, name: str, reading: Reading) -> Iterator[Document]:
+    for where, line in _lines(path, name, reading.faults):
+        yield Document(where, line.rstrip("\r\n"))
+
+
+def _read_jsonl(path: Path, name: str, reading: Reading) -> Iterator[Document]:
+    for where, line in _lines(path, name, reading.faults):
+        try:
+            yield Document(where, _line_text(line, reading.text_field, where))
+        except InputError as error:
+            reading.faults.meet(error)
+
+
+def _lines(path: Path, name: str, faults: Faults) -> Iterator[tuple[str, str]]:
+    """(where, line) of every line that is not blank."""
     with _opened(path, name) as file:
         for number, line in enumerate(cast(Iterable[bytes], file), 1):
             if line.isspace():
                 continue
             where = f"{name}:{number}"
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise NotUtf8Error(f"{where}: not UTF-8 text at byte {error.start} of the line") from None
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise InputError(f"{where}: not valid JSON ({error}); JSONL has one JSON object on every line") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{where}: a line must be a JSON object with a field '{text_field}'")
-            text = row_text(row, text_field, where)
-            if not _is_encodable(text):
-                raise InputError(f"{where}: holds half a surrogate pair (\\ud800 to \\udfff), which no text has")
-            yield Document(where, text)
+                faults.meet(NotUtf8Error(f"{where}: not UTF-8 text at byte {error.start} of the line"))
+                continue
+            yield where, text
+
+
+def _line_text(line: str, text_field: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error}); JSONL has one JSON object on every line") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: a line must be a JSON object with a field '{text_field}'")
+    text = row_text(row, text_field, where)
+    if not _is_encodable(text):
+        raise InputError(f"{where}: holds half a surrogate pair (\\ud800 to \\udfff), which no text has")
+    return text
 
 
 def _is_encodable(text: str) -> bool:
@@ -137,10 +212,11 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _read_parquet(path: Path, name: str, text_field: str) -> Iterator[Document]:
+def _read_parquet(path: Path, name: str, reading: Reading) -> Iterator[Document]:
     import pyarrow as arrow
     from pyarrow import parquet
 
+    text_field = reading.text_field
     try:
         with parquet.ParquetFile(path) as table:
             columns = table.schema_arrow.names
@@ -150,13 +226,12 @@ def _read_parquet(path: Path, name: str, text_field: str) -> Iterator[Document]:
             for batch in table.iter_batches(ROWS, columns=[text_field]):
                 for text in batch.column(0).to_pylist():
                     number += 1
-                    where = f"{name}: row {number}"
-                    yield Document(where, row_text({text_field: text}, text_field, where))
+                    yield from row_documents({text_field: text}, f"{name}: row {number}", reading)
     except (arrow.ArrowException, OSError) as error:
         raise InputError(f"{name}: not a whole Parquet file ({error})") from None
 
 
-Reader = Callable[[Path, str, str], Iterator[Document]]
+Reader = Callable[[Path, str, Reading], Iterator[Document]]
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 READERS: dict[str, Reader] = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}

@@ -60,6 +60,8 @@ class TokenStream:
     dtype: str
     documents: int
     bytes: int
+    vocabulary: int | None = None
+    """What every token id must be below; None: not known."""
 
     @cached_property
     def starts(self) -> list[int]:
@@ -83,6 +85,11 @@ class TokenStream:
         result = np.empty((len(starts), length), dtype=np.int64)
         for row, start in zip(result, starts.tolist(), strict=True):
             self._fill(row, start)
+        if self.vocabulary is not None and result.max(initial=0) >= self.vocabulary:
+            raise CorpusError(
+                f"{self.shards[0].path.parent}: holds the token {result.max()}, its vocabulary has only {self.vocabulary}: "
+                f"a shard was changed; shoal doctor --corpus {self.shards[0].path.parent} says which"
+            )
         return result
 
     def _fill(self, row: NDArray[np.int64], start: int) -> None:
@@ -98,8 +105,17 @@ class TokenStream:
 
 @lru_cache(maxsize=OPEN_SHARDS)
 def _open_shard(shard: Shard, dtype: str) -> NDArray[Any]:
-    # A plain view: slicing a `memmap` object itself costs ten times as much.
-    return np.asarray(np.memmap(shard.path, dtype=dtype, mode="r"))
+    try:
+        # A plain view: slicing a `memmap` object itself costs ten times as much.
+        tokens = np.asarray(np.memmap(shard.path, dtype=dtype, mode="r"))
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{shard.path}: can't be read ({error}); put it back, or prepare the corpus anew") from None
+    if len(tokens) != shard.tokens:  # it would shift everything behind it
+        raise CorpusError(
+            f"{shard.path}: has {len(tokens):,} tokens instead of {shard.tokens:,}: changed since the corpus was opened; "
+            f"delete {shard.path.parent} and prepare it anew"
+        )
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -155,7 +171,7 @@ class Corpus:
         """The tokens of a split."""
         split = self.manifest["splits"][name]
         shards = tuple(Shard(self.directory / file["name"], file["tokens"], file["sha256"]) for file in split["files"])
-        return TokenStream(shards, cast(str, self.manifest["dtype"]), split["documents"], split["bytes"])
+        return TokenStream(shards, cast(str, self.manifest["dtype"]), split["documents"], split["bytes"], self.vocabulary)
 
     def _check(self, verify: bool) -> None:
         item = np.dtype(self.manifest["dtype"]).itemsize

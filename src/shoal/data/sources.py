@@ -10,19 +10,34 @@ Adding a kind of source is one `_open_*` function and one line in `open_source`.
 
 import difflib
 import hashlib
+import importlib.util
 import os
 import platform
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shoal.core.errors import InputError
-from shoal.data.readers import ROWS, Document, NotUtf8Error, is_compressed, is_known, read_file, row_text
+from shoal.data.readers import (
+    ROWS,
+    Document,
+    Faults,
+    NotUtf8Error,
+    Reading,
+    is_compressed,
+    is_known,
+    read_file,
+    row_documents,
+    row_text,
+)
 
 # Not text to learn from: third-party packages, and files that are broken or oddly encoded on purpose.
 STDLIB_WITHOUT = ("site-packages", "dist-packages", "lib2to3/tests/data")
+
+OnError = Literal["stop", "skip"] | None
+ADVICE = "; mend it, or leave out what can't be used: --on-error skip"
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,8 @@ class Source:
     """Documents in a fixed order, read while iterating.
 
     `bytes` is the size on disk where that is about the size of the text (None: compressed, or not known before
-    reading). `skipped` fills while iterating: files that are left out because they are not UTF-8.
+    reading). `skipped` fills while iterating: files of the standard library that are not UTF-8, on purpose; `faults`: what
+    else was left out.
     """
 
     name: str
@@ -38,38 +54,61 @@ class Source:
     bytes: int | None
     read: Callable[[], Iterator[Document]]
     skipped: set[str] = field(default_factory=set)
+    faults: Faults = field(default_factory=Faults)
 
     def __iter__(self) -> Iterator[Document]:
+        self.faults.forget()
         empty = True
         for document in self.read():
             if document.text:
                 empty = False
             yield document
         if empty:
-            raise InputError(f"{self.name}: holds no text")
+            left_out = (
+                f" that can be used: {self.faults.count} left out, first {self.faults.first[0]}" if self.faults.count else ""
+            )
+            raise InputError(f"{self.name}: holds no text{left_out}")
 
 
-def open_sources(specs: Sequence[str], text_field: str) -> list[Source]:
-    """One source a specification; raises `InputError` for what is not there."""
+def open_sources(specs: Sequence[str], text_field: str, lines: bool = False, on_error: OnError = None) -> list[Source]:
+    """One source a specification; raises `InputError` for what is not there.
+
+    `lines`: each line of a text file is a document; `on_error` "skip": what can't be used is left out, and counted in
+    `Source.faults`.
+    """
     if not specs:
         raise InputError("data.sources is empty; name a file, a folder, hub:OWNER/NAME or stdlib")
-    return [open_source(spec, text_field) for spec in specs]
+    return [open_source(spec, text_field, lines, on_error) for spec in specs]
 
 
-def open_source(spec: str, text_field: str) -> Source:
-    """`stdlib`, `hub:OWNER/NAME[:CONFIG]`, a `datasets` folder, a folder or a file."""
+def open_source(spec: str, text_field: str, lines: bool = False, on_error: OnError = None) -> Source:
+    """`stdlib`, `hub:OWNER/NAME[:CONFIG]`, `package:NAME/FILE`, a `datasets` folder, a folder or a file."""
+    reading = Reading(text_field, lines, Faults(on_error == "skip", ADVICE if on_error == "stop" else ""))
+    return replace(_open_source(spec, reading), faults=reading.faults)
+
+
+def _open_source(spec: str, reading: Reading) -> Source:
     if spec == "stdlib":
         return _open_stdlib()
     if spec.startswith("hub:"):
-        return _open_hub(spec, text_field)
-    path = Path(spec).expanduser()
+        return _open_hub(spec, reading)
+    path = _package_path(spec) if spec.startswith("package:") else Path(spec).expanduser()
     if not path.exists():
         raise InputError(f"{spec}: no such file or folder{_nearest(path)}")
     if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
-        return _open_dataset(spec, path, text_field)
+        return _open_dataset(spec, path, reading)
     if path.is_dir():
-        return _open_folder(spec, path, text_field)
-    return _file_source(spec, path.parent, [path], lambda: read_file(path, spec, text_field))
+        return _open_folder(spec, path, reading)
+    return _file_source(spec, path.parent, [path], lambda: read_file(path, spec, reading))
+
+
+def _package_path(spec: str) -> Path:
+    """Where a file of an installed package lies; the package is not run."""
+    name, _, file = spec.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise InputError(f"{spec}: no package '{name}' is installed; install it: pip install {name or 'NAME'}")
+    return Path(found.submodule_search_locations[0]) / file
 
 
 def _nearest(path: Path) -> str:
@@ -106,7 +145,7 @@ def _is_hidden(name: str) -> bool:
     return name.rpartition("/")[2].startswith(".")
 
 
-def _open_folder(spec: str, root: Path, text_field: str) -> Source:
+def _open_folder(spec: str, root: Path, reading: Reading) -> Source:
     visible = _listing(root, _is_hidden)
     known = [name for name in visible if is_known(Path(name))]
     if not known:
@@ -117,7 +156,7 @@ def _open_folder(spec: str, root: Path, text_field: str) -> Source:
 
     def read() -> Iterator[Document]:
         for name in known:
-            yield from read_file(root / name, (Path(spec) / name).as_posix(), text_field)
+            yield from read_file(root / name, (Path(spec) / name).as_posix(), reading)
 
     return _file_source(spec, root, [root / name for name in known], read)
 
@@ -130,7 +169,7 @@ def _open_stdlib() -> Source:
     def read() -> Iterator[Document]:
         for name in names:
             try:
-                yield from read_file(root / name, name, "")
+                yield from read_file(root / name, name, Reading())
             except NotUtf8Error:
                 skipped.add(name)
 
@@ -140,7 +179,7 @@ def _open_stdlib() -> Source:
     return Source("stdlib", _hashed([platform.python_version(), *listing]), sum(sizes), read, skipped)
 
 
-def _open_dataset(spec: str, root: Path, text_field: str) -> Source:
+def _open_dataset(spec: str, root: Path, reading: Reading) -> Source:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -152,10 +191,10 @@ def _open_dataset(spec: str, root: Path, text_field: str) -> Source:
             raise InputError(f"{spec}: has no split 'train'; name one of the folders {', '.join(dataset)} in it")
         dataset = dataset["train"]
     paths = [root / name for name in _listing(root, _is_hidden)]
-    return _file_source(spec, root, paths, lambda: _read_rows(dataset, spec, text_field))
+    return _file_source(spec, root, paths, lambda: _read_rows(dataset, spec, reading))
 
 
-def _open_hub(spec: str, text_field: str) -> Source:
+def _open_hub(spec: str, reading: Reading) -> Source:
     from datasets import load_dataset
 
     name, _, config = spec.removeprefix("hub:").partition(":")
@@ -165,12 +204,12 @@ def _open_hub(spec: str, text_field: str) -> Source:
     except Exception as error:  # network, missing names, wrong configurations: the library's own message says which
         raise InputError(f"{spec}: can't be opened: {error}") from None
     paths = [local / name for name in _listing(local, _is_hidden)] if local.is_dir() else []
-    source = _file_source(spec, local, paths, lambda: _read_rows(dataset, spec, text_field))
+    source = _file_source(spec, local, paths, lambda: _read_rows(dataset, spec, reading))
     return replace(source, bytes=None)
 
 
-def _read_rows(dataset: Any, spec: str, text_field: str) -> Iterator[Document]:
-    columns = dataset.column_names
+def _read_rows(dataset: Any, spec: str, reading: Reading) -> Iterator[Document]:
+    columns, text_field = dataset.column_names, reading.text_field
     if columns and text_field not in columns:
         row_text(dict.fromkeys(columns), text_field, spec)
     rows = dataset.select_columns([text_field]) if columns else dataset
@@ -178,5 +217,5 @@ def _read_rows(dataset: Any, spec: str, text_field: str) -> Iterator[Document]:
     for batch in rows.iter(batch_size=ROWS):
         for text in batch.get(text_field) or [None]:
             number += 1
-            where = f"{spec}: row {number}"
-            yield Document(where, row_text({text_field: text} if text_field in batch else batch, text_field, where))
+            row = {text_field: text} if text_field in batch else batch
+            yield from row_documents(row, f"{spec}: row {number}", reading)

@@ -1,13 +1,13 @@
-"""Text to tokens and back: byte-level BPE, one token a character, or any `tokenizer.json`.
+"""Text to tokens and back: byte-level BPE, WordPiece, Unigram, one token a character, or any `tokenizer.json`.
 
-All three are `tokenizers.Tokenizer` objects kept as `tokenizer.json`, so every library that reads that file can use
+All are `tokenizers.Tokenizer` objects kept as `tokenizer.json`, so every library that reads that file can use
 them; `tokenizer_config.json` beside it makes `transformers.AutoTokenizer` load the folder. What is written in a text is
 always text: `<|endoftext|>` inside a document becomes ordinary tokens, so no document can forge a document's end.
 
 A character-level vocabulary has no "unknown" token: it is made from the whole corpus, and a character outside it is an
 error that names the character. A model would only ever see an untrained embedding in its place.
 
-Adding a kind of tokenizer is one `train_*` function here and its word in `recipe.Tokenizer.kind`.
+WordPiece and Unigram have a file each; `tokenizer_choice.py` has the table of kinds.
 """
 
 import json
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from shoal.core.errors import InputError
 from shoal.core.files import read_json, write_json, write_text
-from shoal.data.encoder import Encode, open_encoder
+from shoal.data.encoder import LLAMA3_PATTERN, Encode, open_encoder
+from shoal.data.special_tokens import END_OF_TEXT, SEPARATOR, config_keys, spellings
 
-END_OF_TEXT = "<|endoftext|>"
-KNOWN_ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>")
+KNOWN_ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", SEPARATOR)
 SLICE = 50_000
+
+Pattern = Literal["gpt2", "llama3"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,35 @@ class TextTokenizer:
     def end_of_text(self) -> int:
         """The id of the token that ends a document."""
         return cast(int, self.library.token_to_id(self.end))
+
+    @property
+    def unknown(self) -> int | None:
+        """The id of the token for what the vocabulary can't spell; None where it can spell everything."""
+        token = getattr(self.library.model, "unk_token", None)
+        return self.library.token_to_id(token) if token else None
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that no text yields, and their ids."""
+        added = self.library.get_added_tokens_decoder().items()
+        return {token.content: number for number, token in added if token.special}
+
+    def special(self, name: str) -> int:
+        """The id of a special token, by its spelling or by what it is for: `mask`, or `begin` (else the end-of-text token).
+
+        Raises `InputError` that says how to add it.
+        """
+        named = (_token_text(self.config.get(key)) for key in config_keys(name))
+        for token in (*named, *spellings(name)):
+            if token in self.special_tokens:
+                return self.special_tokens[token]
+        if name == "begin":
+            return self.end_of_text
+        wanted = spellings(name)[0]
+        raise InputError(
+            f"the tokenizer has no special token {wanted}; prepare the corpus anew: shoal prepare adds what the recipe's "
+            f"task needs, and --tokenizer.special '{json.dumps([wanted])}' anything else"
+        )
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Token ids `[tokens]`, without any special token; `InputError` for a character outside the vocabulary."""
@@ -80,22 +111,42 @@ def read_tokenizer(path: Path) -> TextTokenizer:
     config_file = file.parent / "tokenizer_config.json"
     config = read_json(config_file) if config_file.exists() else {}
     end = _find_end(library, config, file)
-    return TextTokenizer(library, end, config or _config(end))
+    return TextTokenizer(library, end, config or make_config(end))
 
 
-def train_bpe(texts: Iterable[str], vocabulary: int) -> TextTokenizer:
-    """Byte-level BPE as in GPT-2 (Radford et al. 2019) with exactly `vocabulary` tokens, `<|endoftext|>` included."""
+def train_bpe(
+    texts: Iterable[str], vocabulary: int, special: Sequence[str] = (), pattern: Pattern = "gpt2"
+) -> TextTokenizer:
+    """Byte-level BPE as in GPT-2 (Radford et al. 2019) with exactly `vocabulary` tokens, `<|endoftext|>` included.
+
+    Tokens never cross the borders of what `pattern` takes for a word.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocabulary <= len(alphabet):
-        raise InputError(f"tokenizer.vocabulary is {vocabulary}; byte-level BPE needs {len(alphabet) + 1} at least")
+    tokens = special_list(special, END_OF_TEXT)
+    if vocabulary < len(alphabet) + len(tokens):
+        raise InputError(
+            f"tokenizer.vocabulary is {vocabulary}; byte-level BPE needs {len(alphabet) + len(tokens)} at least"
+        )
     library = Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.pre_tokenizer = byte_level(pattern)
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocabulary, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
     )
     library.train_from_iterator(texts, trainer)
-    tokenizer = TextTokenizer(library, END_OF_TEXT, _config(END_OF_TEXT))
+    return whole(TextTokenizer(library, END_OF_TEXT, make_config(END_OF_TEXT, tokens)), vocabulary)
+
+
+def byte_level(pattern: Pattern) -> Any:
+    """Bytes as letters, after cutting text into words, GPT-2's way or Llama 3's."""
+    if pattern == "gpt2":
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.Split(Regex(LLAMA3_PATTERN), "isolated")
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def whole(tokenizer: TextTokenizer, vocabulary: int) -> TextTokenizer:
+    """The tokenizer, if training found as many tokens as were asked for."""
     if tokenizer.vocabulary < vocabulary:
         raise InputError(
             f"the text yields only {tokenizer.vocabulary} tokens; "
@@ -104,48 +155,106 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> TextTokenizer:
     return tokenizer
 
 
-def build_char(characters: Iterable[str]) -> TextTokenizer:
-    """One token a character, in code point order, and `<|endoftext|>` after them."""
+def special_list(special: Sequence[str], *own: str) -> list[str]:
+    """A kind's own special tokens and those asked for; `InputError` for one that words of a text could add up to."""
+    for token in special:
+        bracketed = len(token) > 2 and not (token[0].isalnum() or token[-1].isalnum()) and token.isprintable()
+        if not bracketed or " " in token or not any(map(str.isalnum, token)):
+            raise InputError(
+                f"tokenizer.special: {token!r} could also be written in a text; put the name between signs, as in '<|name|>'"
+            )
+    return list(dict.fromkeys((*own, *special)))
+
+
+def with_special(tokenizer: TextTokenizer, special: Sequence[str]) -> TextTokenizer:
+    """The tokenizer with further special tokens, whose ids follow its own; those that it has stay."""
+    new = [token for token in special_list(special) if token not in tokenizer.special_tokens]
+    library = Tokenizer.from_str(tokenizer.library.to_str())
+    for token in new:
+        if library.token_to_id(token) is not None:
+            raise InputError(f"tokenizer.special: {token!r} is an ordinary token of the tokenizer; choose another name")
+        library.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+    return TextTokenizer(library, tokenizer.end, {**special_config(new), **tokenizer.config}) if new else tokenizer
+
+
+def difference(first: TextTokenizer, second: TextTokenizer) -> str:
+    """What tells two tokenizers apart, in words; empty where every token of the first is the same one in the second."""
+    mine, theirs = (tokenizer.library.get_vocab(with_added_tokens=True) for tokenizer in (first, second))
+    differing = sorted(number for token, number in mine.items() if theirs.get(token) != number)
+    if not differing:
+        return ""
+    names = [tokenizer.library.id_to_token(differing[0]) for tokenizer in (first, second)]
+    return (
+        f"token {differing[0]} is {names[0]!r} in one and {names[1]!r} in the other; "
+        f"{len(differing):,} of {len(mine):,} differ"
+    )
+
+
+def build_char(characters: Iterable[str], special: Sequence[str] = ()) -> TextTokenizer:
+    """One token a character, in code point order, and `<|endoftext|>` and other special tokens after them."""
     vocabulary = {character: token for token, character in enumerate(sorted(set(characters)))}
+    tokens = special_list(special, END_OF_TEXT)
     library = Tokenizer(models.WordLevel(vocabulary, unk_token=""))
     library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     library.decoder = decoders.Fuse()
-    library.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return TextTokenizer(library, END_OF_TEXT, _config(END_OF_TEXT))
+    library.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    return TextTokenizer(library, END_OF_TEXT, make_config(END_OF_TEXT, tokens))
 
 
 def sample_texts(texts: Iterable[str], limit: int) -> list[str]:
-    """Slices of text, `limit` bytes at most, evenly spread over a stream of unknown length.
+    """Slices of text, `limit` bytes at most, evenly spread over a stream of unknown length."""
+    sample = Sample(limit)
+    for text in texts:
+        sample.add(text)
+    return sample.texts
+
+
+class Sample:
+    """Slices of the text that is added, `limit` bytes at most, evenly spread.
 
     Keeps every `stride`-th slice; whenever that is too much, drops every other kept one and doubles the stride.
     """
-    kept: list[str] = []
-    size, stride, number = 0, 1, 0
-    for text in texts:
+
+    def __init__(self, limit: int) -> None:
+        self.texts: list[str] = []
+        self._limit, self._size, self._stride, self._number = limit, 0, 1, 0
+
+    def add(self, text: str) -> None:
+        """What comes next."""
         for start in range(0, len(text), SLICE):
-            if number % stride == 0:
-                kept.append(text[start : start + SLICE])
-                size += len(kept[-1].encode())
-            number += 1
-            while size > limit and len(kept) > 1:
-                kept, stride = kept[::2], stride * 2
-                size = sum(len(piece.encode()) for piece in kept)
-    return kept
+            if self._number % self._stride == 0:
+                self.texts.append(text[start : start + SLICE])
+                self._size += len(self.texts[-1].encode())
+            self._number += 1
+            while self._size > self._limit and len(self.texts) > 1:
+                self.texts, self._stride = self.texts[::2], self._stride * 2
+                self._size = sum(len(piece.encode()) for piece in self.texts)
 
 
-def _config(end: str) -> dict[str, Any]:
+def make_config(end: str, special: Sequence[str] = ()) -> dict[str, Any]:
+    """What `transformers` reads beside `tokenizer.json`."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": end,
+        **special_config(special),
         "clean_up_tokenization_spaces": False,
         "model_max_length": 10**9,
     }
 
 
+def special_config(special: Sequence[str]) -> dict[str, str]:
+    """The mask token, where there is one, under the name that `transformers` looks for."""
+    mask = next((token for token in special if token in spellings("mask")), None)
+    return {"mask_token": mask} if mask else {}
+
+
+def _token_text(named: Any) -> Any:
+    """A token in `tokenizer_config.json` is a text, or an object with one."""
+    return named.get("content") if isinstance(named, dict) else named
+
+
 def _find_end(library: Tokenizer, config: Any, file: Path) -> str:
-    named = config.get("eos_token") if isinstance(config, dict) else None
-    if isinstance(named, dict):
-        named = named.get("content")
+    named = _token_text(config.get("eos_token")) if isinstance(config, dict) else None
     for token in (named, *KNOWN_ENDS):
         if token and library.token_to_id(token) is not None:
             return str(token)

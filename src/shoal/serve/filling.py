@@ -60,8 +60,8 @@ def fill_masks(language: LanguageModel, text: str, top: int = 5) -> list[list[Gu
     if len(ids) > model.config.context:
         raise InputError(f"the text has {len(ids)} tokens, the model's context is {model.config.context}")
     tokens = torch.tensor([ids], device=model.head_weight.device)
-    logits = model.project(model(tokens))[0, tokens[0] == mask].float()
-    logits[:, [token for token in tokenizer.special_tokens.values() if token < logits.shape[1]]] = -torch.inf
+    logits = model.project(model(tokens))[0, tokens[0] == mask, : tokenizer.vocabulary].float()
+    logits[:, list(tokenizer.special_tokens.values())] = -torch.inf
     found = []
     for row in logits.softmax(-1):
         probabilities, best = row.topk(min(top, len(row)))
@@ -136,7 +136,8 @@ def _complete(
     reach = reach_of_prefix(len(ids), prefix, device)
     pending: Tensor = torch.tensor([ids], device=device)
     for _ in range(tokens):
-        token = draw(model.project(model(pending, cache, reach)[0, -1]), sampling, random)
+        logits_V = model.project(model(pending, cache, reach)[0, -1])[: language.tokenizer.vocabulary]
+        token = draw(logits_V, sampling, random)
         if token in special:
             return
         yield token

@@ -73,7 +73,8 @@ def generate(
             pending = (sequence + produced)[-(context // 2) or -1 :]
             cache = _make_cache(model)
         hidden = model(torch.tensor([pending], device=model.head_weight.device), cache)
-        token = draw(model.project(hidden[0, -1]), sampling, random)
+        logits_V = model.project(hidden[0, -1])[: tokenizer.vocabulary]  # a model's may be rounded up
+        token = draw(logits_V, sampling, random)
         if token == tokenizer.end_of_text:
             break
         produced.append(token)

@@ -15,13 +15,13 @@ import torch
 from shoal.core import recipe as schema
 from shoal.core.errors import CheckpointError, InputError, RecipeError
 from shoal.core.machine import code_fingerprint
-from shoal.core.model_directory import read_model_directory
+from shoal.core.model_directory import find_model_directory, read_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import generator
 from shoal.data.batches import TrainingBatches
 from shoal.data.shards import Corpus, Split
-from shoal.data.tokenizer import read_tokenizer
+from shoal.data.tokenizer import difference, read_tokenizer
 from shoal.models import hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer, TransformerConfig
@@ -134,6 +134,8 @@ def lay_out_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
 
 def make_transformer_config(settings: schema.Model, vocabulary: int, related: bool = False) -> TransformerConfig:
     """The recipe's shape, with a layer for how two texts are `related`, if need be; `RecipeError` when it doesn't fit."""
+    multiple = settings.vocabulary_multiple or 1
+    vocabulary = -(-vocabulary // multiple) * multiple
     try:
         config = make_config(
             settings.preset, vocabulary=vocabulary, context=settings.context, layers=settings.layers, dim=settings.dim,
@@ -157,14 +159,29 @@ def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transf
         if model.config.vocabulary < vocabulary:
             raise InputError(
                 f"{recipe.corpus_directory} has a vocabulary of {vocabulary}, the model only {model.config.vocabulary}; "
-                "prepare the corpus with the model's tokenizer (--tokenizer.path)"
+                f"prepare the corpus with the model's tokenizer: --tokenizer.path {settings.init_from}"
             )
+        _check_tokenizer(recipe)
         return model
     config = make_transformer_config(settings, vocabulary, related=recipe.masked.relation != "none")
     model = Transformer(config).materialise()
     random = generator(recipe.seed, "weights")
     model.initialise(random, settings.init_std or 0.02, settings.embedding_std, bool(settings.zero_init))
     return model.to(device)
+
+
+def _check_tokenizer(recipe: Recipe) -> None:
+    """Weights know tokens by number: the corpus must have those that they were trained on. Folders may have no tokenizer."""
+    folder = find_model_directory(Path(recipe.model.init_from))
+    corpus = Corpus.open(Path(recipe.corpus_directory))
+    if not (folder / "tokenizer.json").exists():
+        return
+    differing = difference(read_tokenizer(folder), read_tokenizer(corpus.tokenizer_path))
+    if differing:
+        raise InputError(
+            f"{corpus.directory} was prepared with another tokenizer than {folder} was trained with: {differing}; "
+            f"prepare it anew, in another folder, with --tokenizer.path {folder}"
+        )
 
 
 def _model_from(settings: schema.Model) -> Transformer:
