@@ -11,10 +11,17 @@ from torch import Tensor
 from shoal.core import native
 from shoal.core.machine import cpp_compiler
 from shoal.core.native import attention as native_attention
-from shoal.core.native.attention import attention
 from shoal.models.reach import Reach
 
 pytestmark = pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
+
+
+def attention(*inputs: Tensor | None) -> Tensor:
+    """The library's output, which must not be missing."""
+    output = native_attention.attention(*inputs)  # type: ignore[arg-type]
+    assert output is not None
+    return output
+
 
 SHAPES = [  # batch, heads, key-value heads, tokens, head dim
     *[(2, 2, 2, tokens, 16) for tokens in (1, 3, 63, 64, 65, 256, 257)],
@@ -108,13 +115,6 @@ def test_intervals_equal_the_formula_in_float64(kind: str, shape: tuple[int, ...
         torch.testing.assert_close(mine.double(), wanted, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_intervals_go_to_pytorch_where_the_library_does_not_suit(kind: str) -> None:
-    inputs = tuple(x.double() for x in tensors(2, 4, 2, 20, 16)[:3])
-    edges = intervals(kind, 2, 20)
-    torch.testing.assert_close(attention(*inputs, *edges), formula(*inputs, *edges))
-
-
 @pytest.mark.parametrize("logit", [-80.0, 80.0])
 def test_large_logits_do_not_overflow(logit: float) -> None:
     q_BHTE, k_BKTE, v_BKTE, do_BHTE = tensors(1, 2, 2, 200, 64)
@@ -198,10 +198,8 @@ def test_compiled_without_a_graph_break_equals_eager(dynamic: bool) -> None:
 
 
 @pytest.mark.parametrize("unsuitable", [lambda x: x.double(), lambda x: x.bfloat16(), lambda x: x[..., :12]])
-def test_what_does_not_suit_goes_to_pytorch(unsuitable: Callable[[Tensor], Tensor]) -> None:
-    inputs = tuple(unsuitable(x) for x in tensors(2, 4, 2, 20, 16)[:3])
-    wanted = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
-    assert torch.equal(attention(*inputs), wanted)
+def test_what_does_not_suit_is_left_to_pytorch(unsuitable: Callable[[Tensor], Tensor]) -> None:
+    assert native_attention.attention(*(unsuitable(x) for x in tensors(2, 4, 2, 20, 16)[:3])) is None
 
 
 @pytest.fixture
@@ -211,15 +209,16 @@ def unloaded() -> Iterator[None]:
     native.load.cache_clear()
 
 
-def test_without_a_compiler_there_is_a_reason_and_pytorch_computes(monkeypatch: pytest.MonkeyPatch, unloaded: None) -> None:
+def test_without_a_compiler_there_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, unloaded: None
+) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     library, reason = native.load()
     assert library is None
     assert "no C++ compiler" in reason
     *inputs, _ = tensors(1, 2, 2, 20, 16)
-    wanted = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True)
-    assert torch.equal(attention(*inputs), wanted)
+    assert native_attention.attention(*inputs) is None
 
 
 def test_a_compiler_that_fails_gives_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unloaded: None) -> None:

@@ -30,6 +30,7 @@ VARIANTS = {
     "gpt2": GPT2,
     "gpt2 with squared relu": replace(GPT2, activation="relu2"),
     "gpt2 with silu, untied": replace(GPT2, activation="silu", tied=False),
+    "gpt2 with the exact gelu": replace(GPT2, activation="gelu_erf"),
     "gpt2 with a large epsilon": replace(GPT2, norm_epsilon=1e-2),
     "llama": LLAMA,
     "llama, tied, one key head": replace(LLAMA, tied=True, kv_heads=1),
@@ -124,6 +125,13 @@ def test_an_old_checkpoint_without_prefix_and_with_computed_tensors_is_read() ->
     assert torch.equal(again(random_tokens(GPT2)), model(random_tokens(GPT2)))
 
 
+def test_a_copy_of_what_is_tied_must_be_equal_to_it() -> None:
+    theirs = hugging_face.weights_to_hugging_face(random_model(GPT2))
+    theirs["lm_head.weight"] = theirs["transformer.wte.weight"] + 1
+    with pytest.raises(ValueError, match=r"'lm_head.weight' and 'transformer.wte.weight' differ; .*tie_word_embeddings"):
+        hugging_face.weights_from_hugging_face(theirs, GPT2)
+
+
 def test_half_precision_weights_become_fp32() -> None:
     weights = hugging_face.weights_to_hugging_face(random_model(LLAMA))
     config = hugging_face.config_to_hugging_face(LLAMA)
@@ -137,14 +145,15 @@ Changes = Mapping[str, Any]
 @pytest.mark.parametrize(
     ("family", "changes", "expected"),
     [
-        ("gpt2", {"model_type": "bert"}, "model type 'bert' is not supported; supported: gpt2, llama, qwen3"),
+        ("gpt2", {"model_type": "t5"}, "model type 't5' is not supported; supported: gpt2, llama, qwen3, bert, modernbert"),
+        ("gpt2", {"model_type": ["gpt2"]}, "model type '.'gpt2'.' is not supported"),
         ("gpt2", {"model_type": None}, "model type 'None' is not supported"),
         ("gpt2", {"scale_attn_weights": False}, "rescaled attention"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "rescaled attention"),
         ("gpt2", {"reorder_and_upcast_attn": True}, "rescaled attention"),
-        ("gpt2", {"activation_function": "relu"}, "activation 'relu' is not supported; supported: gelu_new"),
+        ("gpt2", {"activation_function": "relu"}, "activation 'relu' is not supported; supported: gelu, gelu_new"),
         ("gpt2", {"activation_function": ["relu"]}, "activation '.'relu'.' is not supported"),
-        ("gpt2", {"activation_function": "gelu"}, "activation 'gelu' is not supported"),
+        ("gpt2", {"activation_function": "gelu_10"}, "activation 'gelu_10' is not supported"),
         ("gpt2", {"n_head": 3}, r"'n_embd' \(16\) must be a multiple of 'n_head' \(3\)"),
         ("gpt2", {"n_embd": "16"}, "'n_embd' is '16', not a whole number above 0"),
         ("gpt2", {"n_embd": None}, "'n_embd' is None, not a whole number above 0"),
@@ -186,6 +195,9 @@ def test_a_config_without_a_key_that_it_needs_is_refused(key: str) -> None:
         replace(GPT2, bias=False),
         replace(LLAMA, gated=False),
         replace(LLAMA, norm="layer"),
+        replace(GPT2, norm_first=False),
+        replace(LLAMA, embedding_norm=True),
+        replace(GPT2, head_bias=True),
     ],
 )
 def test_a_mix_that_no_architecture_computes_has_no_family(config: TransformerConfig) -> None:

@@ -21,6 +21,13 @@ def parameters(preset: str, **changes: Any) -> int:
         ("gpt2-large", 774_030_080),
         ("gpt2-xl", 1_557_611_200),
         ("qwen3-0.6b", 596_049_920),
+        # as it counts BertForMaskedLM with the shapes of google-bert/bert-base-uncased and -large-uncased and of the small
+        # ones of google/bert_uncased_L-4_H-256 and -512, and ModernBertForMaskedLM of answerdotai/ModernBERT-base
+        ("bert-base", 109_514_298),
+        ("bert-large", 335_174_458),
+        ("bert-mini", 11_201_594),
+        ("bert-small", 28_795_194),
+        ("modernbert-base", 149_655_232),
     ],
 )
 def test_a_preset_has_as_many_parameters_as_its_model(preset: str, expected: int) -> None:

@@ -29,6 +29,30 @@ def test_a_window_narrows_both_sides_and_leaves_the_document() -> None:
     assert high.tolist()[0] == [2, 3, 3, 5, 5, 7, 8, 8]
 
 
+def test_padding_sees_itself_alone_and_text_all_of_its_row() -> None:
+    low, high = Reach.of_mask(torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]))
+    assert high is not None
+    assert low.tolist() == [[0, 0, 0, 3, 4], [0, 1, 1, 1, 1], [0, 1, 2, 3, 4], [0] * 5]
+    assert high.tolist() == [[3, 3, 3, 4, 5], [1, 5, 5, 5, 5], [1, 2, 3, 4, 5], [5] * 5]
+    assert (low.dtype, high.dtype) == (torch.int32, torch.int32)
+
+
+def test_padding_inside_a_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="padding inside a text"):
+        Reach.of_mask(torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0]]))
+
+
+@pytest.mark.parametrize("config", [BERT, MODERNBERT], ids=["bert", "modernbert"])
+def test_a_padded_row_gets_what_it_gets_alone_whatever_side_is_padded(config: TransformerConfig) -> None:
+    model = random_model(config).double()
+    text = random_tokens(config, batch=1, length=9)
+    for before in (0, 4, 15):
+        tokens, mask = random_tokens(config, batch=1, length=24), torch.zeros(1, 24, dtype=torch.bool)
+        tokens[:, before : before + 9], mask[:, before : before + 9] = text, True
+        padded = model(tokens, reach=Reach.of_mask(mask))[mask][None]
+        torch.testing.assert_close(padded, model(text), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("config", [GPT2, QWEN3, BERT, MODERNBERT], ids=["gpt2", "qwen3", "bert", "modernbert"])
 def test_a_packed_document_gets_what_it_gets_alone(config: TransformerConfig) -> None:
     model = random_model(config).double()

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files that are whole or absent, like everything in `core.files`; and intervals as masks."""
+"""Tensors in safetensors files that are whole or absent, like everything in `core.files`."""
 
 import os
 from collections.abc import Mapping
@@ -34,10 +34,3 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({error})") from None
-
-
-def interval_mask(low_BT: torch.Tensor, high_BT: torch.Tensor | None) -> torch.Tensor:
-    """[batch, 1, tokens, tokens], true from `low` to `high`, exclusive (None: to the token itself)."""
-    position = torch.arange(low_BT.shape[1], device=low_BT.device)
-    end = position + 1 if high_BT is None else high_BT
-    return ((position >= low_BT[..., None]) & (position < end[..., None])).unsqueeze(1)

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shoal.core.tensors import interval_mask
-
 
 class Reach(NamedTuple):
     """A token sees positions `low` to `high`, exclusive: int32 [batch, tokens]. `high` None: to itself (causal).
@@ -38,6 +36,21 @@ class Reach(NamedTuple):
         return cls(low, high.contiguous())
 
     @classmethod
+    def of_mask(cls, mask_BT: Tensor) -> "Reach":
+        """An encoder's, from a mask that is true (or 1) on text and false on padding; the text of a row is one piece.
+
+        Padding sees itself alone, so it costs no attention. Positions count from the first token of the text, so that a
+        row gets what it gets without padding. `ValueError` where padding stands inside a text.
+        """
+        mask = mask_BT.bool()
+        if bool((mask[:, 1:] > mask[:, :-1]).sum(1).add(mask[:, 0]).gt(1).any()):
+            raise ValueError("a mask with padding inside a text: let the text of a row be one piece")
+        low, high = cls.of_documents(mask.int(), causal=False)
+        assert high is not None
+        position = torch.arange(mask.shape[1], dtype=torch.int32, device=mask.device)
+        return cls(torch.where(mask, low, position), torch.where(mask, high, position + 1))
+
+    @classmethod
     def whole(cls, tokens_BT: Tensor) -> "Reach":
         """Every token sees all of its row."""
         low = torch.zeros(tokens_BT.shape, dtype=torch.int32, device=tokens_BT.device)
@@ -55,4 +68,6 @@ class Reach(NamedTuple):
 
     def mask(self) -> Tensor:
         """[batch, 1, tokens, tokens], true where a token sees a position."""
-        return interval_mask(self.low, self.high)
+        position = torch.arange(self.low.shape[1], device=self.low.device)
+        end = position + 1 if self.high is None else self.high
+        return ((position >= self.low[..., None]) & (position < end[..., None])).unsqueeze(1)

@@ -78,6 +78,15 @@ class TransformerConfig:
             raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions")
         if self.window and self.causal:
             raise ValueError("a window is for models that see both ways")
+        if self.relation and not self.pooler:
+            raise ValueError("a relation is of what the pooler sums up")
+
+    @property
+    def rotary_bases(self) -> dict[str, float]:
+        """What begins the names of the tables of angles, and the base of each: local layers may have their own."""
+        if self.positions == "learned":
+            return {}
+        return {"": self.rope_theta, "local_": self.local_rope_theta} if self.window else {"": self.rope_theta}
 
 
 GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
@@ -137,14 +146,15 @@ class Transformer(nn.Module):
         if reach is None and not self.config.causal:
             reach = Reach.whole(tokens_BT)
         near = reach.within(self.config.window) if reach is not None and self.config.window else reach
+        wide, narrow = (None if self.position is not None else self.rotation(kind, at) for kind in ("", "local_"))
         for index, block in enumerate(self.blocks):
-            rotation = None if self.position is not None else self.rotation(block.local, at)
-            x_BTD = block(x_BTD, rotation, cache[index] if cache else None, near if block.local else reach)
+            local = bool(block.local)
+            x_BTD = block(x_BTD, narrow if local else wide, cache[index] if cache else None, near if local else reach)
         return self.norm(x_BTD)
 
-    def rotation(self, local: bool, at: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions, [tokens, head_dim / 2] or with a batch before."""
-        kind = "local_" if local and self.config.window else ""
+    def rotation(self, kind: str, at: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions, [tokens, head_dim / 2] or with a batch before; `local_` ones for a window."""
+        kind = kind if self.config.window else ""
         return self.get_buffer(f"{kind}cosine")[at], self.get_buffer(f"{kind}sine")[at]
 
     def pool(self, hidden_BTD: Tensor) -> Tensor:
@@ -168,10 +178,8 @@ class Transformer(nn.Module):
     def materialise(self, device: torch.device | str = "cpu") -> "Transformer":
         """Allocate the weights, uninitialised, and fill what is computed rather than learned."""
         self.to_empty(device=device)
-        config = self.config
-        kinds = {"": config.rope_theta, "local_": config.local_rope_theta} if config.window else {"": config.rope_theta}
-        for kind, theta in kinds.items() if self.position is None else ():
-            cosine, sine = rotary_table(config.context, config.head_dim, theta)
+        for kind, theta in self.config.rotary_bases.items():
+            cosine, sine = rotary_table(self.config.context, self.config.head_dim, theta)
             self.register_buffer(f"{kind}cosine", cosine.to(device), persistent=False)
             self.register_buffer(f"{kind}sine", sine.to(device), persistent=False)
         return self
@@ -180,8 +188,11 @@ class Transformer(nn.Module):
     def initialise(
         self, generator: torch.Generator, std: float = 0.02, embedding_std: float | None = None, zero: bool = False
     ) -> "Transformer":
-        """Random weights as in GPT-2: normal, projections into the residual stream divided by √(2 layers), or zero."""
-        residual_std = 0.0 if zero else std / math.sqrt(2 * self.config.layers)
+        """Random weights as in GPT-2: normal, projections into the residual stream divided by √(2 layers), or zero.
+
+        BERT's, with norms after each sum, are not divided.
+        """
+        residual_std = 0.0 if zero else std / math.sqrt(2 * self.config.layers if self.config.norm_first else 1)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -238,9 +249,9 @@ class Block(nn.Module):
         return self.mlp_norm(x_BTD + self.dropout(self.mlp(x_BTD)))
 
 
-AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor | None]
 """Queries [B, H, T, E], keys and values [B, K, T, E], and the edges of what each token sees [B, T] (None: from the first, to
-itself), to outputs [B, H, T, E]."""
+itself), to outputs [B, H, T, E], or None where it doesn't serve."""
 
 
 class Attention(nn.Module):
@@ -279,9 +290,9 @@ class Attention(nn.Module):
             q_BTHE, k_BTKE = rotate(q_BTHE, *rotation), rotate(k_BTKE, *rotation)
         q_BHTE, k_BKSE, v_BKSE = q_BTHE.transpose(1, 2), k_BTKE.transpose(1, 2), v_BTKE.transpose(1, 2)
         if cache is None and self.kernel is not None and not (self.training and self.dropout):
-            low, high = reach or (None, None)
-            o_BHTE = self.kernel(q_BHTE, k_BKSE, v_BKSE, low, high)
-            return self.out(o_BHTE.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+            o_BHTE = self.kernel(q_BHTE, k_BKSE, v_BKSE, *(reach or (None, None)))
+            if o_BHTE is not None:
+                return self.out(o_BHTE.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
         mask = None if reach is None else reach.mask()
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE)
@@ -347,7 +358,7 @@ class Transform(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.dense = nn.Linear(config.dim, config.dim, bias=config.bias)
+        self.dense = Linear(config.dim, config.dim, bias=config.bias)
         self.norm = make_norm(config, config.dim)
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ some thousand tokens a batch.
 
 To PyTorch it is an operator of its own, so that `torch.compile` neither looks inside nor breaks the graph. Each of
 torch's threads takes an equal part of the (batch, key-value head) items, which don't depend on each other, hence the bits
-don't depend on the number of threads. Whatever doesn't suit it (another
-device or type, a head dim that isn't a multiple of 8, no compiler) goes to `scaled_dot_product_attention`.
+don't depend on the number of threads. Whatever doesn't suit it (another device or type, a head dim that isn't a multiple of
+8, no compiler) is left to PyTorch.
 
 Shape suffixes: B batch, T tokens, H heads, K key-value heads, E head dim.
 """
@@ -20,10 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shoal.core.native import available, call, pointer
-from shoal.core.tensors import interval_mask
 
 WIDEST = 256
 """Largest head dim: beyond it a block no longer fits the cache."""
@@ -31,17 +29,17 @@ WIDEST = 256
 
 def attention(
     q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, low_BT: Tensor | None = None, high_BT: Tensor | None = None
-) -> Tensor:
+) -> Tensor | None:
     """Attention of each token over positions `low` to `high`, exclusive; query head h uses key-value head h // (H/K).
 
     Both are int32 [batch, tokens]; without `low` all start at 0, without `high` they end at the token itself, which is
-    always among them. The output, and the gradients, are laid out as [batch, tokens, heads, head dim].
+    always among them. The output, and the gradients, are laid out as [batch, tokens, heads, head dim]. None where it doesn't
+    suit the library.
     """
-    if suits(q_BHTE, k_BKTE, v_BKTE) and available():
-        return forward(q_BHTE, k_BKTE, v_BKTE, low_BT, high_BT)[0]
-    grouped = q_BHTE.shape[1] != k_BKTE.shape[1]
-    mask = None if low_BT is None else interval_mask(low_BT, high_BT)
-    return F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    if not (suits(q_BHTE, k_BKTE, v_BKTE) and available()):
+        return None
+    output: Tensor = forward(q_BHTE, k_BKTE, v_BKTE, low_BT, high_BT)[0]
+    return output
 
 
 def suits(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> bool:
