@@ -1,6 +1,5 @@
 """Which tokens go on with a word, by every way in which tokenizers write them."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,6 @@ def test_special_tokens_belong_to_no_word_and_are_no_text() -> None:
     specials = special_ids(tokenizer)
     assert {tokenizer.library.id_to_token(int(token)) for token in specials} == {END, "<|mask|>"}
     assert not Words.of(tokenizer).bytes[specials].any()
-    assert not json.loads(tokenizer.library.to_str())["added_tokens"][0]["special"] is False
 
 
 def test_numbers_of_a_row_are_even_and_depend_on_key_purpose_and_place_alone() -> None:

@@ -1,4 +1,4 @@
-"""What a model's task measures on held-out text: loss, and bits per byte or accuracy. On a prepared corpus, or on text files.
+"""Held-out loss of a model, and bits per byte or accuracy by its task: on a prepared corpus, or on text files.
 
     shoal evaluate runs/demo
     shoal evaluate runs/demo --text README.md docs
@@ -9,7 +9,7 @@ continues text if it is a decoder, finds masked tokens if it is an encoder.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from rich.console import Console
 from shoal.core.errors import InputError
 from shoal.core.model_directory import find_model_directory
 from shoal.core.recipe import Recipe
-from shoal.core.recipe_file import read_recipe
+from shoal.core.recipe_file import build_recipe, read_recipe, recipe_tree
 from shoal.data.shards import Corpus, TokenStream
 from shoal.data.text import tokenize_sources
 from shoal.data.tokenizer import difference, read_tokenizer
@@ -87,8 +87,10 @@ def _evaluate(language: LanguageModel, recipe: Recipe, stream: TokenStream, batc
 def _recipe(arguments: Arguments, language: LanguageModel) -> Recipe:
     """The run's recipe, or, for a model by itself, one of the task that its kind is for."""
     own = find_model_directory(arguments.model).parent / "recipe.yaml"
-    recipe = read_recipe(own) if own.exists() else Recipe(task="causal" if language.model.config.causal else "masked")
-    return replace(recipe, task=arguments.task) if arguments.task is not None else recipe
+    tree = (
+        recipe_tree(read_recipe(own)) if own.exists() else {"task": "causal" if language.model.config.causal else "masked"}
+    )
+    return build_recipe(tree | ({"task": arguments.task} if arguments.task is not None else {}))
 
 
 def _corpus(arguments: Arguments, recipe: Recipe, language: LanguageModel) -> Corpus:

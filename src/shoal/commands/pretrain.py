@@ -146,9 +146,7 @@ def _samples(recipe: Recipe, folder: RunDirectory) -> list[dict[str, str]]:
     language = load_language_model(folder.model)
     settings = recipe.samples
     layout = infill_layout(recipe) if recipe.task == "infill" else None
-    return make_samples(
-        language, settings.prompts, settings.tokens, Sampling(settings.temperature), recipe.seed, layout
-    )
+    return make_samples(language, settings.prompts, settings.tokens, Sampling(settings.temperature), recipe.seed, layout)
 
 
 def _tell(folder: RunDirectory, result: dict[str, Any], samples: list[dict[str, str]]) -> None:

@@ -1,8 +1,8 @@
 """Random numbers of a row: a pure function of its key, what they are for, and the place.
 
-A counter-based generator (SplitMix64, Steele, Lea and Flood 2014): number i of a stream is computed from the stream's key and
-i alone, so that all numbers of all rows come from one vectorised pass (0.2 ms for 16 rows of 256), and nothing depends on
-which rank computes them, with which other rows, or on numpy's generators, which may change from version to version.
+A counter-based generator (SplitMix64, Steele, Lea and Flood 2014): number i of a stream is computed from the stream's key
+and i alone. So all numbers of all rows come from one vectorised pass, and nothing depends on which rank computes them, with
+which other rows, or on numpy's generators, which may change from version to version.
 """
 
 import numpy as np
@@ -18,7 +18,8 @@ def uniforms(keys: NDArray[np.uint64], purpose: str, count: int) -> NDArray[np.f
     """Numbers in [0, 1) [rows, count], of the rows' keys [rows]; independent for each `purpose`."""
     states = mix(keys ^ np.uint64(derive_seed(0, purpose)))
     places = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
-    return (mix(states[:, None] + places) >> np.uint64(11)) * 2.0**-53
+    bits = mix(states[:, None] + places) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
 
 
 def subkeys(key: np.uint64, count: int) -> NDArray[np.uint64]:

@@ -40,7 +40,7 @@ class Words:
         """Of a tokenizer. Special tokens belong to no word, and are no text."""
         spelling = _Spelling(json.loads(tokenizer.library.to_str()))
         size = tokenizer.vocabulary
-        first, last, lengths = (np.zeros(size, dtype=kind) for kind in (np.int8, np.int8, np.int64))
+        first, last, lengths = np.zeros(size, np.int8), np.zeros(size, np.int8), np.zeros(size, np.int64)
         special = set(special_ids(tokenizer).tolist())
         for written, token in tokenizer.library.get_vocab(with_added_tokens=True).items():
             if token not in special and written:
@@ -76,7 +76,9 @@ class _Spelling:
             raw = bytes(self.bytes_of[character] for character in written)
             text = raw.decode(errors="replace")
             first = JOINED if raw[0] & 0xC0 == 0x80 else kind(text[0])
-            if raw[0] >= 0xE0 and text[0] == "\ufffd":  # the beginning of a character that is most likely Chinese or Japanese
+            if (
+                raw[0] >= 0xE0 and text[0] == "\ufffd"
+            ):  # the beginning of a character that is most likely Chinese or Japanese
                 first = BREAK
             return first, kind(text[-1]), len(raw)
         text = written.replace(METASPACE, " ")

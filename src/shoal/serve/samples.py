@@ -30,7 +30,15 @@ def make_samples(
     return samples
 
 
+def shown(word: str) -> str:
+    """A word in which line ends and what can't be seen are written out."""
+    return word if word.isprintable() and word else repr(word)
+
+
 def _guesses(language: LanguageModel, prompt: str) -> str:
     """A line for each mask: the likeliest words and their probabilities."""
-    lines = (", ".join(f"{guess.word} {guess.probability:.0%}" for guess in guesses) for guesses in fill_masks(language, prompt))
+    lines = (
+        ", ".join(f"{shown(guess.word)} {guess.probability:.0%}" for guess in guesses)
+        for guesses in fill_masks(language, prompt)
+    )
     return "".join(f"\n    {line}" for line in lines)

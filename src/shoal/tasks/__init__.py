@@ -27,13 +27,13 @@ def check_task(recipe: Recipe, config: TransformerConfig) -> None:
     """`RecipeError` when the model is not of the kind that the task is for."""
     if recipe.task in ENCODERS and config.causal:
         raise RecipeError(
-            f"task '{recipe.task}' needs a model that sees both ways, and 'model.preset' {recipe.model.preset} sees only what "
-            "is before: use an encoder, e.g. --model.preset bert-mini or encoder-tiny"
+            f"task '{recipe.task}' needs a model that sees both ways, and 'model.preset' {recipe.model.preset} sees only "
+            "what is before: use an encoder, e.g. --model.preset bert-mini or encoder-tiny"
         )
     if recipe.task not in ENCODERS and not config.causal:
         raise RecipeError(
-            f"task '{recipe.task}' needs a model that sees only what is before, and 'model.preset' {recipe.model.preset} sees "
-            "both ways: use --task masked, or a decoder, e.g. --model.preset gpt2-small or llama-tiny"
+            f"task '{recipe.task}' needs a model that sees only what is before, and 'model.preset' {recipe.model.preset} "
+            "sees both ways: use --task masked, or a decoder, e.g. --model.preset gpt2-small or llama-tiny"
         )
     if recipe.task == "masked" and recipe.masked.relation != "none" and not config.relation:
         raise RecipeError(

@@ -3,14 +3,14 @@
 Span corruption (T5, Raffel et al. 2020, arXiv:1910.10683; on a decoder with a prefix as in UL2, Tay et al. 2022,
 arXiv:2205.05131): a share of the tokens is cut out in spans, each replaced by a sentinel; after the text that is left come
 the sentinels again, each with its span. Sizes are T5's: as many tokens and spans as share and mean length say, laid out by
-two random compositions, one of the spans and one of what stands around them. Unlike T5's, which always end with a span, texts
-may begin and end with either.
+two random compositions, one of the spans and one of what stands around them. Unlike T5's, which always end with a span,
+texts may begin and end with either.
 
     the <0> swims with <1> fish  |  <0> shoal <1> one mind and every <end>
     sees itself both ways        |  sees what is before
 
-Fill in the middle (Bavarian et al. 2022, arXiv:2207.14255): a text is cut in three at two random places, and its middle comes
-last; here at the level of tokens. Prefix first (PSM) or suffix first (SPM, their second form, which trains both):
+Fill in the middle (Bavarian et al. 2022, arXiv:2207.14255): a text is cut in three at two random places, and its middle
+comes last; here at the level of tokens. Prefix first (PSM) or suffix first (SPM, their second form, which trains both):
 
     <pre> the shoal <suf> fish <mid> swims with one mind and every <end>
     <pre> <suf> fish <mid> the shoal swims with one mind and every <end>
@@ -65,10 +65,8 @@ class Middle:
         low, high = sorted(int(draw * (len(ids) + 1)) for draw in (one, other))
         before, middle, after = ids[:low], ids[low:high], ids[high:]
         begin, hole, fill, end = (np.array([token]) for token in (self.prefix, self.suffix, self.middle, self.end))
-        if form < suffix_first:
-            around = [begin, hole, after, fill, before]
-        else:
-            around = [begin, before, hole, after, fill]
+        suffix_comes_first = form < suffix_first
+        around = [begin, hole, after, fill, before] if suffix_comes_first else [begin, before, hole, after, fill]
         pieces = [(tokens, False, True) for tokens in around]
         return Rewritten.of([*pieces, (middle, True, False), (end, True, False)])
 

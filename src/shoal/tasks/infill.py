@@ -55,9 +55,8 @@ class Rows:
     def empty(cls, shape: tuple[int, ...]) -> "Rows":
         """Nothing but padding, each of which sees itself."""
         place = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-        marks = [np.zeros(shape, dtype=bool) for _ in range(2)]
-        targets = np.full(shape, IGNORED, dtype=np.int64)
-        return cls(np.zeros(shape, dtype=np.int64), targets, place.copy(), place + 1, *marks)
+        tokens, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+        return cls(tokens, targets, place.copy(), place + 1, np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool))
 
     def put(self, row: int, start: int, text: Rewritten) -> int:
         """Lay a text into a row from `start`; returns where it ends."""
@@ -85,8 +84,11 @@ class Infill:
                 "change one of them"
             )
         self.end = tokenizer.end_of_text
-        self.middle = Middle(*(tokenizer.special(name) for name in FILL_IN), self.end) if settings.form == "middle" else None
-        self.spans = None
+        self.middle: Middle | None = None
+        self.spans: Spans | None = None
+        if settings.form == "middle":
+            prefix, suffix, middle = (tokenizer.special(name) for name in FILL_IN)
+            self.middle = Middle(prefix, suffix, middle, self.end)
         if self.middle is None:
             sentinels = np.array([tokenizer.special(name) for name in SENTINELS])
             if not (0 < settings.cut < 1 and settings.mean_span >= 1):

@@ -47,8 +47,8 @@ class Masked:
         self.settings = settings = recipe.masked
         if settings.masked + settings.random > 1:
             raise RecipeError(
-                f"'masked.masked' ({settings.masked}) and 'masked.random' ({settings.random}) are shares of the same tokens: "
-                "1 at most together"
+                f"'masked.masked' ({settings.masked}) and 'masked.random' ({settings.random}) are shares of the same "
+                "tokens: 1 at most together"
             )
         if settings.rate == 0:
             raise RecipeError("'masked.rate' is 0: nothing would be learnt; BERT's is 0.15")
@@ -145,9 +145,7 @@ class Masked:
         return loss_sum, (relations_B != IGNORED).sum(), (logits.argmax(-1) == relations_B).sum()
 
 
-def reach_both_ways(
-    tokens: NDArray[np.int64], documents: NDArray[np.int32] | None, device: torch.device
-) -> Reach | None:
+def reach_both_ways(tokens: NDArray[np.int64], documents: NDArray[np.int32] | None, device: torch.device) -> Reach | None:
     """Who sees whom: all of a document, but no padding; None where that is all of a row."""
     padding = tokens < 0
     if documents is None:

@@ -1,9 +1,9 @@
 """Which tokens of a row are masked, and what stands in their place: pure functions of the rows and their keys.
 
 A row is cut into units: tokens, whole words, or spans of whole words. Units are chosen in a random order until the wanted
-share of the row's tokens is reached, or a bit less: the last one goes beyond by half a unit on average. So the share is right
-on average, off by little more than a unit in any row, and no length is favoured. That keeps the number of masked tokens of a
-batch, hence the work, nearly constant, where a throw of the dice for each token would vary it by √(15% · 85% · N).
+share of the row's tokens is reached, or a bit less: the last one goes beyond by half a unit on average. So the share is
+right on average, off by little more than a unit in any row, and no length is favoured. That keeps the number of masked
+tokens of a batch, hence the work, nearly constant, where throwing dice for each token would vary it by √(15% · 85% · N).
 
 Spans (SpanBERT, Joshi et al. 2020, arXiv:1907.10529) have lengths drawn from a geometric distribution cut off at `longest`
 words: the row is laid out in spans of such lengths from end to end, and whole ones are chosen. Their starts are as random as
@@ -39,9 +39,7 @@ def borders(tokens: NDArray[np.int64], eligible: Marks, documents: NDArray[np.in
     return result
 
 
-def span_begins(
-    word_begins: Marks, border: Marks, keys: NDArray[np.uint64], probability: float, longest: int
-) -> Marks:
+def span_begins(word_begins: Marks, border: Marks, keys: NDArray[np.uint64], probability: float, longest: int) -> Marks:
     """Where spans begin, of words that begin at `word_begins`; both [rows, length]."""
     rows, length = word_begins.shape
     lengths = np.arange(1, longest + 1)
@@ -66,7 +64,7 @@ def choose(begins: Marks, eligible: Marks, keys: NDArray[np.uint64], rate: float
     order = np.argsort(np.where(sizes > 0, uniforms(keys, "unit", length), 2.0), axis=1, kind="stable")
     ordered = np.take_along_axis(sizes, order, axis=1)
     before = np.cumsum(ordered, axis=1) - ordered
-    # the last of a random order is chosen by its length: it goes beyond by Σ size² / 2 Σ size on average (the inspection paradox)
+    # where the budget ends lies a long unit more likely than a short one, and Σ size² / 2 Σ size of it, on average, beyond
     beyond = (sizes**2).sum(axis=1, keepdims=True) / np.maximum(sizes.sum(axis=1, keepdims=True), 1)
     taken = before < budget - uniforms(keys, "beyond", 1) * beyond
     chosen = np.zeros((rows, length), dtype=bool)
@@ -75,7 +73,11 @@ def choose(begins: Marks, eligible: Marks, keys: NDArray[np.uint64], rate: float
 
 
 def replace_masked(
-    tokens: NDArray[np.int64], masked: Marks, keys: NDArray[np.uint64], replacement: Replacement, unit: NDArray[np.int64] | None
+    tokens: NDArray[np.int64],
+    masked: Marks,
+    keys: NDArray[np.uint64],
+    replacement: Replacement,
+    unit: NDArray[np.int64] | None,
 ) -> NDArray[np.int64]:
     """The rows with what stands in place of masked tokens; with `unit`, the same kind for all tokens of a unit."""
     length = tokens.shape[1]

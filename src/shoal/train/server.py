@@ -209,8 +209,8 @@ class Worker:
         task, precision = build_task(recipe, corpus, "train"), make_precision(settings.precision, device)
         evaluation = recipe.evaluation
         evaluate = Evaluator(
-            build_task(recipe, corpus, "held_out"), corpus.split("held_out"), context, together, self.client.wire, Axis(), precision,
-            evaluation.sequences, evaluation.final_sequences,
+            build_task(recipe, corpus, "held_out"), corpus.split("held_out"), context, together, self.client.wire, Axis(),
+            precision, evaluation.sequences, evaluation.final_sequences,
         )  # fmt: skip
         main = world.is_main
         self.parts = Parts(
@@ -218,8 +218,8 @@ class Worker:
             evaluate if main else lambda model, final=True: {},
             Checkpoints(run.checkpoints, recipe.checkpoint.keep) if main else SavedElsewhere(run.checkpoints),
             Silence(), precision, sum(parameter.numel() for parameter in model.parameters()),
-            model.flops_per_token(context, task.projected), matrix_peak(device, settings.precision) * seat.workers, stop_requested,
-            Auto(recipe, self.client.wire),
+            model.flops_per_token(context, task.projected), matrix_peak(device, settings.precision) * seat.workers,
+            stop_requested, Auto(recipe, self.client.wire),
         )  # fmt: skip
 
     def _make_sync(self, model: Transformer, corpus: Corpus, context: int) -> None:

@@ -84,9 +84,8 @@ def build(
     budget = Budget.of(train)
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
     evaluate = Evaluator(
-        build_task(recipe, corpus, "held_out"), corpus.split("held_out"), config.context, together, wire, mesh.data, precision,
-        recipe.evaluation.sequences,
-        recipe.evaluation.final_sequences,
+        build_task(recipe, corpus, "held_out"), corpus.split("held_out"), config.context, together, wire, mesh.data,
+        precision, recipe.evaluation.sequences, recipe.evaluation.final_sequences,
     )  # fmt: skip
     peak_flops = peak_of_all(wire, train.precision)
     parts = Parts(
@@ -143,8 +142,8 @@ def make_transformer_config(settings: schema.Model, vocabulary: int, related: bo
             activation=settings.activation, qk_norm=settings.qk_norm, tied=settings.tied,
             rope_theta=settings.rope_theta, dropout=settings.dropout,
         )  # fmt: skip
-        if related and config.pooler:
-            config = replace(config, relation=True)
+        if related and config.segments:
+            config = replace(config, pooler=True, relation=True)
         hugging_face.family(config)  # what could not be written at the end is refused at the start
         return config
     except ValueError as error:
