@@ -34,7 +34,9 @@ from shoal.data.ledger import (
     with_entry,
     write_ledger,
 )
+from shoal.data.order import Order
 from shoal.data.partition import rank_positions, samples_at
+from shoal.data.rows import StreamRows
 
 CONTEXT, SEED = 4, 3
 
@@ -47,6 +49,11 @@ class Zeros:
 
     def windows(self, starts: Any, length: int) -> Any:
         return np.zeros((len(starts), length), dtype=np.int64)
+
+
+def batches_of(samples: int, batch: int, micro_batch: int, *division: Any) -> TrainingBatches:
+    """Batches of nothing."""
+    return TrainingBatches(StreamRows(Zeros(samples), CONTEXT), Order(SEED, samples), batch, micro_batch, *division)  # type: ignore[arg-type]
 
 
 Alter = Callable[[int, Any, Any], tuple[Any, Any]]
@@ -65,7 +72,7 @@ def session(
     wrong: dict[int, Alter] | None = None,
 ) -> dict[str, Any]:
     """Read some steps on `world` ranks, closing an entry `every` so many and at the end; returns the state at the end."""
-    ranks = [TrainingBatches(Zeros(samples), CONTEXT, batch, 2, SEED, rank, world, strategy) for rank in range(world)]  # type: ignore[arg-type]
+    ranks = [batches_of(samples, batch, 2, rank, world, strategy) for rank in range(world)]
     for rank, batches in enumerate(ranks):
         if state is not None:
             batches.load_state_dict(json.loads(json.dumps(state)))
@@ -133,7 +140,7 @@ def test_a_run_over_any_sessions_and_world_sizes_is_proved_whole(data: st.DataOb
 
 def test_the_global_batch_may_change_between_sessions() -> None:
     state = session(None, 4, batch=6)
-    ranks = TrainingBatches(Zeros(50), CONTEXT, 9, 0, SEED)  # type: ignore[arg-type]
+    ranks = batches_of(50, 9, 0)
     ranks.load_state_dict(state)
     ranks.next_step()
     ranks.recorder.close(5, lambda share: [share])
@@ -155,7 +162,7 @@ def test_what_is_read_is_added_up_before_it_takes_memory(monkeypatch: pytest.Mon
     plain = session(None, 40, every=40)
     monkeypatch.setattr(recording, "READINGS_HELD", 10)
     assert session(None, 40, every=40) == plain
-    batches = TrainingBatches(Zeros(50), CONTEXT, 6, 2, SEED)  # type: ignore[arg-type]
+    batches = batches_of(50, 6, 2)
     for _ in range(40):
         batches.next_step()
         assert batches.recorder.held_count < 10
@@ -328,7 +335,7 @@ def test_a_run_does_not_go_on_with_another_text_or_context() -> None:
     for key, value in (("corpus", "another"), ("context", 5)):
         altered = {**state, "ledger": {**state["ledger"], key: value}}
         with pytest.raises(CorpusError, match="another text"):
-            TrainingBatches(Zeros(50), CONTEXT, 6, 2, SEED).load_state_dict(altered)  # type: ignore[arg-type]
+            batches_of(50, 6, 2).load_state_dict(altered)
 
 
 def test_a_run_without_a_ledger_goes_on_and_its_ledger_says_from_where() -> None:

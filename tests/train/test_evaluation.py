@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shoal.data.batches import evaluation_windows
+from shoal.data.batches import evaluation_rows
+from shoal.data.rows import StreamRows
 from shoal.data.shards import Corpus
 from shoal.parallel.world import World
 from tests.ranks import alone, run_ranks
@@ -21,7 +22,7 @@ def test_every_token_but_the_first_is_a_target_exactly_once(corpus: Path, contex
     stream = Corpus.open(corpus).split("held_out")
     targets: list[int] = []
     for rank in range(world):
-        for rows in evaluation_windows(stream, context, 4, rank, world):
+        for rows in evaluation_rows(StreamRows(stream, context, partial=True), 4, rank, world):
             assert rows.tokens.shape == (4, context)
             targets += rows.following[rows.following >= 0].tolist()
     whole = stream.windows(np.array([0]), stream.tokens)[0]

@@ -12,6 +12,8 @@ from shoal.core.errors import InputError, Interrupted
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.data.batches import TrainingBatches
+from shoal.data.order import Order
+from shoal.data.rows import StreamRows
 from shoal.data.shards import Corpus
 from shoal.parallel.world import World
 from shoal.train.exact import resolve
@@ -114,12 +116,13 @@ def test_one_thread_unless_the_recipe_says_more(corpus: Path, tmp_path: Path) ->
 
 def test_a_virtual_shard_reads_the_same_sequences_on_any_number_of_ranks(corpus: Path) -> None:
     recipe = resolve(exact_recipe(corpus), 1)
-    stream = Corpus.open(corpus).split("train")
+    rows = StreamRows(Corpus.open(corpus).split("train"), 16)
+    order = Order(1, rows.samples)
 
     def steps(world: int) -> list[tuple[int, list[list[int]]]]:
         train = recipe.train
         ranks = [
-            TrainingBatches(stream, 16, train.global_batch, train.micro_batch, 1, rank, world, recipe.data.partition)
+            TrainingBatches(rows, order, train.global_batch, train.micro_batch, rank, world, recipe.data.partition)
             for rank in range(world)
         ]
         return [(at, rows.tokens.tolist()) for _ in range(3) for rank in ranks for at, rows in rank.next_step()]

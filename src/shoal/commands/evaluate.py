@@ -4,8 +4,8 @@
     shoal evaluate runs/demo --text README.md docs
     shoal evaluate path/to/gpt2 --corpus data/gpt-demo
 
-A run is evaluated at its own task, on the held-out split of its own corpus; a model by itself needs --text or --corpus, and
-continues text if it is a decoder, finds masked tokens if it is an encoder.
+A run is evaluated at its own task, on the held-out text of its own corpora, laid into rows as it was in training; a model by
+itself needs --text or --corpus, and continues text if it is a decoder, finds masked tokens if it is an encoder.
 """
 
 from contextlib import nullcontext
@@ -21,6 +21,8 @@ from shoal.core.errors import InputError
 from shoal.core.model_directory import find_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe, read_recipe, recipe_tree
+from shoal.data.plan import HeldOut, open_corpora, plan_evaluation
+from shoal.data.rows import StreamRows
 from shoal.data.shards import Corpus, TokenStream
 from shoal.data.text import tokenize_sources
 from shoal.data.tokenizer import difference, read_tokenizer
@@ -61,54 +63,67 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     recipe = _recipe(arguments, language)
     with TemporaryDirectory(prefix="shoal-") as scratch:
         if arguments.text:
-            stream, source = tokenize_sources(arguments.text, language.tokenizer, Path(scratch)), "text"
+            streams, source = [tokenize_sources(arguments.text, language.tokenizer, Path(scratch))], "text"
+            held_out = {"text": _in_stream(streams[0], language)}
         else:
-            corpus = _corpus(arguments, recipe, language)
-            stream, source = corpus.split("held_out"), str(corpus.directory)
-        evaluated = _evaluate(language, recipe, stream, arguments.batch)
-    result = {"model": str(arguments.model), "task": recipe.task, "source": source, "bytes": stream.bytes}
-    result |= {"tokens": stream.tokens, **evaluated}
+            corpora = _corpora(arguments, recipe, language)
+            streams = [corpus.split("held_out") for corpus in corpora]
+            source = ", ".join(str(corpus.directory) for corpus in corpora)
+            if arguments.corpus is None:
+                framing = TASKS[recipe.task](recipe, language.tokenizer, streams[0]).framing
+                held_out = plan_evaluation(recipe, corpora, language.model.config.context, framing)
+            else:
+                held_out = {corpora[0].directory.name: _in_stream(streams[0], language)}
+        evaluated = _evaluate(language, recipe, streams[0], held_out, arguments.batch)
+    size, tokens = (sum(getattr(stream, name) for stream in streams) for name in ("bytes", "tokens"))
+    result = {"model": str(arguments.model), "task": recipe.task, "source": source, "bytes": size, "tokens": tokens}
+    result |= evaluated
     if not arguments.json:
         Console(highlight=False).print(
             f"{recipe.task}: loss {result['eval_loss']:.4f} nats a target[bold]{describe_metrics(result)}[/bold], "
-            f"over {stream.bytes:,} bytes in {stream.tokens:,} tokens of {source}"
+            f"over {size:,} bytes in {tokens:,} tokens of {source}"
         )
     return result
 
 
-def _evaluate(language: LanguageModel, recipe: Recipe, stream: TokenStream, batch: int) -> dict[str, float]:
-    config = language.model.config
-    check_task(recipe, config)
+def _evaluate(
+    language: LanguageModel, recipe: Recipe, stream: TokenStream, held_out: dict[str, HeldOut], batch: int
+) -> dict[str, float]:
+    check_task(recipe, language.model.config)
     task = TASKS[recipe.task](recipe, language.tokenizer, stream)
-    evaluator = Evaluator(task, stream, config.context, batch, Wire(World()), Axis(), nullcontext())
-    return evaluator(language.model)
+    return Evaluator(task, held_out, batch, Wire(World()), Axis(), nullcontext())(language.model)
+
+
+def _in_stream(stream: TokenStream, language: LanguageModel) -> HeldOut:
+    return HeldOut(StreamRows(stream, language.model.config.context, partial=True), stream.bytes)
 
 
 def _recipe(arguments: Arguments, language: LanguageModel) -> Recipe:
     """The run's recipe, or, for a model by itself, one of the task that its kind is for."""
     own = find_model_directory(arguments.model).parent / "recipe.yaml"
-    tree = (
-        recipe_tree(read_recipe(own)) if own.exists() else {"task": "causal" if language.model.config.causal else "masked"}
-    )
+    usual = {"task": "causal" if language.model.config.causal else "masked"}
+    tree = recipe_tree(read_recipe(own)) if own.exists() else usual
     return build_recipe(tree | ({"task": arguments.task} if arguments.task is not None else {}))
 
 
-def _corpus(arguments: Arguments, recipe: Recipe, language: LanguageModel) -> Corpus:
+def _corpora(arguments: Arguments, recipe: Recipe, language: LanguageModel) -> list[Corpus]:
+    """The corpora to evaluate on."""
     if arguments.corpus is not None:
-        corpus = Corpus.open(arguments.corpus)
+        corpora = [Corpus.open(arguments.corpus)]
     else:
         if not (find_model_directory(arguments.model).parent / "recipe.yaml").exists():
             raise InputError(f"{arguments.model}: not a run's folder; say what to evaluate on by --text or --corpus")
-        corpus = Corpus.open(Path(recipe.corpus_directory))
-    if corpus.vocabulary > language.model.config.vocabulary:
-        raise InputError(
-            f"{corpus.directory} was prepared with another tokenizer: its vocabulary is {corpus.vocabulary}, "
-            f"the model's {language.model.config.vocabulary}"
-        )
-    differing = difference(language.tokenizer, read_tokenizer(corpus.tokenizer_path))
-    if differing:
-        raise InputError(
-            f"{corpus.directory} was prepared with another tokenizer than the model's: {differing}; "
-            "evaluate on text files instead (--text), or on a corpus prepared with --tokenizer.path " + str(arguments.model)
-        )
-    return corpus
+        corpora = open_corpora(recipe)
+    for corpus in corpora:
+        if corpus.vocabulary > language.model.config.vocabulary:
+            raise InputError(
+                f"{corpus.directory} was prepared with another tokenizer: its vocabulary is {corpus.vocabulary}, "
+                f"the model's {language.model.config.vocabulary}"
+            )
+        differing = difference(language.tokenizer, read_tokenizer(corpus.tokenizer_path))
+        if differing:
+            raise InputError(
+                f"{corpus.directory} was prepared with another tokenizer than the model's: {differing}; evaluate on text "
+                f"files instead (--text), or on a corpus prepared with --tokenizer.path {arguments.model}"
+            )
+    return corpora

@@ -95,10 +95,17 @@ def _facts(folder: RunDirectory, ledger: Ledger, found: Audit, note: str) -> dic
         "repeated": found.repeated,
         "unproven": found.unproven,
         "epochs": ledger.position / ledger.samples,
+        "epochs_of": {name: epochs for name, epochs, _ in _parts(ledger) if name},
         "faults": found.faults,
         "checkpoint": note,
         "ledger": ledger_tree(ledger),
     }
+
+
+def _parts(ledger: Ledger) -> list[tuple[str, float, int]]:
+    """(name, epochs read, samples) of each corpus."""
+    read = ledger.order.read_before(ledger.position)
+    return [(part.name, count / part.samples, part.samples) for part, count in zip(ledger.order.parts, read, strict=True)]
 
 
 def _tell(folder: RunDirectory, ledger: Ledger, found: Audit, note: str, summary: str) -> None:
@@ -121,5 +128,8 @@ def _tell(folder: RunDirectory, ledger: Ledger, found: Audit, note: str, summary
         console.print(f"and {len(found.faults) - FAULTS_SHOWN:,} more (--json has them all)")
     if note:
         console.print(note)
-    epochs = f"{ledger.position / ledger.samples:.2f} epochs of {ledger.samples:,} samples"
+    epochs = ", ".join(
+        f"{epochs:.2f} epochs of {samples:,} samples{f' of {name}' if name else ''}"
+        for name, epochs, samples in _parts(ledger)
+    )
     console.print(f"[bold]{summary}[/bold] ({epochs})")

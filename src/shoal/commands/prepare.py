@@ -47,6 +47,10 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if arguments.on_error:
         overrides = [*overrides, "--data.on_error", arguments.on_error]
     recipe = read_recipe(arguments.recipe, overrides)
+    if recipe.data.mixture:
+        raise InputError(
+            "'data.mixture' names corpora that are prepared one by one: give each a recipe, or --data.directory"
+        )
     console = Console(stderr=True)
     with _progress(console) as bar:
         report = _Report(bar, bar.add_task("opening sources", total=None, detail=""))

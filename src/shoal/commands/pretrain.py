@@ -25,7 +25,7 @@ from shoal.core.machine import command_started
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import read_recipe, recipe_tree, write_recipe
 from shoal.core.run_directory import RunDirectory
-from shoal.data.shards import Corpus
+from shoal.data.plan import Plan, open_corpora
 from shoal.parallel.launch import ERROR_FOLDER, launch
 from shoal.parallel.world import is_rank
 from shoal.serve.generation import load_language_model
@@ -36,6 +36,7 @@ from shoal.train.elastic import Workers, is_of_this_job, launch_elastic, mark_jo
 from shoal.train.layout import find_layout, rows
 from shoal.train.pretrain import Session, infill_layout, pretrain
 from shoal.train.report import write_report
+from shoal.train.setup import build_task, plan_rows
 from shoal.train.sizes import estimate, transformer_config
 from shoal.train.telemetry import describe_metrics
 
@@ -85,7 +86,8 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     if main and not launched:
         arguments = _as_begun(arguments, folder)
         # what can't work is told before anything starts, or is removed
-        estimate(recipe, Corpus.open(Path(recipe.corpus_directory)).vocabulary, workers.most)
+        plan, vocabulary = _plan(recipe)
+        estimate(recipe, vocabulary, workers.most, plan.tokens_per_row)
         folder.claim(arguments.resume, arguments.overwrite)
         if arguments.overwrite:
             _clear(folder)
@@ -161,15 +163,24 @@ def _tell(folder: RunDirectory, result: dict[str, Any], samples: list[dict[str, 
     )
 
 
+def _plan(recipe: Recipe) -> tuple[Plan, int]:
+    """(what the recipe's run reads, the corpora's vocabulary)."""
+    corpora = open_corpora(recipe)
+    vocabulary = corpora[0].vocabulary
+    context = transformer_config(recipe, vocabulary).context
+    return plan_rows(recipe, corpora, build_task(recipe, corpora[0]), context), vocabulary
+
+
 def _dry_run(recipe: Recipe, arguments: Arguments, workers: int) -> dict[str, Any]:
-    directory = Path(recipe.corpus_directory)
-    corpus = Corpus.open(directory) if (directory / "manifest.json").exists() else None
-    vocabulary = corpus.vocabulary if corpus else recipe.tokenizer.vocabulary
+    directories = [Path(directory) for directory in recipe.corpus_directories]
+    prepared = all((directory / "manifest.json").exists() for directory in directories)
+    plan, vocabulary = _plan(recipe) if prepared else (None, recipe.tokenizer.vocabulary)
     world = arguments.world or max(workers, int(os.environ.get("WORLD_SIZE", "1")))
-    facts = estimate(recipe, vocabulary, world)
+    facts = estimate(recipe, vocabulary, world, plan.tokens_per_row if plan else None)
     layout = find_layout(recipe, transformer_config(recipe, vocabulary), world)
     facts["layout"] = asdict(layout)
-    facts["corpus_tokens"] = corpus.split("train").tokens if corpus else None
+    facts["corpus_tokens"] = sum(corpus.split("train").tokens for corpus in open_corpora(recipe)) if prepared else None
+    facts["rows"] = _rows(recipe, plan, world // recipe.parallel.tensor, facts["steps"]) if plan else None
     if not arguments.json:
         console = Console(highlight=False)
         console.print(yaml.safe_dump(recipe_tree(recipe), sort_keys=False, allow_unicode=True), markup=False)
@@ -180,9 +191,31 @@ def _dry_run(recipe: Recipe, arguments: Arguments, workers: int) -> dict[str, An
         for name, text in rows(layout, world):
             console.print(f"{name:<16} {text}")
         assumed = f"not prepared yet (a vocabulary of {recipe.tokenizer.vocabulary:,} assumed)"
-        have = f"{facts['corpus_tokens']:,} training tokens" if corpus else assumed
-        console.print(f"corpus           {directory}: {have}")
+        have = f"{facts['corpus_tokens']:,} training tokens" if prepared else assumed
+        console.print(f"corpus           {', '.join(map(str, directories))}: {have}")
+        if facts["rows"]:
+            console.print(f"rows             {_told(facts['rows'])}")
     return {"recipe": recipe_tree(recipe), **facts}
+
+
+def _rows(recipe: Recipe, plan: Plan, ranks: int, steps: int | None) -> dict[str, Any]:
+    """The run's rows: their kind and number, what share of their positions is real, and how often each corpus is read."""
+    train = recipe.train
+    end = steps * train.global_batch if steps is not None else None
+    read = plan.order.read_before(end) if end is not None else []
+    return {
+        "kind": recipe.data.rows,
+        "samples": plan.rows.samples,
+        "real_share": plan.real_share(train.global_batch, train.micro_batch, ranks, recipe.data.partition),
+        "tokens_per_row": plan.tokens_per_row,
+        "epochs": {part.name: count / part.samples for part, count in zip(plan.order.parts, read, strict=False)},
+    }
+
+
+def _told(rows: dict[str, Any]) -> str:
+    text = f"{rows['samples']:,} {rows['kind']}, {rows['real_share']:.2%} of positions real"
+    epochs = ", ".join(f"{count:.2f} epochs{f' of {name}' if name else ''}" for name, count in rows["epochs"].items())
+    return f"{text}; {epochs}" if epochs else text
 
 
 def _number(value: int | None) -> str:

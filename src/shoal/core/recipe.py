@@ -43,6 +43,16 @@ class Data:
     """What a document is in a text file: all of it, or each line."""
     on_error: Literal["stop", "skip"] = "stop"
     """A line or row that can't be used, or a text file that is not UTF-8: stop there, or leave it out and count it."""
+    rows: Literal["stream", "packed", "grouped"] = "stream"
+    """What a sequence is: a window of the joined text, whole documents packed together, or one document, padded, beside
+    others of its length."""
+    borders: Annotated[bool, Strict()] = False
+    """`stream`: attention and positions stop where a document ends, as they always do in the other kinds of rows."""
+    mixture: list[str] = field(default_factory=list)
+    """Prepared corpora to read together instead of one, all of one tokenizer: their folders, or NAME for `data/NAME`."""
+    weights: list[list[float]] = field(default_factory=list)
+    """Of the `mixture`: a line a stage of the run, which says where it begins (below 1 a share of the run, else a step),
+    then a weight for each corpus. Empty: by their sizes."""
 
 
 @section
@@ -387,5 +397,11 @@ class Recipe:
 
     @property
     def corpus_directory(self) -> str:
-        """Where the corpus lies."""
-        return self.data.directory or f"data/{self.name}"
+        """Where the corpus lies; of a mixture, the first, whose tokenizer is that of all."""
+        return self.corpus_directories[0]
+
+    @property
+    def corpus_directories(self) -> list[str]:
+        """Where the corpora lie: one, or all of a mixture."""
+        named = [name if "/" in name or name in (".", "..") else f"data/{name}" for name in self.data.mixture]
+        return named or [self.data.directory or f"data/{self.name}"]

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.data.ledger import Entry, Ledger, Share, reading_hashes
-from shoal.data.partition import Positions, rank_positions, samples_at
+from shoal.data.order import Part
+from shoal.data.partition import Positions, rank_positions
 
 SAMPLES_AT_ONCE = 1 << 25
 """Samples counted in one pass over an epoch."""
@@ -49,6 +50,15 @@ class _Stretch:
     inside: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class _Epoch:
+    """An epoch of one corpus, `number` in the ledger's order."""
+
+    number: int
+    part: Part
+    epoch: int
+
+
 def audit(ledger: Ledger) -> Audit:
     """Compare a ledger with the plan and count the samples of every epoch."""
     found = Audit(sum(share.count for entry in ledger.entries for share in entry.ranks))
@@ -57,9 +67,10 @@ def audit(ledger: Ledger) -> Audit:
     counted = Audit(0)
     expected = [[Share() for _ in entry.ranks] for entry in ledger.entries]
     end = max((entry.end_position for entry in ledger.entries), default=0)
-    for epoch in range(-(-end // ledger.samples)):
-        for low in range(0, ledger.samples, SAMPLES_AT_ONCE):
-            _count(ledger, epoch, low, counted, expected if low == 0 else None)
+    for number, part in enumerate(ledger.order.parts):
+        for epoch in range(-(-ledger.order.read_before(end)[number] // part.samples)):
+            for low in range(0, part.samples, SAMPLES_AT_ONCE):
+                _count(ledger, _Epoch(number, part, epoch), low, counted, expected if low == 0 else None)
     for number, entry in enumerate(ledger.entries):
         for rank, (share, plan) in enumerate(zip(entry.ranks, expected[number], strict=True)):
             if share != plan:
@@ -92,9 +103,10 @@ def _check_tiling(ledger: Ledger, found: Audit) -> None:
         found.faults.append(f"{before} ends at position {position}, the run at {ledger.position}")
 
 
-def _count(ledger: Ledger, epoch: int, low: int, found: Audit, expected: list[list[Share]] | None) -> None:
+def _count(ledger: Ledger, epoch: _Epoch, low: int, found: Audit, expected: list[list[Share]] | None) -> None:
     """Count how often each of an epoch's samples from `low` on was read, and add up what each rank should have read."""
-    high = min(low + SAMPLES_AT_ONCE, ledger.samples)
+    low += epoch.part.first
+    high = min(low + SAMPLES_AT_ONCE, epoch.part.first + epoch.part.samples)
     counts = np.zeros(high - low, dtype=np.uint16)
     for stretch in _stretches(ledger, epoch):
         here = stretch.samples[stretch.inside & (stretch.samples >= low) & (stretch.samples < high)]
@@ -102,20 +114,22 @@ def _count(ledger: Ledger, epoch: int, low: int, found: Audit, expected: list[li
         if expected is not None:
             _add_expected(ledger.entries[stretch.entry], stretch, expected[stretch.entry])
     for position, sample, change in _written_differences(ledger):
-        if position // ledger.samples == epoch and low <= sample < high:
+        if low <= sample < high and ledger.order.read_before(position)[epoch.number] // epoch.part.samples == epoch.epoch:
             counts[sample - low] = max(0, int(counts[sample - low]) + change)
     due = _due(ledger, epoch, low, high)
     lost, repeated = np.flatnonzero(due & (counts == 0)), np.flatnonzero(counts > 1)
     found.lost += len(lost)
     found.repeated += int((counts[repeated] - 1).sum())
+    of = f"{epoch.part.name}, " if epoch.part.name else ""
     for samples, what in ((lost, "lost"), (repeated, "repeated")):
         if len(samples):
-            found.faults.append(f"epoch {epoch + 1}: {_samples(samples + low)} {what}")
+            found.faults.append(f"{of}epoch {epoch.epoch + 1}: {_samples(samples + low)} {what}")
 
 
-def _stretches(ledger: Ledger, epoch: int) -> Iterator[_Stretch]:
+def _stretches(ledger: Ledger, epoch: _Epoch) -> Iterator[_Stretch]:
     """What the plan gives to the entries in an epoch, a bounded piece at a time."""
-    first, end = epoch * ledger.samples, (epoch + 1) * ledger.samples
+    order = ledger.order
+    first, end = order.span(epoch.number, epoch.epoch, max(entry.end_position for entry in ledger.entries))
     for number, entry in enumerate(ledger.entries):
         low, high = max(first, entry.first_position), min(end, entry.end_position)
         batch, begin = entry.global_batch, entry.first_position
@@ -123,8 +137,14 @@ def _stretches(ledger: Ledger, epoch: int) -> Iterator[_Stretch]:
         for step in range((low - begin) // batch, -(-(high - begin) // batch), steps) if low < high else ():
             last = min(step + steps, -(-(high - begin) // batch))
             positions = np.arange(begin + step * batch, begin + last * batch, dtype=np.int64)
-            inside = (positions >= low) & (positions < high)
-            yield _Stretch(number, positions, samples_at(positions, ledger.samples, ledger.seed), inside)
+            yield _Stretch(number, positions, *_inside(ledger, epoch, positions))
+
+
+def _inside(ledger: Ledger, epoch: _Epoch, positions: Positions) -> tuple[Positions, NDArray[np.bool_]]:
+    """(what the plan reads at these positions, which of it is of the epoch)."""
+    epochs, samples = ledger.order.at(positions)
+    first = epoch.part.first
+    return samples, (epochs == epoch.epoch) & (samples >= first) & (samples < first + epoch.part.samples)
 
 
 def _add_expected(entry: Entry, stretch: _Stretch, expected: list[Share]) -> None:
@@ -136,15 +156,16 @@ def _add_expected(entry: Entry, stretch: _Stretch, expected: list[Share]) -> Non
         expected[rank] += Share(int(inside[:, mine].sum()), int(hashes[:, mine].sum()))
 
 
-def _due(ledger: Ledger, epoch: int, low: int, high: int) -> NDArray[np.bool_]:
+def _due(ledger: Ledger, epoch: _Epoch, low: int, high: int) -> NDArray[np.bool_]:
     """Which of an epoch's samples from `low` to `high` the run must have read by the end of its last entry."""
-    first = epoch * ledger.samples
-    end = min(first + ledger.samples, max(entry.end_position for entry in ledger.entries))
-    due = np.full(high - low, end == first + ledger.samples)
-    for start in range(first, end, POSITIONS_AT_ONCE) if not due.all() else ():
+    end = max(entry.end_position for entry in ledger.entries)
+    whole = ledger.order.read_before(end)[epoch.number] >= (epoch.epoch + 1) * epoch.part.samples
+    due = np.full(high - low, whole)
+    first, end = ledger.order.span(epoch.number, epoch.epoch, end)
+    for start in range(first, end, POSITIONS_AT_ONCE) if not whole else ():
         positions = np.arange(start, min(start + POSITIONS_AT_ONCE, end), dtype=np.int64)
-        samples = samples_at(positions, ledger.samples, ledger.seed)
-        due[samples[(samples >= low) & (samples < high)] - low] = True
+        samples, inside = _inside(ledger, epoch, positions)
+        due[samples[inside & (samples >= low) & (samples < high)] - low] = True
     return due
 
 
@@ -156,7 +177,7 @@ def _written_differences(ledger: Ledger) -> Iterator[tuple[int, int, int]]:
 
 
 def _planned_sample(ledger: Ledger, position: int) -> int:
-    return int(samples_at(np.array([position], dtype=np.int64), ledger.samples, ledger.seed)[0])
+    return int(ledger.order.at(np.array([position], dtype=np.int64)).samples[0])
 
 
 def _name_differences(ledger: Ledger, entry: Entry, rank: int, plan: Share, found: Audit) -> None:

@@ -23,7 +23,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from shoal.core.errors import InputError
 from shoal.core.files import read_json, write_text
-from shoal.data.partition import Positions, mix, rank_positions, samples_at
+from shoal.data.mixture import Mixture
+from shoal.data.order import Order
+from shoal.data.partition import Positions, mix, rank_positions
 
 STRAYS_KEPT = 8
 """How many unplanned and how many missing readings an entry names per rank; the sums hold them all."""
@@ -90,7 +92,8 @@ class Entry:
 class Ledger:
     """All that a run's weights have seen, up to `position`, and what the plan follows from.
 
-    `corpus` is the fingerprint of the token stream: a sample's number means nothing without it.
+    `corpus` is the fingerprint of what is read, and how it is cut: a sample's number means nothing without it. `group` and
+    `mixture` are those of `data.order.Order`.
     """
 
     seed: Whole
@@ -99,6 +102,13 @@ class Ledger:
     corpus: str
     position: Whole = 0
     entries: tuple[Entry, ...] = ()
+    group: Whole = 0
+    mixture: Mixture | None = None
+
+    @property
+    def order(self) -> Order:
+        """The plan."""
+        return Order(self.seed, self.samples, self.group, self.mixture)
 
 
 class Recorder:
@@ -148,7 +158,7 @@ class Recorder:
         planned = planned_positions(
             self.added_up, self.position, self.global_batch, self.rank, self.world, self.strategy
         )  # fmt: skip
-        self.share += share_of(positions, samples, planned, samples_at(planned, self.ledger.samples, self.ledger.seed))
+        self.share += share_of(positions, samples, planned, self.ledger.order.at(planned).samples)
         self.held, self.held_count, self.added_up = [], 0, self.position
 
 
@@ -198,7 +208,7 @@ def _like(one: Entry, other: Entry) -> bool:
 
 def is_earlier(before: Ledger, after: Ledger) -> bool:
     """Whether `before` may be what `after` was at an earlier checkpoint: of its entries only the last may have grown."""
-    heads = [replace(ledger, position=0, entries=()) for ledger in (before, after)]
+    heads = [replace(ledger, position=0, entries=(), mixture=None) for ledger in (before, after)]
     if heads[0] != heads[1] or before.position >= after.position or len(before.entries) > len(after.entries):
         return False
     pairs = list(zip(before.entries, after.entries, strict=False))
@@ -210,7 +220,8 @@ def is_earlier(before: Ledger, after: Ledger) -> bool:
 
 def ledger_tree(ledger: Ledger) -> dict[str, Any]:
     """The ledger as plain values, for JSON."""
-    return asdict(ledger)
+    tree = asdict(ledger)
+    return {key: value for key, value in tree.items() if value or key not in ("group", "mixture")}
 
 
 def ledger_from(tree: Any, place: Path | str) -> Ledger:

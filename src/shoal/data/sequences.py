@@ -52,11 +52,26 @@ class Sequences:
         """Rows from windows [rows, length + 1] of a stream. `border`: the token with which a document ends, if it counts.
 
         It stands at the head of the next document, as what this is predicted from: so every token stays a target, and
-        none depends on another document.
+        none depends on another document. Padding, -1 at the end, is read by nobody.
         """
         tokens, following = windows[:, :-1], windows[:, 1:]
-        documents = None if border is None else np.cumsum(tokens == border, axis=1, dtype=np.int32)
+        documents = None
+        if border is not None or (windows[:, -1:] < 0).any():
+            begins = tokens == (-2 if border is None else border)
+            documents = np.where(tokens < 0, np.int32(-1), np.cumsum(begins, axis=1, dtype=np.int32))
         return cls(tokens, following, np.zeros(len(windows), dtype=np.uint64) if keys is None else keys, documents)
+
+
+def joined(parts: list[Sequences]) -> Sequences:
+    """Rows of equal length, one below the other; where only some tell documents apart, the others' rows are one each."""
+    documents = None
+    if any(part.documents is not None for part in parts):
+        told = (np.where(p.tokens < 0, np.int32(-1), np.int32(0)) if p.documents is None else p.documents for p in parts)
+        documents = np.concatenate(list(told))
+    tokens, following, keys = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "following", "keys")
+    )
+    return Sequences(tokens, following, keys, documents)
 
 
 def row_keys(seed: int, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -32,6 +32,8 @@ SPLITS: tuple[Split, ...] = ("train", "held_out")
 # Open maps are kept, but each holds a file descriptor, of which a process may have 1,024.
 OPEN_SHARDS = 256
 
+SCANNED_AT_ONCE = 1 << 24
+
 
 def token_dtype(vocabulary: int) -> str:
     """The smallest type, as numpy spells it, that holds every token id."""
@@ -91,6 +93,24 @@ class TokenStream:
                 f"a shard was changed; shoal doctor --corpus {self.shards[0].path.parent} says which"
             )
         return result
+
+    def take(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The token ids at these places of the stream, each of which must lie in it."""
+        numbers = np.searchsorted(self.starts, indices, side="right") - 1
+        result = np.empty(len(indices), dtype=np.int64)
+        for number in np.unique(numbers):
+            chosen = numbers == number
+            result[chosen] = _open_shard(self.shards[number], self.dtype)[indices[chosen] - self.starts[number]]
+        return result
+
+    def find(self, token: int) -> NDArray[np.int64]:
+        """Where in the stream a token stands, read a bounded piece at a time: a second for some hundred million tokens."""
+        found = [np.empty(0, dtype=np.int64)]
+        for shard, start in zip(self.shards, self.starts, strict=False):
+            for low in range(0, shard.tokens, SCANNED_AT_ONCE):
+                piece = _open_shard(shard, self.dtype)[low : low + SCANNED_AT_ONCE]
+                found.append(np.flatnonzero(piece == token) + (start + low))
+        return np.concatenate(found)
 
     def _fill(self, row: NDArray[np.int64], start: int) -> None:
         index = bisect_right(self.starts, start) - 1

@@ -1,16 +1,16 @@
 """Predict the next token (Radford et al. 2018)."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from shoal.data.sequences import Framing, Sequences
-from shoal.data.shards import TokenStream
 from shoal.models.loss import IGNORED, linear_cross_entropy
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
-from shoal.tasks.task import Batch, bits_per_byte, on_device
+from shoal.tasks.task import Batch, Found, added, on_device
 
 
 class Causal:
@@ -41,7 +41,9 @@ class Causal:
         loss_sum, count = self.loss(model, batch)
         return {"loss": loss_sum, "count": count}
 
-    def metrics(self, sums: Mapping[str, float], stream: TokenStream) -> dict[str, float]:
-        """Nats a token, and bits a byte of the split's text."""
-        loss = sums["loss"] / sums["count"]
-        return {"eval_loss": loss, "eval_bpb": bits_per_byte(loss, stream), "eval_targets": int(sums["count"])}
+    def metrics(self, corpora: Sequence[Found]) -> dict[str, float]:
+        """Nats a token, and bits a byte of all text, as its targets are known."""
+        sums = added(corpora)
+        bits = sum(part["loss"] / part["count"] / math.log(2) * text.rows.targets for part, text in corpora)
+        size = sum(text.bytes for _, text in corpora)
+        return {"eval_loss": sums["loss"] / sums["count"], "eval_bpb": bits / size, "eval_targets": int(sums["count"])}

@@ -12,7 +12,7 @@ token's cost included: it compares with the bits that another model needs for th
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,6 @@ from shoal.core.errors import RecipeError
 from shoal.core.recipe import Recipe
 from shoal.data.draws import subkeys, uniforms
 from shoal.data.sequences import Framing, Sequences
-from shoal.data.shards import TokenStream
 from shoal.data.special_tokens import FILL_IN, SENTINELS
 from shoal.data.tokenizer import TextTokenizer
 from shoal.data.words import Words
@@ -33,7 +32,7 @@ from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
 from shoal.tasks.blanks import Ids, Middle, Rewritten, Spans
 from shoal.tasks.projection import loss_at
-from shoal.tasks.task import Batch, on_device
+from shoal.tasks.task import Batch, Found, added, on_device
 
 LEAST = 8
 """Tokens below which a piece of a document is left out of a row."""
@@ -189,8 +188,9 @@ class Infill:
         count = len(batch.at) + weight * len(batch.aside)
         return loss, torch.tensor(count, dtype=torch.float32, device=loss.device), filled
 
-    def metrics(self, sums: Mapping[str, float], stream: TokenStream) -> dict[str, float]:
+    def metrics(self, corpora: Sequence[Found]) -> dict[str, float]:
         """Nats a target as in training, nats a token that is filled in, and bits a byte of these."""
+        sums = added(corpora)
         found = {"eval_loss": sums["loss"] / sums["count"], "eval_targets": int(sums["count"])}
         if sums["bytes"]:
             found["eval_filled_loss"] = sums["filled_loss"] / sums["filled"]

@@ -17,7 +17,7 @@ Divided by the count of the whole global batch this is BERT's sum of two means, 
 row has; the weight is the same everywhere, so it is the same on any number of ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from shoal.models.transformer import Transformer
 from shoal.tasks.masking import Replacement, borders, choose, replace_masked, span_begins
 from shoal.tasks.projection import correct_at, loss_at
 from shoal.tasks.relations import Relations
-from shoal.tasks.task import Batch, on_device
+from shoal.tasks.task import Batch, Found, added, on_device
 
 
 class Masked:
@@ -124,8 +124,9 @@ class Masked:
             sums |= {"relation_loss": loss_sum, "relation_count": count, "relation_correct": correct}
         return sums
 
-    def metrics(self, sums: Mapping[str, float], stream: TokenStream) -> dict[str, float]:
+    def metrics(self, corpora: Sequence[Found]) -> dict[str, float]:
         """Nats a masked token, and the share of them of which the likeliest token is the right one."""
+        sums = added(corpora)
         count = sums["count"]
         found = {
             "eval_loss": sums["loss"] / count,

@@ -1,7 +1,6 @@
 """The seam between what is learned and how: sequences in, batch, summed loss and number of targets out."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,10 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoal.data.plan import HeldOut
 from shoal.data.sequences import Framing, Sequences
-from shoal.data.shards import TokenStream
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
+
+Found = tuple[Mapping[str, float], HeldOut]
+"""What a task's sums are of one corpus, and the text that they are of."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,14 @@ class Task(Protocol):
         """What evaluation adds up over batches and ranks; always the same names, `loss` and `count` among them."""
         ...
 
-    def metrics(self, sums: Mapping[str, float], stream: TokenStream) -> dict[str, float]:
-        """`eval_loss`, `eval_targets` and what else the sums over a split tell."""
+    def metrics(self, corpora: Sequence[Found]) -> dict[str, float]:
+        """`eval_loss`, `eval_targets` and what else the sums over each corpus's held-out text tell of all of it."""
         ...
 
 
-def bits_per_byte(loss: float, stream: TokenStream) -> float:
-    """Nats a token to bits a byte, by the split's targets (all tokens but the first) a byte."""
-    return loss / math.log(2) * (stream.tokens - 1) / stream.bytes
+def added(corpora: Sequence[Found]) -> dict[str, float]:
+    """The sums of all corpora."""
+    return {name: sum(sums[name] for sums, _ in corpora) for name in corpora[0][0]}
 
 
 def on_device(array: NDArray[np.generic], device: torch.device) -> Tensor:

@@ -23,7 +23,7 @@ from shoal.core.machine import cores, total_memory_bytes
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import write_recipe
 from shoal.core.run_directory import RunDirectory
-from shoal.data.shards import Corpus
+from shoal.data.plan import open_corpora
 from shoal.models.transformer import Transformer
 from shoal.parallel.launch import ADVICE
 from shoal.parallel.server.client import Remote
@@ -34,7 +34,7 @@ from shoal.train.loop import memory_bytes
 from shoal.train.optimizers import Optimizer, build_delayed_optimizer, build_optimizer
 from shoal.train.pretrain import Session, finish
 from shoal.train.server import Seat, Worker, check_served, divide_model, make_codec, pace_of
-from shoal.train.setup import matrix_peak, watch_signals
+from shoal.train.setup import build_task, matrix_peak, plan_rows, watch_signals
 from shoal.train.sizes import transformer_config
 
 LEAST_STORE_BYTES = 128 << 20
@@ -58,10 +58,12 @@ def pretrain_on_servers(recipe: Recipe, session: Session, workers: int) -> dict[
 
     Raises `RankError` with the message of a worker that failed, or when a server is lost.
     """
-    corpus = Corpus.open(Path(recipe.corpus_directory))
-    model = Transformer(transformer_config(recipe, corpus.vocabulary))
+    corpora = open_corpora(recipe)
+    model = Transformer(transformer_config(recipe, corpora[0].vocabulary))
+    context = model.config.context
+    tokens_per_row = plan_rows(recipe, corpora, build_task(recipe, corpora[0]), context).tokens_per_row
     portions, shapes = divide_model(recipe, model)
-    pace, codec = pace_of(recipe, workers, model.config.context), make_codec(recipe)
+    pace, codec = pace_of(recipe, workers, tokens_per_row), make_codec(recipe)
     threads = recipe.parallel.threads or max(1, cores() // workers)
     parameters = sum(shape.numel() for shape in shapes.values())
     with _ray(workers, 4 * parameters * (3 * workers + 3)) as ray:

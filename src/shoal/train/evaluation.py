@@ -1,4 +1,4 @@
-"""What a task measures on held-out text, over all ranks."""
+"""What a task measures on held-out text, over all ranks; of a mixture, the loss on each corpus too."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from shoal.core.errors import CorpusError
-from shoal.data.batches import evaluation_windows
-from shoal.data.shards import TokenStream
+from shoal.data.batches import evaluation_rows
+from shoal.data.plan import HeldOut
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
@@ -17,11 +17,10 @@ from shoal.tasks import Task
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model on a split; every rank reads its share and gets the whole result."""
+    """Evaluates a model on the held-out text of each corpus; every rank reads its share and gets the whole result."""
 
     task: Task
-    stream: TokenStream
-    context: int
+    held_out: dict[str, HeldOut]
     batch: int
     wire: Wire
     data: Axis
@@ -31,22 +30,35 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, Any]:
-        """The task's metrics: `eval_loss` in nats a target, `eval_targets`, and what it has beside."""
-        world = self.wire.world
+        """The task's metrics: `eval_loss` in nats a target, `eval_targets`, and what it has beside.
+
+        Of several corpora, over all their text, and `eval_loss/NAME` of each.
+        """
         training = model.training
         model.eval()
-        limit = self.final_sequences if final else self.sequences
-        batches = evaluation_windows(self.stream, self.context, self.batch, self.data.rank, self.data.size, limit)
-        totals: dict[str, torch.Tensor] = {}
+        limit = -(-(self.final_sequences if final else self.sequences) // len(self.held_out))
         # eager: compiling forward without gradients would take longer than most evaluations
         with torch.compiler.set_stance("force_eager"):
-            for sequences in batches:
-                with self.precision:
-                    sums = self.task.sums(model, self.task.batch(sequences, world.device))
-                totals = {name: totals.get(name, 0) + value.double() for name, value in sums.items()}
+            sums = {name: self._sums(model, held_out, limit) for name, held_out in self.held_out.items()}
         model.train(training)
+        return self._result(sums)
+
+    def _sums(self, model: Transformer, held_out: HeldOut, limit: int) -> dict[str, float]:
+        """The task's sums over one corpus and all ranks."""
+        device = self.wire.world.device
+        totals: dict[str, torch.Tensor] = {}
+        for sequences in evaluation_rows(held_out.rows, self.batch, self.data.rank, self.data.size, limit):
+            with self.precision:
+                sums = self.task.sums(model, self.task.batch(sequences, device))
+            totals = {name: totals.get(name, 0) + value.double() for name, value in sums.items()}
         whole = self.wire.sum(torch.stack(list(totals.values())), self.data).tolist()
-        result = dict(zip(totals, whole, strict=True))
-        if not result["count"]:
+        return dict(zip(totals, whole, strict=True))
+
+    def _result(self, sums: dict[str, dict[str, float]]) -> dict[str, Any]:
+        found = {name: part for name, part in sums.items() if part["count"]}
+        if not found:
             raise CorpusError("the held-out split has no targets to evaluate on")
-        return self.task.metrics(result, self.stream)
+        result: dict[str, Any] = self.task.metrics([(part, self.held_out[name]) for name, part in found.items()])
+        if len(self.held_out) > 1:
+            result |= {f"eval_loss/{name}": part["loss"] / part["count"] for name, part in found.items()}
+        return result

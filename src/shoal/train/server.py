@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.data.batches import TrainingBatches
 from shoal.data.ledger import Ledger, Share
+from shoal.data.plan import open_corpora, plan_evaluation
 from shoal.data.sequences import Sequences
-from shoal.data.shards import Corpus
 from shoal.models.transformer import Transformer
 from shoal.parallel.codecs import CODECS
 from shoal.parallel.codecs.codec import Codec
@@ -40,7 +39,7 @@ from shoal.train.evaluation import Evaluator
 from shoal.train.loop import Parts, train
 from shoal.train.model_setup import compile_blocks, recompute_blocks, use_native_kernels
 from shoal.train.schedule import Budget, SharedBudget
-from shoal.train.setup import build_model, build_task, make_precision, matrix_peak, put_back
+from shoal.train.setup import build_model, build_task, make_precision, matrix_peak, plan_rows, put_back
 from shoal.train.telemetry import Silence, Telemetry
 
 FIRST_SIGN_SECONDS = 180.0
@@ -113,12 +112,12 @@ def divide_model(recipe: Recipe, model: Transformer) -> tuple[list[Portion], dic
     return divide_parameters(sizes, recipe.parallel.server.shards, whole, make_codec(recipe).block), shapes
 
 
-def pace_of(recipe: Recipe, workers: int, context: int) -> Pace:
+def pace_of(recipe: Recipe, workers: int, tokens_per_row: float) -> Pace:
     """How the recipe's workers go together, and when they have done enough."""
     train, server = recipe.train, recipe.parallel.server
     budget = Budget.of(train)
     ends = [budget.steps * train.global_batch] if budget.steps else []
-    ends += [math.ceil(budget.tokens / context)] if budget.tokens else []
+    ends += [math.ceil(budget.tokens / tokens_per_row)] if budget.tokens else []
     bound = server.bound if server.mode == "stale" else None
     piece = 0 if server.mode == "synchronous" else train.global_batch // workers
     return Pace(workers, bound, server.lease, FIRST_SIGN_SECONDS, piece, min(ends, default=0), budget.seconds)
@@ -190,8 +189,8 @@ class Worker:
         device = torch.device("cuda" if torch.cuda.is_available() and recipe.train.device != "cpu" else "cpu")
         world = World(seat.rank, seat.workers, device=device)
         self.recipe, self.run, self.world = recipe, run, world
-        corpus = Corpus.open(Path(recipe.corpus_directory))
-        model = build_model(recipe, corpus.vocabulary, device)
+        corpora = open_corpora(recipe)
+        model = build_model(recipe, corpora[0].vocabulary, device)
         context, settings = model.config.context, recipe.train
         share = -(-settings.global_batch // seat.workers)
         together = min(share, settings.micro_batch or share)
@@ -205,12 +204,13 @@ class Worker:
             Wire(world), seat.clock, seat.servers, seat.portions, make_codec(recipe), feedback, codec.feedback_decay
         )
         self.optimizer = ServedOptimizer(self.client)
-        self._make_sync(model, corpus, context)
-        task, precision = build_task(recipe, corpus, "train"), make_precision(settings.precision, device)
+        task, precision = build_task(recipe, corpora[0], "train"), make_precision(settings.precision, device)
+        self.plan = plan_rows(recipe, corpora, task, context)
+        self._make_sync(model)
         evaluation = recipe.evaluation
         evaluate = Evaluator(
-            build_task(recipe, corpus, "held_out"), corpus.split("held_out"), context, together, self.client.wire, Axis(),
-            precision, evaluation.sequences, evaluation.final_sequences,
+            build_task(recipe, corpora[0], "held_out"), plan_evaluation(recipe, corpora, context, task.framing), together,
+            self.client.wire, Axis(), precision, evaluation.sequences, evaluation.final_sequences,
         )  # fmt: skip
         main = world.is_main
         self.parts = Parts(
@@ -222,24 +222,23 @@ class Worker:
             stop_requested, Auto(recipe, self.client.wire),
         )  # fmt: skip
 
-    def _make_sync(self, model: Transformer, corpus: Corpus, context: int) -> None:
+    def _make_sync(self, model: Transformer) -> None:
         """The sync, what it reads, and when it ends: with a common step, or without."""
-        recipe, world, rank = self.recipe, self.world, self.world.rank
+        recipe, world, rank, plan = self.recipe, self.world, self.world.rank, self.plan
         batch, micro_batch, server = recipe.train.global_batch, recipe.train.micro_batch, recipe.parallel.server
         mesh = Mesh(data=Axis(world.size, rank), together=Axis(world.size, rank))
-        stream = corpus.split("train")
         self.sync: MeetAtServers | PassByServers
         self.batches: StepBatches | PieceBatches
         self.budget: Budget | SharedBudget
         if server.mode == "synchronous":
             self.sync = MeetAtServers(self.client, self.optimizer, mesh, batch)
             inner = TrainingBatches(
-                stream, context, batch, micro_batch, recipe.seed, rank, world.size, recipe.data.partition
+                plan.rows, plan.order, batch, micro_batch, rank, world.size, recipe.data.partition
             )  # fmt: skip
             self.batches, self.budget = StepBatches(inner, self.client), Budget.of(recipe.train)
         else:
             sync = PassByServers(self.client, self.optimizer, mesh, bounded=server.mode == "stale")
-            inner = TrainingBatches(stream, context, batch // world.size, micro_batch, recipe.seed)
+            inner = TrainingBatches(plan.rows, plan.order, batch // world.size, micro_batch)
             self.sync, self.batches = sync, PieceBatches(inner, sync)
             self.budget = SharedBudget(lambda: 1.0 if sync.news.piece is None else min(sync.news.done, NEARLY_DONE))
         self.sync.attach(model, whole_shards(model))
@@ -263,7 +262,7 @@ class Worker:
         self.client.finish([self.client.clock("seed", standing, kept)])
         expected = None  # without a common step, nobody knows how many will be the main worker's
         if isinstance(self.budget, Budget):
-            expected = self.budget.expected_steps(self.recipe.train.global_batch * parts.model.config.context)
+            expected = self.budget.expected_steps(round(self.recipe.train.global_batch * self.plan.tokens_per_row))
         telemetry = Telemetry(self.run, progress.step if resume else None, expected, quiet)
         self.parts = replace(parts, telemetry=telemetry)
         self.sync.tell = telemetry.note

@@ -20,6 +20,7 @@ from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import generator
 from shoal.data.batches import TrainingBatches
+from shoal.data.plan import Plan, open_corpora, plan_evaluation, plan_training
 from shoal.data.shards import Corpus, Split
 from shoal.data.tokenizer import difference, read_tokenizer
 from shoal.models import hugging_face
@@ -59,9 +60,10 @@ def build(
 ) -> Parts:
     """Everything that `train.loop` needs, on this rank. Raises `InputError` for what can't work."""
     recipe = resolve(recipe, world.size)
-    corpus = Corpus.open(Path(recipe.corpus_directory))
+    corpora = open_corpora(recipe)
+    corpus = corpora[0]
     wire = make_wire(recipe, world)
-    _check_equal(wire, recipe, corpus)
+    _check_equal(wire, recipe, corpora)
     train = recipe.train
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
     model = build_model(recipe, corpus.vocabulary, world.device)
@@ -77,15 +79,14 @@ def build(
     recipe = auto.decide(model, task, precision, together, -(-share // together))
     sync = make_sync(recipe, wire, mesh, model)
     sync.attach(model, shards)
+    plan, budget = plan_rows(recipe, corpora, task, config.context), Budget.of(train)
     batches = TrainingBatches(
-        corpus.split("train"), config.context, train.global_batch, train.micro_batch, recipe.seed,
-        mesh.data.rank, mesh.data.size, recipe.data.partition,
+        plan.rows, plan.order, train.global_batch, train.micro_batch, mesh.data.rank, mesh.data.size, recipe.data.partition
     )  # fmt: skip
-    budget = Budget.of(train)
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
     evaluate = Evaluator(
-        build_task(recipe, corpus, "held_out"), corpus.split("held_out"), config.context, together, wire, mesh.data,
-        precision, recipe.evaluation.sequences, recipe.evaluation.final_sequences,
+        build_task(recipe, corpus, "held_out"), plan_evaluation(recipe, corpora, config.context, task.framing), together,
+        wire, mesh.data, precision, recipe.evaluation.sequences, recipe.evaluation.final_sequences,
     )  # fmt: skip
     peak_flops = peak_of_all(wire, train.precision)
     parts = Parts(
@@ -94,7 +95,7 @@ def build(
     )  # fmt: skip
     notes = [*(_resume(parts, run) if resume else []), *auto.notes]
     if world.is_main:
-        expected = budget.expected_steps(train.global_batch * config.context)
+        expected = budget.expected_steps(round(train.global_batch * plan.tokens_per_row))
         parts = replace(parts, telemetry=Telemetry(run, parts.progress.step if resume else None, expected, quiet))
     threads = torch.get_num_threads()
     notes.append(
@@ -200,6 +201,11 @@ def build_task(recipe: Recipe, corpus: Corpus, split: Split) -> Task:
     return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path), corpus.split(split))
 
 
+def plan_rows(recipe: Recipe, corpora: list[Corpus], task: Task, context: int) -> Plan:
+    """What a run of the recipe reads, laid out for its task."""
+    return plan_training(recipe, corpora, context, task.framing, Budget.of(recipe.train).expected_steps)
+
+
 def make_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Autocast for bf16, nothing for fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -281,9 +287,10 @@ def _newest(checkpoints: Checkpoints | SavedElsewhere) -> tuple[str | None, list
     return (None, [], None) if found is None else (found[0].name, found[1], None)
 
 
-def _check_equal(wire: Wire, recipe: Recipe, corpus: Corpus) -> None:
+def _check_equal(wire: Wire, recipe: Recipe, corpora: list[Corpus]) -> None:
     """Ranks with different recipes, corpora or programs would train apart silently: all refuse, with one message."""
-    mine = {"recipe": str(recipe), "corpus": corpus.fingerprint, "Shoal": code_fingerprint(), "torch": torch.__version__}
+    texts = " ".join(corpus.fingerprint for corpus in corpora)
+    mine = {"recipe": str(recipe), "corpus": texts, "Shoal": code_fingerprint(), "torch": torch.__version__}
     everyone = wire.gather_objects(mine)
     for what, value in everyone[0].items():
         different = [str(rank) for rank, other in enumerate(everyone) if other[what] != value]

@@ -20,9 +20,10 @@ PROCESS_BYTES = 450_000_000
 """What Python, torch and its compiler hold resident before the first tensor."""
 
 
-def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
+def estimate(recipe: Recipe, vocabulary: int, world: int, tokens_per_row: float | None = None) -> dict[str, Any]:
     """Parameters, tokens, steps (None where only minutes end the run) and memory a rank, in bytes.
 
+    `tokens_per_row`: real tokens of a sequence, on average, where the corpus is there to tell (None: all of the context).
     Raises `RecipeError` or `InputError` for what can't be arranged on so many ranks.
     """
     recipe = resolve(recipe, world)
@@ -34,7 +35,7 @@ def estimate(recipe: Recipe, vocabulary: int, world: int) -> dict[str, Any]:
     check_optimizer(recipe.optimizer, divided=shard * tensor > 1)
     parameters = sum(parameter.numel() for parameter in Transformer(config).parameters())
     budget = Budget.of(recipe.train)
-    per_step = recipe.train.global_batch * config.context
+    per_step = round(recipe.train.global_batch * (tokens_per_row or config.context))
     steps = budget.expected_steps(per_step)
     share = -(-recipe.train.global_batch * tensor // world)
     sequences = min(share, recipe.train.micro_batch or share)
