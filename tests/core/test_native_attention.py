@@ -209,9 +209,7 @@ def unloaded() -> Iterator[None]:
     native.load.cache_clear()
 
 
-def test_without_a_compiler_there_is_a_reason(
-    monkeypatch: pytest.MonkeyPatch, unloaded: None
-) -> None:
+def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, unloaded: None) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     library, reason = native.load()

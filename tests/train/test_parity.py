@@ -5,33 +5,67 @@ from pathlib import Path
 import pytest
 
 from shoal.parallel.world import World
+from shoal.tasks import Task
 from shoal.train import parity
 from tests.ranks import alone, run_ranks
+from tests.train.encoders import SHAPES, Hiding, with_shapes
 
 CASES = {size: [case for case in parity.CASES if case.ranks == size and "compiled" not in case.name] for size in (1, 2, 4)}
 FEW = ("replicate", "zero1", "zero3", "tensor 2", "zero3 over 2 × tensor 2, accumulating")
+Jobs = list[tuple[str, parity.Case]]
+"""Presets, and how their training is divided."""
 
 
-def traces(world: World, cases: list[parity.Case], folder: Path, preset: str) -> list[parity.Trace | None]:
-    return [parity.trace(world, case, folder / str(number), preset) for number, case in enumerate(cases)]
+def traces(world: World, jobs: Jobs, folder: Path, task: Task | None) -> list[parity.Trace | None]:
+    with with_shapes:
+        return [parity.trace(world, case, folder / str(number), preset, task) for number, (preset, case) in enumerate(jobs)]
 
 
-def different(size: int, cases: list[parity.Case], folder: Path, preset: str) -> dict[str, parity.Difference]:
-    """Those cases that are not the same training."""
-    reference = parity.reference(preset)
-    got = traces(alone(), cases, folder, preset) if size == 1 else run_ranks(size, traces, cases, folder, preset)[0]
-    found = {case.name: parity.Difference.between(trace, reference) for case, trace in zip(cases, got, strict=True)}
-    return {name: difference for name, difference in found.items() if not difference.fine}
+def differences(size: int, jobs: Jobs, folder: Path, task: Task | None = None) -> dict[tuple[str, str], parity.Difference]:
+    """Of each job to the plainest training, by its preset and its case's name."""
+    with with_shapes:
+        references = {preset: parity.reference(preset, task) for preset, _ in jobs}
+    got = traces(alone(), jobs, folder, task) if size == 1 else run_ranks(size, traces, jobs, folder, task)[0]
+    return {
+        (preset, case.name): parity.Difference.between(trace, references[preset])
+        for (preset, case), trace in zip(jobs, got, strict=True)
+    }
+
+
+def different(size: int, jobs: Jobs, folder: Path, task: Task | None = None) -> dict[tuple[str, str], parity.Difference]:
+    """Those jobs that are not the same training."""
+    return {name: difference for name, difference in differences(size, jobs, folder, task).items() if not difference.fine}
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_every_division_trains_as_plain_fp64_does(size: int, tmp_path: Path) -> None:
-    assert different(size, CASES[size], tmp_path, "qwen3-tiny") == {}
+    assert different(size, [("qwen3-tiny", case) for case in CASES[size]], tmp_path) == {}
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_biases_and_learned_positions_are_divided_right_too(size: int, tmp_path: Path) -> None:
-    assert different(size, [case for case in CASES[size] if case.name in FEW], tmp_path, "gpt2-small") == {}
+    assert different(size, [("gpt2-small", case) for case in CASES[size] if case.name in FEW], tmp_path) == {}
+
+
+OF_ENCODERS = (*FEW, "one rank, accumulating", "zero2, accumulating", "zero3, all recomputed")
+MEETING_OTHERWISE = {
+    "int8": (1e-3, {"codec": {"kind": "int8"}}),
+    "zero1, int8": (1e-3, {"shard": "zero1", "codec": {"kind": "int8"}}),
+    "zero3, int8": (1e-3, {"shard": "zero3", "codec": {"kind": "int8"}}),
+    "local updates": (3e-2, {"sync": "local", "local": {"every": 4}}),
+}
+"""How near the losses are, and keys of `parallel`."""
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_encoders_are_divided_right_too_with_heads_that_nothing_uses(size: int, tmp_path: Path) -> None:
+    otherwise = [parity.Case(name, 2, {"parallel": keys}) for name, (_, keys) in MEETING_OTHERWISE.items()]
+    cases = [case for case in CASES[size] if case.name in OF_ENCODERS] + (otherwise if size == 2 else [])
+    presets = list(SHAPES)[: 2 if size == 2 else 1]
+    found = differences(size, [(preset, case) for preset in presets for case in cases], tmp_path, Hiding())
+    for (preset, name), difference in found.items():
+        near, _ = MEETING_OTHERWISE.get(name, (0, {}))
+        assert difference.loss < near or difference.fine, (preset, name, difference)
 
 
 def test_a_wrong_training_is_seen(tmp_path: Path) -> None:

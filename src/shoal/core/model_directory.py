@@ -28,8 +28,9 @@ def write_model_directory(
     try:
         write_tensors(temporary / "model.safetensors", weights)
         write_json(temporary / "config.json", config)
-        end = config.get("eos_token_id")
-        write_json(temporary / "generation_config.json", {"do_sample": True, "eos_token_id": end, "pad_token_id": end})
+        if continues(config):
+            end = config.get("eos_token_id")
+            write_json(temporary / "generation_config.json", {"do_sample": True, "eos_token_id": end, "pad_token_id": end})
         write_tokenizer(temporary)
         write_text(temporary / "README.md", card)
     except BaseException:
@@ -38,6 +39,11 @@ def write_model_directory(
     remove_folder(directory)
     temporary.rename(directory)
     sync_folder(directory.parent)
+
+
+def continues(config: Mapping[str, Any]) -> bool:
+    """Whether the model goes on with a text, as decoders do; encoders fill in, or sum up."""
+    return not any(name.endswith(("ForMaskedLM", "ForPreTraining", "Model")) for name in config.get("architectures", ()))
 
 
 def find_model_directory(directory: Path) -> Path:

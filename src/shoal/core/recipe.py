@@ -97,8 +97,8 @@ class Model:
     """Width of a head."""
     hidden: Positive | None = None
     """Width inside the MLP."""
-    activation: Literal["gelu", "silu", "relu2"] | None = None
-    """Nonlinearity of the MLP."""
+    activation: Literal["gelu", "gelu_erf", "silu", "relu2"] | None = None
+    """Nonlinearity of the MLP; `gelu` in its tanh form (GPT-2), `gelu_erf` the exact one (BERT)."""
     qk_norm: Annotated[bool, Strict()] | None = None
     """Normalise queries and keys."""
     tied: Annotated[bool, Strict()] | None = None

@@ -36,16 +36,24 @@ def linear_cross_entropy(
     """Summed cross entropy of `hidden @ weight.T + bias` against targets (`IGNORED` ones don't count), an fp32 scalar.
 
     The sum, not the mean: the caller divides by the number of targets of the whole global batch. A `kernel` is asked first.
-    A bias is one more column of the weight, for hidden states that end in 1, filled up to what vector units like.
     """
-    if bias_V is not None:
-        one = hidden_ND.new_zeros(hidden_ND.shape[0], BIAS_COLUMNS)
-        one[:, 0] = 1.0
-        hidden_ND = torch.cat((hidden_ND, one), dim=1)
-        weight_VD = torch.cat((weight_VD, F.pad(bias_V[:, None], (0, BIAS_COLUMNS - 1))), dim=1)
+    hidden_ND, weight_VD = with_bias(hidden_ND, weight_VD, bias_V)
     if not torch.is_grad_enabled():  # a Function is told that parameters need gradients even then
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, kernel)
+
+
+def with_bias(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Hidden states and weight such that `hidden @ weight.T` has the bias in it.
+
+    A bias is one more column of the weight, for hidden states that end in 1, filled up to what vector units like.
+    """
+    if bias_V is None:
+        return hidden_ND, weight_VD
+    one = hidden_ND.new_zeros(hidden_ND.shape[0], BIAS_COLUMNS)
+    one[:, 0] = 1.0
+    padded = F.pad(bias_V[:, None], (0, BIAS_COLUMNS - 1))
+    return torch.cat((hidden_ND, one), dim=1), torch.cat((weight_VD, padded), dim=1)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -71,6 +71,9 @@ class FullySharded(Sync):
             unit.set_custom_reduce_scatter(scatter_sum)
             unit.set_gradient_divide_factor(1.0)  # sums, not means
             unit.set_force_sum_reduction_for_comms(True)
+            unit.set_reduce_scatter_unused_params(
+                True
+            )  # a head that the task doesn't use has a gradient of zero, as elsewhere
         for unit, following in zip(self.units, self.units[1:], strict=False):
             assert isinstance(unit, FSDPModule) and isinstance(following, FSDPModule)
             unit.set_modules_to_forward_prefetch([following])

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from shoal.core.recipe import Recipe
-from shoal.models.loss import IGNORED
+from shoal.models.loss import IGNORED, with_bias
 from shoal.models.transformer import Transformer, TransformerConfig
 from shoal.parallel.mesh import make_mesh
 from shoal.parallel.sync import Sync
@@ -111,10 +111,10 @@ def _without_values(model: Transformer) -> Transformer:
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
-    if model.position is None:
-        angles = (model.config.context, model.config.head_dim // 2)
+    angles = (model.config.context, model.config.head_dim // 2)
+    for kind in model.config.rotary_bases:
         for name in ("cosine", "sine"):
-            model.register_buffer(name, torch.empty(angles), persistent=False)
+            model.register_buffer(kind + name, torch.empty(angles), persistent=False)
     return model
 
 
@@ -127,8 +127,8 @@ def one_step(recipe: Recipe, model: Transformer, sync: Sync, optimizer: Optimize
         sync.begin_backward(last=index == len(sequences) - 1)
         tokens = torch.zeros(count, model.config.context, dtype=torch.int64)
         with make_precision(recipe.train.precision, tokens.device):
-            hidden = model(tokens).flatten(0, 1)
-            weight = model.head_weight
+            hidden = model.before_head(model(tokens).flatten(0, 1))
+            hidden, weight = with_bias(hidden, model.head_weight, model.head_bias)
             kernel = model.loss_kernel or _silent_loss
             found = kernel(hidden.detach(), weight.detach(), torch.full_like(tokens, IGNORED).flatten(), True)
         _, hidden_gradient, weight_gradient = found or (None, None, None)

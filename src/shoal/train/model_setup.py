@@ -89,6 +89,8 @@ def divide_products(model: Transformer, wire: Wire, mesh: Mesh) -> Shards:
     if model.head is not None:
         plan["head"] = Vocabulary(ranks)
     parallelize_module(model, mesh.devices["tensor"], plan)
+    if model.head_bias is not None:
+        ranks.cut(model, "head_bias", 0)
     for module in model.modules():
         if isinstance(module, Attention):
             module.heads //= mesh.tensor.size

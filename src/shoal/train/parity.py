@@ -27,7 +27,7 @@ from shoal.models.loss import IGNORED
 from shoal.parallel.mesh import Axis, make_mesh
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import Causal
+from shoal.tasks import Causal, Task
 from shoal.train.auto import Auto
 from shoal.train.checkpoint import Checkpoints, Saved
 from shoal.train.loop import Parts, train
@@ -186,7 +186,7 @@ class _Records(Silence):
         self.records.append(record)
 
 
-def trace(world: World, case: Case, folder: Path, preset: str = "qwen3-tiny") -> Trace | None:
+def trace(world: World, case: Case, folder: Path, preset: str = "qwen3-tiny", task: Task | None = None) -> Trace | None:
     """Train a case on this rank, through a checkpoint in `folder`; the whole of it on the main rank."""
     recipe = make_recipe(case, preset)
     wire = Wire(world)
@@ -198,7 +198,7 @@ def trace(world: World, case: Case, folder: Path, preset: str = "qwen3-tiny") ->
     run = RunDirectory(folder)
     wire.gather_objects(None)
     parts = Parts(
-        recipe, model, Causal(), UnevenBatches(recipe, mesh.data), build_optimizer(sync.shards, recipe.optimizer),
+        recipe, model, task or Causal(), UnevenBatches(recipe, mesh.data), build_optimizer(sync.shards, recipe.optimizer),
         sync, Budget.of(recipe.train), lambda model, final=True: {"eval_loss": math.nan},
         Checkpoints(run.checkpoints, 1, world.rank, world.size), telemetry, make_precision("fp32", world.device),
         1, 1.0, 1.0, lambda: False, Auto(recipe, wire),
@@ -215,7 +215,7 @@ def trace(world: World, case: Case, folder: Path, preset: str = "qwen3-tiny") ->
     return Trace([line["loss"] for line in records], [line["grad_norm"] for line in records], weights)
 
 
-def reference(preset: str = "qwen3-tiny") -> Trace:
+def reference(preset: str = "qwen3-tiny", task: Task | None = None) -> Trace:
     """The plainest training, in fp64."""
     recipe = make_recipe(CASES[0], preset)
     model = build_model(recipe, VOCABULARY, torch.device("cpu")).double()
@@ -225,12 +225,16 @@ def reference(preset: str = "qwen3-tiny") -> Trace:
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
-    batches, task, losses, norms = UnevenBatches(recipe, Axis()), Causal(), [], []
+    task = task or Causal()
+    batches, losses, norms = UnevenBatches(recipe, Axis()), [], []
     for step in range(STEPS):
         batch = task.batch(Sequences.of_windows(batches.whole(step)), torch.device("cpu"))
-        logits = model.project(model(batch.tokens)).flatten(0, 1)
+        logits = model.project(model(batch.tokens, reach=batch.reach, segments_BT=batch.segments)).flatten(0, 1)
         loss = F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED)
         loss.backward()
+        for parameter in model.parameters():
+            if parameter.grad is None:  # a head that the task doesn't use decays, too
+                parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * learning_rate_share(recipe.schedule, step / STEPS, step)

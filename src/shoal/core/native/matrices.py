@@ -25,7 +25,8 @@ DEPTH = 384
 """Of a pass: `DEPTH` of product.h."""
 CHUNK_BYTES = 16 << 20
 """Logits that exist at a time, or those of `DEPTH` tokens where these are more."""
-ACTIVATIONS = ("gelu", "silu", "relu2")
+ACTIVATIONS = ("gelu", "silu", "relu2", "gelu_erf")
+"""As `Activation` of linear.cpp counts them."""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
