@@ -1,6 +1,7 @@
 """What is installed, what works on this machine, and what to do about what does not.
 
 shoal doctor
+shoal doctor --corpus data/demo
 """
 
 import importlib.metadata
@@ -9,6 +10,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,6 +24,7 @@ from shoal.core.errors import ShoalError
 from shoal.core.machine import cores, cpp_compiler, cpu_name, python_headers, total_memory_bytes
 from shoal.core.native import load
 from shoal.core.native.matrices import serves
+from shoal.data.shards import SPLITS, Corpus
 from shoal.train.setup import matrix_peak
 
 LIBRARIES = ("torch", "tokenizers", "transformers", "datasets", "safetensors", "numpy", "pydantic", "tensorboard")
@@ -35,6 +38,8 @@ class Arguments:
     """Print one JSON object, and nothing else, on stdout."""
     debug: bool = False
     """Show tracebacks."""
+    corpus: Path | None = None
+    """A prepared corpus to check instead: that every file of it is what `prepare` wrote."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Finding:
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     """Look at everything and say what is missing; `ShoalError` when Shoal can't work here."""
+    if arguments.corpus is not None:
+        return _check_corpus(arguments.corpus, arguments.json)
     findings = [check() for check in (_python, _memory, _disk, _compiler, _kernels, _peak, _gpu, _gloo)]
     findings += [_library(name) for name in LIBRARIES]
     broken = [finding.name for finding in findings if finding.needed and not finding.works]
@@ -65,6 +72,18 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
             print(json.dumps(facts))  # noqa: T201
         raise ShoalError(f"what is needed and does not work: {', '.join(broken)}")
     return facts
+
+
+def _check_corpus(directory: Path, quiet: bool) -> dict[str, Any]:
+    """Read every file again; `CorpusError` says which one is missing, cut or changed."""
+    corpus = Corpus.open(directory, verify=True)
+    shards = [shard for split in SPLITS for shard in corpus.split(split).shards]
+    tokens = sum(shard.tokens for shard in shards)
+    if not quiet:
+        Console(highlight=False).print(
+            f"{directory}: whole, {len(shards)} shards with {tokens:,} tokens, checksums as written"
+        )
+    return {"corpus": str(directory), "works": True, "shards": len(shards), "tokens": tokens}
 
 
 def _attempt(name: str, try_it: Callable[[], str], advice: str, needed: bool = True) -> Finding:

@@ -3,6 +3,7 @@
 Tensors have their own file, `core.tensors`: a process that only moves text must not wait two seconds for torch.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -42,7 +43,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.rename(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ShoalError(f"{path}: could not be written: {error.strerror or error}") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; make room there, then the same command goes on from what is finished" if full else ""
+        raise ShoalError(f"{path}: could not be written: {error.strerror or error}{advice}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -270,7 +270,7 @@ def _finish(
         "left_out": left_out,
     }
     manifest["tokenizer"] = report_on(tokenizer, sample.texts, Corpus(directory, manifest))
-    write_text(directory / REPORT, tokenizer_page(manifest["tokenizer"], directory.name))
+    write_text(directory / REPORT, tokenizer_page(manifest["tokenizer"]))
     sync_folder(directory)
     write_json(directory / MANIFEST, manifest)
     sync_folder(directory)

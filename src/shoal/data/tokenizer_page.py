@@ -19,8 +19,8 @@ VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"})
 LONGEST_SHOWN = 80
 
 
-def tokenizer_page(report: dict[str, Any], name: str) -> str:
-    """The page of a report (`tokenizer_report.report_on`) on the corpus `name`."""
+def tokenizer_page(report: dict[str, Any]) -> str:
+    """The page of a report (`tokenizer_report.report_on`)."""
     numbers = [
         ("bytes a token", f"{report['bytes_per_token']:.2f}"),
         ("tokens in the vocabulary", f"{report['vocabulary']:,}"),
@@ -39,11 +39,10 @@ def tokenizer_page(report: dict[str, Any], name: str) -> str:
         f"<td>{row['bytes']}<td>{row['count']:,}"
         for row in report["longest"]
     )
-    title = html.escape(name)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}: tokenizer · Shoal</title><style>{STYLE}</style>
-<h1>{title}: tokenizer</h1>
+<title>Tokenizer · Shoal</title><style>{STYLE}</style>
+<h1>Tokenizer</h1>
 <div class="numbers">{cards}</div>
 <h2>Scripts, on {report["sample_bytes"] / 1e6:.1f} MB of the text</h2>
 <table><tr><th>script<th>of the text<th>bytes a token<th>tokens{scripts}</table>

@@ -6,10 +6,10 @@ with `##`. What the vocabulary can't spell is `[UNK]`.
 
 The trade-off: whole words are known as such, as masking whole words wants it, and every BERT reads the files; but the text
 doesn't come back exactly, so bits per byte flatter such a model. Characters are kept up to half of the vocabulary, by
-frequency: each may be needed twice, with `##` and without. The ids of 1,300 words of Python, German and Chinese are those
-of `transformers`.
+frequency: each may be needed twice, with `##` and without.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -34,12 +34,14 @@ def train_wordpiece(
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     library.decoder = decoders.WordPiece(prefix="##")
     texts = list(texts)
-    characters = _frequent_characters(library, texts, room)
+    beginning, continuing = _characters(library, texts, room)
+    # the trainer finds characters in an order that differs from run to run, and pairs them by that; but not special ones
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=tokens, initial_alphabet=characters, limit_alphabet=len(characters),
-        show_progress=False,
+        vocab_size=vocabulary, special_tokens=[*tokens, *continuing], initial_alphabet=beginning,
+        limit_alphabet=len(beginning), show_progress=False,
     )  # fmt: skip
     library.train_from_iterator(texts, trainer)
+    library = _without_special(library, set(continuing))
     library.post_processor = processors.TemplateProcessing(
         single=f"{CLASSIFICATION} $A {SEPARATOR}",
         pair=f"{CLASSIFICATION} $A {SEPARATOR} $B:1 {SEPARATOR}:1",
@@ -48,13 +50,26 @@ def train_wordpiece(
     return whole(TextTokenizer(library, SEPARATOR, _bert_config(lowercase)), vocabulary)
 
 
-def _frequent_characters(library: Tokenizer, texts: Iterable[str], most: int) -> list[str]:
-    """The most frequent characters; the trainer's own choice differs between runs where two are equally frequent."""
+def _characters(library: Tokenizer, texts: Iterable[str], most: int) -> tuple[list[str], list[str]]:
+    """The most frequent characters, and those of them that continue a word, as `##c`, in a fixed order."""
     counts: Counter[str] = Counter()
+    chunks: set[str] = set()
     for text in texts:
-        counts.update(library.normalizer.normalize_str(text))
+        normal = library.normalizer.normalize_str(text)
+        counts.update(normal)
+        chunks.update(normal.split())
     ranked = sorted((-count, character) for character, count in counts.items() if not character.isspace())
-    return [character for _, character in ranked[:most]]
+    kept = [character for _, character in ranked[:most]]
+    words = library.pre_tokenizer.pre_tokenize_str(" ".join(chunks))
+    inside = {character for word, _ in words for character in word[1:]}
+    return kept, [f"##{character}" for character in kept if character in inside]
+
+
+def _without_special(library: Tokenizer, tokens: set[str]) -> Tokenizer:
+    """The tokenizer in which these tokens are ordinary ones."""
+    tree = json.loads(library.to_str())
+    tree["added_tokens"] = [token for token in tree["added_tokens"] if token["content"] not in tokens]
+    return Tokenizer.from_str(json.dumps(tree))
 
 
 def _bert_config(lowercase: bool) -> dict[str, Any]:
