@@ -91,4 +91,4 @@ def test_both_losses_are_one_sum_by_a_weight_that_is_the_same_everywhere() -> No
     torch.testing.assert_close(sum(part[0] for part in parts), loss_sum, rtol=1e-5, atol=1e-5)
     assert sum(part[1] for part in parts) == count
     found = task.metrics([({name: value.item() for name, value in task.sums(model, batch).items()}, NO_TEXT)])
-    assert found["eval_relation_loss"] == pytest.approx(float(related) / 6, rel=1e-5)
+    assert found["eval_relation_loss"] == pytest.approx(related.item() / 6, rel=1e-5)

@@ -41,7 +41,10 @@ def check_task(recipe: Recipe, config: TransformerConfig) -> None:
             "--model.preset bert-mini"
         )
     if recipe.task in ENCODERS and recipe.parallel.tensor > 1:
-        raise RecipeError(f"'parallel.tensor' divides decoders only; task '{recipe.task}' can be divided by --shard zero3")
+        raise RecipeError(
+            f"'parallel.tensor' divides the vocabulary, over all of which task '{recipe.task}' counts right answers; divide "
+            "the model by --shard zero3 instead"
+        )
 
 
 __all__ = ["ENCODERS", "TASKS", "Batch", "Causal", "Infill", "Masked", "Task", "check_task"]

@@ -196,7 +196,7 @@ def _model_from(settings: schema.Model) -> Transformer:
         raise InputError(f"{settings.init_from}: {error}") from None
 
 
-def build_task(recipe: Recipe, corpus: Corpus, split: Split) -> Task:
+def build_task(recipe: Recipe, corpus: Corpus, split: Split = "train") -> Task:
     """The recipe's task, for the corpus's tokenizer and rows of a split."""
     return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path), corpus.split(split))
 
