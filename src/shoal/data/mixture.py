@@ -3,9 +3,9 @@
 Which corpus a position reads is a pure function of the seed and the weights. Weights are reduced to whole numbers, 0.7 and
 0.3 to 7 and 3, and every ten positions, a *period*, read seven and three. Within it corpora alternate so that at every
 position each has been read within 1 of its share: each reading has a first position, before which it would come too early,
-and a last one (the windows of Baruah et al. 1996), and a corpus that is due first can always go first. Within these bounds
-several orders are drawn by chance, and a hash of the period's number says which one it takes: else, with two ranks that read
-every other position, one might never see a corpus.
+and a last one (the windows of Baruah et al. 1996), and who is due first goes first, which meets them all. Several such
+orders are drawn, which begin at different places, and a hash of the period's number says which one it takes: else, with two
+ranks that read every other position, one might never see a corpus.
 
 So the state is the position alone: where a position's period begins, how much of each corpus came before is a product. A
 stage of the run, with weights of its own, begins where the period before it ends.
@@ -19,7 +19,6 @@ from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from shoal.core.errors import RecipeError
@@ -28,8 +27,8 @@ from shoal.data.partition import Positions, mix
 
 LONGEST_PERIOD = 1000
 
-ORDERS = 16
-"""Orders of a period that are drawn."""
+ORDERS, ROTATIONS = 64, 16
+"""Orders of a period among which chance chooses: how many, and how many of them differ only in where they begin."""
 
 Whole = Annotated[int, Field(ge=0, lt=1 << 60)]
 
@@ -103,7 +102,8 @@ class Mixture:
             chosen, stage = numbers == number, self.stages[number]
             periods, places = np.divmod(positions[chosen] - stage.start, stage.period)
             corpora, counts = _orders(stage.weights, seed)
-            drawn = mix(periods.astype(np.uint64) ^ np.uint64(derive_seed(seed, "periods", int(number)))) % np.uint64(ORDERS)
+            key = np.uint64(derive_seed(seed, "periods", int(number)))
+            drawn = mix(periods.astype(np.uint64) ^ key) % np.uint64(len(corpora))
             here = corpora[drawn, places]
             picks.corpora[chosen] = here
             before = self._before(int(number))[here] + periods * np.array(stage.weights)[here]
@@ -144,7 +144,7 @@ class Mixture:
 
 def whole_weights(weights: list[float]) -> tuple[int, ...]:
     """The smallest whole numbers in the same ratio; `RecipeError` when these are large, or there are none."""
-    exact = [Fraction(str(weight)) for weight in weights]
+    exact = [Fraction(str(weight)) for weight in weights] if all(map(math.isfinite, weights)) else [Fraction(-1)]
     if min(exact) < 0 or not sum(exact):
         raise RecipeError(f"'data.weights' has {weights}: weights are numbers from 0, and one is above it")
     common = math.lcm(*(weight.denominator for weight in exact))
@@ -174,43 +174,45 @@ def _end_of_period(stage: Stage, position: int) -> int:
 
 
 @lru_cache(maxsize=32)
-def _orders(weights: tuple[int, ...], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _orders(weights: tuple[int, ...], seed: int) -> tuple[Positions, Positions]:
     """(corpus at each place, how many places before read the same), each [orders, period]."""
-    period = sum(weights)
-    corpora = np.array([_order(weights, np.random.default_rng(derive_seed(seed, "mixture", n))) for n in range(ORDERS)])
+    random = np.random.default_rng(derive_seed(seed, "mixture"))
+    drawn = []
+    for _ in range(ORDERS // ROTATIONS):
+        order = np.array(_order(weights, random))
+        order = order[::-1] if random.integers(2) else order  # read from its end it is as even
+        starts = np.resize(random.permutation(_possible_starts(order, weights)), ROTATIONS)
+        drawn += [np.roll(order, -start) for start in starts]
+    corpora = np.array(drawn)
     counts = np.empty_like(corpora)
     for corpus in range(len(weights)):
         here = corpora == corpus
         counts[here] = (np.cumsum(here, axis=1) - 1)[here]
-    return corpora.reshape(ORDERS, period), counts.reshape(ORDERS, period)
+    return corpora, counts
 
 
 def _order(weights: tuple[int, ...], random: np.random.Generator) -> list[int]:
-    """One order of a period: at each place a corpus by chance, of those that may come there and leave the others time.
+    """A period's corpora, by earliest deadline; of those due together, the one that is furthest behind.
 
     Corpus c's reading number n (from 0) may come at place p when n · period < weight · (p + 1), and must when
-    (n + 1) · period ≤ weight · (p + 1). Where chance would leave too little time, the one goes that is due first; where it
-    has led astray after all, the period is drawn anew, in the end without chance, which never fails.
+    (n + 1) · period ≤ weight · (p + 1).
     """
-    period = sum(weights)
-    due_by = np.outer(weights, np.arange(period + 1)) // period  # [corpora, places + 1]: readings due before a place
-    for chance in (True, True, True, True, False):
-        done, order = np.zeros(len(weights), dtype=np.int64), list[int]()
-        for place in range(period):
-            ready = np.flatnonzero((done < weights) & (done * period < np.multiply(weights, place + 1)))
-            if not len(ready):
-                break
-            chosen = int(min(ready, key=lambda c: -(-(done[c] + 1) * period // weights[c])))
-            drawn = int(random.choice(ready)) if chance else chosen
-            if drawn != chosen:
-                left = done.copy()
-                left[drawn] += 1
-                waiting = np.maximum(due_by[:, place + 1 :] - left[:, None], 0).sum(0)
-                chosen = drawn if (waiting <= np.arange(period - place)).all() else chosen
-            done[chosen] += 1
-            if (done < due_by[:, place + 1]).any():
-                break
-            order.append(chosen)
-        if len(order) == period:
-            break
+    period, done, order = sum(weights), [0] * len(weights), []
+    lots = random.random(len(weights)).tolist()
+    for place in range(1, period + 1):
+        ready = (c for c, weight in enumerate(weights) if done[c] * period < weight * place and done[c] < weight)
+        chosen = min(
+            ready, key=lambda c: (-(-(done[c] + 1) * period // weights[c]), done[c] * period - weights[c] * place, lots[c])
+        )
+        done[chosen] += 1
+        order.append(chosen)
     return order
+
+
+def _possible_starts(order: Positions, weights: tuple[int, ...]) -> Positions:
+    """Places of an order where it may begin, go on and come round, and still be within 1 of all shares; 0 is one."""
+    period = len(order)
+    ahead = np.cumsum(period * np.eye(len(weights), dtype=np.int64)[order] - weights, axis=0)
+    ahead = np.concatenate([np.zeros((1, len(weights)), dtype=np.int64), ahead[:-1]])  # before each place, in 1 / period
+    widest = np.maximum(ahead.max(0) - ahead, ahead - ahead.min(0)).max(1)
+    return np.flatnonzero(widest < period)
