@@ -35,6 +35,19 @@ def test_a_folder_holds_all_that_the_hugging_face_layout_asks_for(tmp_path: Path
     assert torch.equal(weights["a"], torch.ones(2))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "continues"),
+    [
+        ("GPT2LMHeadModel", True), ("Qwen3ForCausalLM", True), ("BertForMaskedLM", False), ("BertForPreTraining", False),
+        ("ModernBertForMaskedLM", False), ("BertModel", False),
+    ],
+)  # fmt: skip
+def test_only_what_goes_on_with_a_text_says_how_to(tmp_path: Path, architecture: str, continues: bool) -> None:
+    config = {"architectures": [architecture], "eos_token_id": 3}
+    write_model_directory(tmp_path / "model", config, {"a": torch.ones(2)}, write_tokenizer, "")
+    assert (tmp_path / "model" / "generation_config.json").exists() == continues
+
+
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     write(tmp_path / "model")
     (tmp_path / "model" / "stale.txt").write_text("x")

@@ -1,5 +1,6 @@
 """What a dry run foretells is what real ranks hold and send."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import pytest
 
 from shoal.core.errors import InputError, RecipeError
 from shoal.data.shards import Corpus
+from shoal.models.presets import make_config
+from shoal.models.transformer import Transformer
 from shoal.parallel.world import World
 from shoal.train.layout import StateBytes, find_layout, one_step
 from shoal.train.loop import empty_totals
-from shoal.train.sizes import estimate, transformer_config
+from shoal.train.sizes import estimate, states_formula, transformer_config
 from tests.ranks import run_ranks
 from tests.train.runs import build_parts, tiny_recipe
 
@@ -60,6 +63,16 @@ def test_the_formula_is_near(corpus: Path, shard: str) -> None:
     vocabulary = Corpus.open(corpus).vocabulary
     held = find_layout(recipe, transformer_config(recipe, vocabulary), 2).held
     assert estimate(recipe, vocabulary, 2)["states_bytes"] == pytest.approx(held.total, rel=0.1)
+
+
+@pytest.mark.parametrize(("shard", "tensor"), [("replicate", 1), ("zero1", 2), ("zero2", 1), ("zero3", 2)])
+def test_an_encoder_s_layout_is_found(corpus: Path, shard: str, tensor: int) -> None:
+    config = replace(make_config("encoder-tiny", vocabulary=500, context=16, layers=2), pooler=True)
+    recipe = recipe_of(corpus, shard, tensor)
+    layout = find_layout(recipe, config, 4)
+    parameters = sum(parameter.numel() for parameter in Transformer(config).parameters())
+    sizes = (layout.replicate, layout.shard, layout.tensor)
+    assert layout.held.total == pytest.approx(states_formula(shard, "adamw", parameters, sizes), rel=0.12)
 
 
 def test_many_ranks_take_no_machines(corpus: Path) -> None:

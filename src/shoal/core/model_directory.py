@@ -43,7 +43,7 @@ def write_model_directory(
 
 def continues(config: Mapping[str, Any]) -> bool:
     """Whether the model goes on with a text, as decoders do; encoders fill in, or sum up."""
-    return not any(name.endswith(("ForMaskedLM", "ForPreTraining", "Model")) for name in config.get("architectures", ()))
+    return all(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.get("architectures", ()))
 
 
 def find_model_directory(directory: Path) -> Path:

@@ -45,14 +45,16 @@ struct Seen {
     }
 };
 
-// One block of scores: queries [query, query + queries) against keys [key, key + keys); causal: none beyond the last query.
+// One block of scores: queries [query, query + queries) against keys [key, key + keys), key a multiple of PANEL.
 struct Block {
     int64_t query, queries, key, keys;
     bool causal;
 
-    Block(const Seen &seen, int64_t tokens, int64_t query, int64_t key)
-        : query(query), queries(std::min<int64_t>(QUERIES, tokens - query)), key(key),
-          keys(std::min<int64_t>(KEYS, (seen.causal() ? query + queries : tokens) - key)), causal(seen.causal()) {}
+    // Those keys from `key` to before `key_end` that any of the queries sees, KEYS at most: none where keys is not above 0.
+    Block(const Seen &seen, int64_t tokens, int64_t query, int64_t key, int64_t key_end)
+        : query(query), queries(std::min<int64_t>(QUERIES, tokens - query)),
+          key(std::max(key, seen.begin(query, queries) / PANEL * PANEL)),
+          keys(std::min<int64_t>(KEYS, std::min(key_end, seen.end(query, queries)) - this->key)), causal(seen.causal()) {}
 
     int64_t first_query(int64_t k) const { return causal ? std::max<int64_t>(0, key + k - query) : 0; }
     int64_t keys_seen(int64_t q) const { return causal ? std::min(keys, query + q - key + 1) : keys; }
@@ -153,9 +155,9 @@ static int forward_items(const View *q, const View *k, const View *v, const View
                 std::fill_n(maximum, QUERIES, -INFINITY);
                 std::fill_n(sum, QUERIES, 0.0f);
                 pack(queries, at(*q, batch, head, query), q->token, rows, width, sizes->scale * LOG2_E);
-                const int64_t first = seen.begin(query, rows) / KEYS * KEYS, last = seen.end(query, rows);
+                const int64_t first = seen.begin(query, rows) / PANEL * PANEL, last = seen.end(query, rows);
                 for (int64_t key = first; key < last; key += KEYS) {
-                    const Block block(seen, tokens, query, key);
+                    const Block block(seen, tokens, query, key, last);
                     block.products(scores, queries, rows * PANEL, keys + key * depth, depth,
                                    [](float *place, int64_t, int64_t, Vector score) { store(place, score); });
                     for (int64_t row = 0; row < rows; row++) {
@@ -214,10 +216,11 @@ static int backward_items(const View *q, const View *k, const View *v, const Vie
                     for (int lane = 0; lane < 8; lane++) sums[lane] += o[c + lane] * d[c + lane];
                 shared[token] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
             }
-            for (int64_t key = 0; key < tokens; key += KEYS)
-                for (int64_t query = seen.causal() ? key : 0; query < tokens; query += QUERIES) {
-                    const Block block(seen, tokens, query, key);
-                    if (seen.begin(query, block.queries) >= key + block.keys || seen.end(query, block.queries) <= key) continue;
+            for (int64_t begin_key = 0; begin_key < tokens; begin_key += KEYS)
+                for (int64_t query = seen.causal() ? begin_key : 0; query < tokens; query += QUERIES) {
+                    const Block block(seen, tokens, query, begin_key, begin_key + KEYS);
+                    const int64_t key = block.key;
+                    if (block.keys <= 0) continue;
                     block.products(weights, queries + query * PANEL, panel, key_columns + key * depth, depth,
                                    [&](float *place, int64_t row, int64_t column, Vector score) {
                                        const Vector weight = power_of_two(score - row_logsumexp[query + row]);

@@ -4,7 +4,8 @@ Each token sees an interval of positions, itself among them: all before it (caus
 `attention.cpp` skips blocks that nobody sees and keeps its matrix products in registers and the L2 cache. One thread of
 an EPYC (Zen 3), 16 sequences of 256 tokens, 6 heads of 64: forward and backward 16 + 35 ms, PyTorch's 30 + 73 ms; 1.6 to
 2 times as fast for 64 to 1,024 tokens and heads of 32 to 128. A call costs 0.1 ms more than PyTorch's, which shows below
-some thousand tokens a batch.
+some thousand tokens a batch. Both ways, over rows of 512 tokens: 1.2 times as fast where a token sees all, 3 times with a
+window of 64, 6 times with documents of 64 (PyTorch's with a mask).
 
 To PyTorch it is an operator of its own, so that `torch.compile` neither looks inside nor breaks the graph. Each of
 torch's threads takes an equal part of the (batch, key-value head) items, which don't depend on each other, hence the bits
