@@ -3,10 +3,12 @@
 0 done, 1 failed, 2 usage or bad input, 130 interrupted. With --json, stdout holds one JSON object and nothing else.
 """
 
+import errno
 import importlib
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +44,10 @@ def main(words: Sequence[str] | None = None) -> None:
     """Entry point of the `shoal` command."""
     # before torch is imported: its C++ side tells of every broken connection with a stack, beside our message
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    sys.exit(run(list(sys.argv[1:] if words is None else words)))
+    words = list(sys.argv[1:] if words is None else words)
+    if "--debug" not in words:  # a library's thread, as TensorBoard's on a full disk
+        threading.excepthook = lambda failed: print(f"shoal: a thread ended: {failed.exc_value}", file=sys.stderr)  # noqa: T201
+    sys.exit(run(words))
 
 
 def run(words: list[str]) -> int:
@@ -59,9 +64,17 @@ def run(words: list[str]) -> int:
         # whoever read our output has left; nothing more can be said there
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return _report(error, 1, _unexpected(error, words), words)
+        text = f"{error.filename or 'a file'} could not be written: {error.strerror}; make room there, then go on"
+        return _report(error, 1, f"{text} from what is finished (pretrain: --resume)", words)
     except Exception as error:
-        text = f"unexpected {type(error).__name__}: {error}"
-        return _report(error, 1, text + ("" if "--debug" in words else " (--debug shows where)"), words)
+        return _report(error, 1, _unexpected(error, words), words)
+
+
+def _unexpected(error: Exception, words: list[str]) -> str:
+    return f"unexpected {type(error).__name__}: {error}" + ("" if "--debug" in words else " (--debug shows where)")
 
 
 def _run(words: list[str]) -> int:
