@@ -276,8 +276,8 @@ def infill(recipe: Path, name: str, steps: int, workers: int, lines: int, fresh:
     ]
     some = next(iter(results.values()))
     notes = [
-        f"{some['lines']:,} lines ({some['bytes']:,} bytes) of held-out files, the same for both; greedy; bits a byte of the "
-        "line's tokens.",
+        f"{some['lines']:,} lines ({some['bytes']:,} bytes) of held-out files, the same for both; greedy; bits a byte of "
+        "the line's tokens.",
         f"Trained in {filled['seconds']:.0f} and {causal['seconds']:.0f} s on {filled['world_size']} ranks × "
         f"{filled['threads']} threads.",
     ]

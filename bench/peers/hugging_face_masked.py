@@ -1,8 +1,8 @@
-"""Hugging Face: `BertForMaskedLM` under `transformers.Trainer` with `DataCollatorForLanguageModeling`, as fast as a CPU has it.
+"""Hugging Face: `BertForMaskedLM` under `transformers.Trainer` with `DataCollatorForLanguageModeling`, made fast.
 
-Documents are cut into pieces of the context at most, which the collator pads to the longest of a batch; or, `--packed`, joined
-and cut into full rows, as the library's own `run_mlm.py` does. The collator draws 15% of the tokens, 80/10/10. Tokens/s
-count real tokens: a step's, over its time; the median after the warm-up.
+Documents are cut into pieces of the context at most, which the collator pads to the longest of a batch; or, `--packed`,
+joined and cut into full rows, as the library's own `run_mlm.py` does. The collator draws 15% of the tokens, 80/10/10.
+Tokens/s count real tokens: a step's, over its time; the median after the warm-up.
 """
 
 import json

@@ -118,9 +118,10 @@ def reach_of_prefix(tokens: int, prefix: int, device: torch.device) -> Reach | N
 
 
 def encode_before_blank(language: LanguageModel, text: str) -> list[int]:
-    """Tokens of a text that a blank follows, without a space at its end."""
-    one_a_character = len(language.tokenizer.encode("  ")) == 2
-    ids: list[int] = language.tokenizer.encode(text if one_a_character else text.removesuffix(" ")).tolist()
+    """Tokens of a text that a blank follows, without the space at its end where words are written with theirs."""
+    written = language.tokenizer.library.get_vocab(with_added_tokens=False)
+    with_space = any(len(token) > 1 and token[0] in "Ġ▁" for token in written)
+    ids: list[int] = language.tokenizer.encode(text.removesuffix(" ") if with_space else text).tolist()
     return ids
 
 
