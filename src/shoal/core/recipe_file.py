@@ -286,8 +286,16 @@ def _accepted(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return str(schema["const"])
     kind = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
-            "array": "a list of texts", "null": "null"}.get(schema.get("type", ""), "a value")  # fmt: skip
+            "array": f"a list of {_plural(schema)}", "null": "null"}.get(schema.get("type", ""), "a value")  # fmt: skip
     words = {"exclusiveMinimum": "above", "minimum": "from", "maximum": "to", "exclusiveMaximum": "below"}
     bounds = [f"{word} {schema[key]}" for key, word in words.items() if key in schema]
     pattern = [f"of the form {schema['pattern']}"] if "pattern" in schema else []
     return " ".join([kind, *bounds, *pattern])
+
+
+def _plural(array: dict[str, Any]) -> str:
+    """What the items of a list are called."""
+    items = array.get("items", {})
+    if items.get("type") == "array":
+        return f"lists of {_plural(items)}"
+    return {"string": "texts", "number": "numbers", "integer": "whole numbers"}.get(items.get("type", ""), "values")
