@@ -44,6 +44,7 @@ class Settings:
     learning_rate: float = 6e-4
     compile: bool = False
     stage: int = 0  # DeepSpeed's
+    packed: bool = False  # of masked pre-training: rows without padding
 
     @classmethod
     def from_command_line(cls, description: str) -> "Settings":

@@ -1,25 +1,26 @@
-"""Held-out loss and bits per byte of a model: on a prepared corpus, or on text files.
+"""Held-out loss of a model, and bits per byte or accuracy by its task: on a prepared corpus, or on text files.
 
     shoal evaluate runs/demo
     shoal evaluate runs/demo --text README.md docs
     shoal evaluate path/to/gpt2 --corpus data/gpt-demo
 
-A run is evaluated on the held-out text of its own corpora, laid into rows as it was in training; a model by itself needs
---text or --corpus.
+A run is evaluated at its own task, on the held-out text of its own corpora, laid into rows as it was in training; a model by
+itself needs --text or --corpus, and continues text if it is a decoder, finds masked tokens if it is an encoder.
 """
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from shoal.core.errors import InputError
 from shoal.core.model_directory import find_model_directory
-from shoal.core.recipe_file import read_recipe
+from shoal.core.recipe import Recipe
+from shoal.core.recipe_file import build_recipe, read_recipe, recipe_tree
 from shoal.data.plan import HeldOut, open_corpora, plan_evaluation
 from shoal.data.rows import StreamRows
 from shoal.data.shards import Corpus, TokenStream
@@ -29,8 +30,9 @@ from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.serve.generation import LanguageModel, load_language_model
-from shoal.tasks import Causal
+from shoal.tasks import TASKS, check_task
 from shoal.train.evaluation import Evaluator
+from shoal.train.telemetry import describe_metrics
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Arguments:
     """A prepared corpus, whose held-out split is read; a run's own by default."""
     text: tuple[str, ...] = field(default_factory=tuple)
     """Files and folders to evaluate on instead."""
+    task: Literal["causal", "masked", "infill"] | None = None
+    """What to evaluate it at; a run's own task by default."""
     batch: int = 8
     """Sequences at once."""
     json: bool = False
@@ -52,46 +56,63 @@ class Arguments:
 
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
-    """Evaluate; returns loss, bits per byte and what they were measured on."""
+    """Evaluate; returns what the task measures, and what on."""
     if arguments.batch < 1:
         raise InputError(f"--batch is {arguments.batch}; accepted: a whole number above 0")
     language = load_language_model(arguments.model)
+    recipe = _recipe(arguments, language)
     with TemporaryDirectory(prefix="shoal-") as scratch:
         if arguments.text:
             streams, source = [tokenize_sources(arguments.text, language.tokenizer, Path(scratch))], "text"
             held_out = {"text": _in_stream(streams[0], language)}
         else:
-            corpora, held_out = _held_out(arguments, language)
+            corpora = _corpora(arguments, recipe, language)
             streams = [corpus.split("held_out") for corpus in corpora]
             source = ", ".join(str(corpus.directory) for corpus in corpora)
-        evaluated = _evaluate(language, held_out, arguments.batch)
+            if arguments.corpus is None:
+                framing = TASKS[recipe.task](recipe, language.tokenizer, streams[0]).framing
+                held_out = plan_evaluation(recipe, corpora, language.model.config.context, framing)
+            else:
+                held_out = {corpora[0].directory.name: _in_stream(streams[0], language)}
+        evaluated = _evaluate(language, recipe, streams[0], held_out, arguments.batch)
     size, tokens = (sum(getattr(stream, name) for stream in streams) for name in ("bytes", "tokens"))
-    result = {"model": str(arguments.model), "source": source, "bytes": size, "tokens": tokens, **evaluated}
+    result = {"model": str(arguments.model), "task": recipe.task, "source": source, "bytes": size, "tokens": tokens}
+    result |= evaluated
     if not arguments.json:
         Console(highlight=False).print(
-            f"loss {result['eval_loss']:.4f} nats a token, [bold]{result['eval_bpb']:.4f} bits per byte[/bold], "
+            f"{recipe.task}: loss {result['eval_loss']:.4f} nats a target[bold]{describe_metrics(result)}[/bold], "
             f"over {size:,} bytes in {tokens:,} tokens of {source}"
         )
     return result
 
 
-def _evaluate(language: LanguageModel, held_out: dict[str, HeldOut], batch: int) -> dict[str, float]:
-    return Evaluator(Causal(), held_out, batch, Wire(World()), Axis(), nullcontext())(language.model)
+def _evaluate(
+    language: LanguageModel, recipe: Recipe, stream: TokenStream, held_out: dict[str, HeldOut], batch: int
+) -> dict[str, float]:
+    check_task(recipe, language.model.config)
+    task = TASKS[recipe.task](recipe, language.tokenizer, stream)
+    return Evaluator(task, held_out, batch, Wire(World()), Axis(), nullcontext())(language.model)
 
 
 def _in_stream(stream: TokenStream, language: LanguageModel) -> HeldOut:
     return HeldOut(StreamRows(stream, language.model.config.context, partial=True), stream.bytes)
 
 
-def _held_out(arguments: Arguments, language: LanguageModel) -> tuple[list[Corpus], dict[str, HeldOut]]:
-    """The corpora to evaluate on, and the rows of their held-out text."""
+def _recipe(arguments: Arguments, language: LanguageModel) -> Recipe:
+    """The run's recipe, or, for a model by itself, one of the task that its kind is for."""
+    own = find_model_directory(arguments.model).parent / "recipe.yaml"
+    usual = {"task": "causal" if language.model.config.causal else "masked"}
+    tree = recipe_tree(read_recipe(own)) if own.exists() else usual
+    return build_recipe(tree | ({"task": arguments.task} if arguments.task is not None else {}))
+
+
+def _corpora(arguments: Arguments, recipe: Recipe, language: LanguageModel) -> list[Corpus]:
+    """The corpora to evaluate on."""
     if arguments.corpus is not None:
         corpora = [Corpus.open(arguments.corpus)]
     else:
-        file = find_model_directory(arguments.model).parent / "recipe.yaml"
-        if not file.exists():
+        if not (find_model_directory(arguments.model).parent / "recipe.yaml").exists():
             raise InputError(f"{arguments.model}: not a run's folder; say what to evaluate on by --text or --corpus")
-        recipe = read_recipe(file)
         corpora = open_corpora(recipe)
     for corpus in corpora:
         if corpus.vocabulary > language.model.config.vocabulary:
@@ -105,6 +126,4 @@ def _held_out(arguments: Arguments, language: LanguageModel) -> tuple[list[Corpu
                 f"{corpus.directory} was prepared with another tokenizer than the model's: {differing}; evaluate on text "
                 f"files instead (--text), or on a corpus prepared with --tokenizer.path {arguments.model}"
             )
-    if arguments.corpus is not None:
-        return corpora, {corpora[0].directory.name: _in_stream(corpora[0].split("held_out"), language)}
-    return corpora, plan_evaluation(recipe, corpora, language.model.config.context, Causal().framing)
+    return corpora

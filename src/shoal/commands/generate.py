@@ -1,17 +1,24 @@
-"""Continue a prompt with a model that Shoal wrote, or any GPT-2, Llama or Qwen3 folder in the Hugging Face layout.
+"""Continue a prompt with a model that Shoal wrote, or any folder in the Hugging Face layout; or fill in what is blank.
 
-shoal generate runs/demo --prompt "def main():" --tokens 100
+    shoal generate runs/demo --prompt "def main():" --tokens 100
+    shoal generate runs/bert-demo --prompt "for name [MASK] names:"
+    shoal generate runs/infill-demo --prompt "def add(a, b):[MASK]\\n\\nprint(add(1, 2))"
+
+With `[MASK]` in the prompt an encoder tells the likeliest words there, and a decoder that was trained to fill in writes what
+could stand between.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from shoal.core.errors import InputError
-from shoal.serve.generation import generate, load_language_model
+from shoal.serve.filling import BLANK, Layout, fill_masks, read_layout
+from shoal.serve.generation import LanguageModel, generate, load_language_model
+from shoal.serve.samples import make_samples
 from shoal.serve.sampling import Sampling
 
 
@@ -22,7 +29,7 @@ class Arguments:
     model: Annotated[Path, tyro.conf.Positional]
     """A run's folder, or a model's."""
     prompt: str = ""
-    """What to continue; `-` reads it from stdin."""
+    """What to continue, or a text with `[MASK]` in it; `-` reads it from stdin."""
     tokens: int = 100
     """Tokens to add at most."""
     temperature: float = 0.8
@@ -50,6 +57,9 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
         raise InputError("--stop is given an empty text, which every text has at its start")
     prompt = _read_prompt(arguments.prompt)
     language = load_language_model(arguments.model)
+    layout = read_layout(arguments.model)
+    if not language.model.config.causal or (layout is not None and BLANK in prompt):
+        return _fill(arguments, language, prompt, sampling, layout)
     continuation = generate(language, prompt, arguments.tokens, sampling, arguments.seed, arguments.stop)
     pieces = [next(continuation, "")]  # a prompt that can't be used is told before anything is printed
     if not arguments.json:
@@ -61,6 +71,19 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if not arguments.json:
         _write("\n")
     return {"model": str(arguments.model), "prompt": prompt, "text": "".join(pieces), "seed": arguments.seed}
+
+
+def _fill(
+    arguments: Arguments, language: LanguageModel, prompt: str, sampling: Sampling, layout: Layout | None
+) -> dict[str, Any]:
+    """Print the prompt with what belongs at its blanks."""
+    result: dict[str, Any] = {"model": str(arguments.model), "prompt": prompt, "seed": arguments.seed}
+    sample = make_samples(language, [prompt], arguments.tokens, sampling, arguments.seed, layout)[0]
+    if not arguments.json:
+        _write(sample["prompt"] + sample["text"] + sample.get("after", "") + "\n")
+    if not language.model.config.causal:
+        result["guesses"] = [[asdict(guess) for guess in guesses] for guesses in fill_masks(language, prompt)]
+    return {**result, "text": sample["text"]}
 
 
 def _read_prompt(given: str) -> str:

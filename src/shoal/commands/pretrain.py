@@ -28,15 +28,17 @@ from shoal.core.run_directory import RunDirectory
 from shoal.data.plan import Plan, open_corpora
 from shoal.parallel.launch import ERROR_FOLDER, launch
 from shoal.parallel.world import is_rank
-from shoal.serve.generation import generate, load_language_model
+from shoal.serve.generation import load_language_model
+from shoal.serve.samples import make_samples
 from shoal.serve.sampling import Sampling
 from shoal.train.cluster import check_cluster, pretrain_on_servers
 from shoal.train.elastic import Workers, is_of_this_job, launch_elastic, mark_job, newest_checkpoint
 from shoal.train.layout import find_layout, rows
-from shoal.train.pretrain import Session, pretrain
+from shoal.train.pretrain import Session, infill_layout, pretrain
 from shoal.train.report import write_report
 from shoal.train.setup import build_task, plan_rows
 from shoal.train.sizes import estimate, transformer_config
+from shoal.train.telemetry import describe_metrics
 
 
 @dataclass(frozen=True)
@@ -144,17 +146,15 @@ def _samples(recipe: Recipe, folder: RunDirectory) -> list[dict[str, str]]:
     if not recipe.samples.prompts:
         return []
     language = load_language_model(folder.model)
-    sampling = Sampling(recipe.samples.temperature)
-    return [
-        {"prompt": prompt, "text": "".join(generate(language, prompt, recipe.samples.tokens, sampling, recipe.seed))}
-        for prompt in recipe.samples.prompts
-    ]
+    settings = recipe.samples
+    layout = infill_layout(recipe) if recipe.task == "infill" else None
+    return make_samples(language, settings.prompts, settings.tokens, Sampling(settings.temperature), recipe.seed, layout)
 
 
 def _tell(folder: RunDirectory, result: dict[str, Any], samples: list[dict[str, str]]) -> None:
     console = Console(stderr=True, highlight=False)
     for sample in samples:
-        console.print(Text.assemble("\n", (sample["prompt"], "bold"), sample["text"]))
+        console.print(Text.assemble("\n", (sample["prompt"], "bold"), sample["text"], (sample.get("after", ""), "bold")))
     if best := result["best"]:
         why = "stopped early; " if result["stopped_early"] else ""
         console.print(
@@ -163,7 +163,7 @@ def _tell(folder: RunDirectory, result: dict[str, Any], samples: list[dict[str, 
     console.print(
         f"\n{result['tokens']:,} tokens in {result['seconds']:.0f} s, {result['tokens_per_second_median']:,.0f} tokens/s, "
         f"MFU {result['mfu_median']:.0%} of a matrix peak of {result['matrix_peak_flops'] / 1e9:,.0f} GFLOP/s\n"
-        f"held-out loss [bold]{result['eval_loss']:.4f}[/bold], [bold]{result['eval_bpb']:.3f}[/bold] bits per byte\n"
+        f"held-out loss [bold]{result['eval_loss']:.4f}[/bold]{describe_metrics(result)}\n"
         f"model   {folder.model}   (shoal generate {folder.root} --prompt …)\nreport  {folder.report}"
     )
 

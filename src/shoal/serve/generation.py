@@ -55,6 +55,8 @@ def generate(
     full, the oldest half is forgotten. The same seed gives the same text.
     """
     model, tokenizer = language.model, language.tokenizer
+    if not model.config.causal:
+        raise InputError("this model sees both ways, so it can't go on with a text: give one with [MASK] to find words in")
     sampling = sampling or Sampling()
     random = generator(seed, "generate")
     context = model.config.context

@@ -2,12 +2,49 @@
 
 from collections.abc import Callable
 
+from shoal.core.errors import RecipeError
 from shoal.core.recipe import Recipe
+from shoal.data.shards import TokenStream
 from shoal.data.tokenizer import TextTokenizer
+from shoal.models.transformer import TransformerConfig
 from shoal.tasks.causal import Causal
+from shoal.tasks.infill import Infill
+from shoal.tasks.masked import Masked
 from shoal.tasks.task import Batch, Task
 
-TASKS: dict[str, Callable[[Recipe, TextTokenizer], Task]] = {"causal": lambda recipe, tokenizer: Causal()}
-"""Name, as in the recipe's `task`, to what builds it."""
+TASKS: dict[str, Callable[[Recipe, TextTokenizer, TokenStream | None], Task]] = {
+    "causal": lambda recipe, tokenizer, stream: Causal(),
+    "masked": Masked,
+    "infill": lambda recipe, tokenizer, stream: Infill(recipe, tokenizer),
+}
+"""Name, as in the recipe's `task`, to what builds it for rows of a stream."""
 
-__all__ = ["TASKS", "Batch", "Causal", "Task"]
+ENCODERS = frozenset({"masked"})
+"""Tasks for models that see both ways."""
+
+
+def check_task(recipe: Recipe, config: TransformerConfig) -> None:
+    """`RecipeError` when the model is not of the kind that the task is for."""
+    if recipe.task in ENCODERS and config.causal:
+        raise RecipeError(
+            f"task '{recipe.task}' needs a model that sees both ways, and 'model.preset' {recipe.model.preset} sees only "
+            "what is before: use an encoder, e.g. --model.preset bert-mini or encoder-tiny"
+        )
+    if recipe.task not in ENCODERS and not config.causal:
+        raise RecipeError(
+            f"task '{recipe.task}' needs a model that sees only what is before, and 'model.preset' {recipe.model.preset} "
+            "sees both ways: use --task masked, or a decoder, e.g. --model.preset gpt2-small or llama-tiny"
+        )
+    if recipe.task == "masked" and recipe.masked.relation != "none" and not config.relation:
+        raise RecipeError(
+            f"'masked.relation' is {recipe.masked.relation}, and this model has no layer for it: use a BERT, e.g. "
+            "--model.preset bert-mini"
+        )
+    if recipe.task in ENCODERS and recipe.parallel.tensor > 1:
+        raise RecipeError(
+            f"'parallel.tensor' divides the vocabulary, over all of which task '{recipe.task}' counts right answers; divide "
+            "the model by --shard zero3 instead"
+        )
+
+
+__all__ = ["ENCODERS", "TASKS", "Batch", "Causal", "Infill", "Masked", "Task", "check_task"]

@@ -1,6 +1,5 @@
-"""Held-out loss, over all ranks, and bits per byte; of a mixture, of each corpus too."""
+"""What a task measures on held-out text, over all ranks; of a mixture, the loss on each corpus too."""
 
-import math
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,37 +31,36 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, Any]:
-        """`eval_loss` in nats a token, `eval_bpb` in bits a byte of text, `eval_targets`, and `eval_seconds`, its time.
+        """The task's metrics: `eval_loss` in nats a target, `eval_targets`, what it has beside, and `eval_seconds`.
 
         Of several corpora, over all their text, and `eval_loss/NAME` of each.
         """
-        world, began = self.wire.world, time.perf_counter()
-        totals = torch.zeros(len(self.held_out), 2, dtype=torch.float64, device=world.device)
+        began = time.perf_counter()
         training = model.training
         model.eval()
         limit = -(-(self.final_sequences if final else self.sequences) // len(self.held_out))
         # eager: compiling forward without gradients would take longer than most evaluations
         with torch.compiler.set_stance("force_eager"):
-            for total, held_out in zip(totals, self.held_out.values(), strict=True):
-                for sequences in evaluation_rows(held_out.rows, self.batch, self.data.rank, self.data.size, limit):
-                    with self.precision:
-                        loss_sum, count = self.task.loss(model, self.task.batch(sequences, world.device))
-                    total += torch.stack((loss_sum.double(), count.double()))
+            sums = {name: self._sums(model, held_out, limit) for name, held_out in self.held_out.items()}
         model.train(training)
-        found = self._result(self.wire.sum(totals, self.data).tolist())
-        return found | {"eval_seconds": time.perf_counter() - began}
+        return self._result(sums) | {"eval_seconds": time.perf_counter() - began}
 
-    def _result(self, totals: list[list[float]]) -> dict[str, Any]:
-        """From (summed loss, targets) of each corpus."""
-        losses = {name: loss / count for name, (loss, count) in zip(self.held_out, totals, strict=True) if count}
-        if not losses:
+    def _sums(self, model: Transformer, held_out: HeldOut, limit: int) -> dict[str, float]:
+        """The task's sums over one corpus and all ranks."""
+        device = self.wire.world.device
+        totals: dict[str, torch.Tensor] = {}
+        for sequences in evaluation_rows(held_out.rows, self.batch, self.data.rank, self.data.size, limit):
+            with self.precision:
+                sums = self.task.sums(model, self.task.batch(sequences, device))
+            totals = {name: totals.get(name, 0) + value.double() for name, value in sums.items()}
+        whole = self.wire.sum(torch.stack(list(totals.values())), self.data).tolist()
+        return dict(zip(totals, whole, strict=True))
+
+    def _result(self, sums: dict[str, dict[str, float]]) -> dict[str, Any]:
+        found = {name: part for name, part in sums.items() if part["count"]}
+        if not found:
             raise CorpusError("the held-out split has no targets to evaluate on")
-        count = sum(count for _, count in totals)
-        bits = sum(loss / math.log(2) * self.held_out[name].rows.targets for name, loss in losses.items())
-        result = {
-            "eval_loss": sum(loss for loss, _ in totals) / count,
-            "eval_bpb": bits / sum(self.held_out[name].bytes for name in losses),  # of all text, as its targets are known
-            "eval_targets": int(count),
-        }
-        each = {f"eval_loss/{name}": loss for name, loss in losses.items()} if len(self.held_out) > 1 else {}
-        return {**result, **each}
+        result: dict[str, Any] = self.task.metrics([(part, self.held_out[name]) for name, part in found.items()])
+        if len(self.held_out) > 1:
+            result |= {f"eval_loss/{name}": part["loss"] / part["count"] for name, part in found.items()}
+        return result

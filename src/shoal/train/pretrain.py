@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,7 +27,7 @@ from shoal.train.averages import evaluated_weight
 from shoal.train.checkpoint import Saved
 from shoal.train.loop import Parts, memory_bytes, train
 from shoal.train.setup import build, peak_of_all, watch_signals
-from shoal.train.telemetry import read_metrics
+from shoal.train.telemetry import describe_metrics, read_metrics
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,8 @@ def _write_model(parts: Parts, run: RunDirectory, result: dict[str, Any]) -> Non
         config = hugging_face.config_to_hugging_face(parts.model.config, corpus.end_of_text)
     except ValueError as error:
         raise InputError(f"the model can't be written in the Hugging Face layout: {error}") from None
+    if parts.recipe.task == "infill":
+        config["infill_layout"] = infill_layout(parts.recipe)
     weights = hugging_face.weights_to_hugging_face(_whole_model(parts))
     tokenizer = read_tokenizer(corpus.tokenizer_path)
     write_model_directory(run.model, config, weights, tokenizer.write, model_card(parts.recipe, config, result))
@@ -144,11 +146,27 @@ def _whole_model(parts: Parts) -> Transformer:
     return model
 
 
+def infill_layout(recipe: Recipe) -> Literal["prefix first", "suffix first", "spans"]:
+    """How a model that fills in is to be asked; it stands in `config.json`."""
+    if recipe.infill.form == "spans":
+        return "spans"
+    return "suffix first" if recipe.infill.suffix_first == 1 else "prefix first"
+
+
+_USES = {
+    "causal": ("text-generation", "AutoModelForCausalLM", '--prompt "…"', "it continues text in its manner"),
+    "masked": ("fill-mask", "AutoModelForMaskedLM", '--prompt "… [MASK] …"', "it finds words that are masked in such text"),
+    "infill": ("text-generation", "AutoModelForCausalLM", '--prompt "… [MASK] …"', "it fills blanks in such text"),
+}
+"""A task's pipeline on the hub, its class, how to ask the model, and what it does."""
+
+
 def model_card(recipe: Recipe, config: dict[str, Any], result: dict[str, Any]) -> str:
     """README.md of the model's folder, with the hub's metadata on top."""
+    pipeline, loader, asking, does = _USES[recipe.task]
     return f"""---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 tags: [shoal]
 ---
 # {recipe.name}
@@ -159,20 +177,19 @@ A language model of {result["parameters"]:,} parameters ({config["architectures"
 | --- | --- |
 | training text | {", ".join(recipe.data.sources)} |
 | tokens seen | {result["tokens"]:,} ({result["epochs"]:.2f} epochs) |
-| held-out loss | {result["eval_loss"]:.4f} nats a token, {result["eval_bpb"]:.4f} bits a byte |
+| held-out loss | {result["eval_loss"]:.4f} nats a target{describe_metrics(result)} |
 | context | {_context(config)} tokens |
 | training | {result["steps"]:,} steps in {result["seconds"]:.0f} s{_which(recipe, result)} |
 | machine | {result["world_size"]} rank(s) × {result["threads"]} thread(s), {result["machine"]["cpu"]} |
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {loader}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("PATH")
-model = AutoModelForCausalLM.from_pretrained("PATH")
+model = {loader}.from_pretrained("PATH")
 ```
 
-or `shoal generate PATH --prompt "…"`. The model learned from this text alone: it continues text in its manner, and knows
-nothing else.
+or `shoal generate PATH {asking}`. The model learned from this text alone: {does}, and knows nothing else.
 """
 
 

@@ -31,7 +31,8 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
     title = html.escape(Path(result["run"]).name)
     numbers = [
         ("held-out loss", f"{result['eval_loss']:.4f}"),
-        ("bits per byte", f"{result['eval_bpb']:.3f}"),
+        *([("bits per byte", f"{result['eval_bpb']:.3f}")] if "eval_bpb" in result else []),
+        *([("right of the masked", f"{result['eval_accuracy']:.1%}")] if "eval_accuracy" in result else []),
         ("tokens", f"{result['tokens']:,}"),
         ("tokens/s", f"{result['tokens_per_second_median']:,.0f}"),
         ("MFU", f"{result['mfu_median']:.0%}"),
@@ -52,7 +53,8 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
         numbers.append(("held-out loss without averaging", f"{result['eval_raw_loss']:.4f}"))
     cards = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in numbers)
     shown = "".join(
-        f'<pre><span class="prompt">{html.escape(sample["prompt"])}</span>{html.escape(sample["text"])}</pre>'
+        f'<pre><span class="prompt">{html.escape(sample["prompt"])}</span>{html.escape(sample["text"])}'
+        f'<span class="prompt">{html.escape(sample.get("after", ""))}</span></pre>'
         for sample in samples
     )
     happened = [*result.get("reformed", []), *result["stragglers"]]

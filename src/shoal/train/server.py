@@ -208,13 +208,13 @@ class Worker:
             Wire(world), seat.clock, seat.servers, seat.portions, make_codec(recipe), feedback, codec.feedback_decay
         )
         self.optimizer = ServedOptimizer(self.client)
-        task, precision = build_task(recipe, corpora[0]), make_precision(settings.precision, device)
+        task, precision = build_task(recipe, corpora[0], "train"), make_precision(settings.precision, device)
         self.plan = plan_rows(recipe, corpora, task, context)
         self._make_sync(model)
         evaluation = recipe.evaluation
         evaluate: Callable[..., dict[str, Any]] = Evaluator(
-            task, plan_evaluation(recipe, corpora, context, task.framing), together, self.client.wire, Axis(), precision,
-            evaluation.sequences, evaluation.final_sequences,
+            build_task(recipe, corpora[0], "held_out"), plan_evaluation(recipe, corpora, context, task.framing), together,
+            self.client.wire, Axis(), precision, evaluation.sequences, evaluation.final_sequences,
         )  # fmt: skip
         if recipe.regular.ema:
             evaluate = AverageEvaluator(evaluate, self.optimizer, self.sync)
@@ -224,8 +224,8 @@ class Worker:
             evaluate if main else lambda model, final=True: {},
             Checkpoints(run.checkpoints, recipe.checkpoint.keep) if main else SavedElsewhere(run.checkpoints),
             Silence(), precision, sum(parameter.numel() for parameter in model.parameters()),
-            model.flops_per_token(context), matrix_peak(device, settings.precision) * seat.workers, stop_requested,
-            Auto(recipe, self.client.wire),
+            model.flops_per_token(context, task.projected), matrix_peak(device, settings.precision) * seat.workers,
+            stop_requested, Auto(recipe, self.client.wire),
         )  # fmt: skip
 
     def _make_sync(self, model: Transformer) -> None:

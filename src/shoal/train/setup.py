@@ -23,7 +23,7 @@ from shoal.core.seeds import generator
 from shoal.data.batch_sizes import sequences_at_once
 from shoal.data.batches import TrainingBatches
 from shoal.data.plan import Plan, open_corpora, plan_evaluation, plan_training
-from shoal.data.shards import Corpus
+from shoal.data.shards import Corpus, Split
 from shoal.data.tokenizer import difference, read_tokenizer
 from shoal.models import dropout, hugging_face
 from shoal.models.presets import make_config
@@ -35,7 +35,7 @@ from shoal.parallel.sync import Sync
 from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import TASKS, Task
+from shoal.tasks import TASKS, Task, check_task
 from shoal.train.auto import Auto, decided
 from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
@@ -73,10 +73,12 @@ def build(
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
     model = build_model(recipe, corpus.vocabulary, world.device)
     config = model.config
-    size, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token(config.context)
+    task, size = build_task(recipe, corpus, "train"), sum(p.numel() for p in model.parameters())
+    check_task(recipe, config)
+    flops = model.flops_per_token(config.context, task.projected)
     share, together = -(-train.global_batch // mesh.data.size), sequences_at_once(recipe, mesh.data.size)
     shards, compiled = lay_out_model(model, recipe, wire, mesh, together * config.context)
-    task, precision = build_task(recipe, corpus), make_precision(train.precision, world.device)
+    precision = make_precision(train.precision, world.device)
     auto = Auto(recipe, wire, decided(wire, run.checkpoints) if resume else None)
     recipe = auto.decide(model, task, precision, together, -(-share // together))
     sync = make_sync(recipe, wire, mesh, model)
@@ -89,9 +91,8 @@ def build(
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
     optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular)
     evaluate: Callable[..., dict[str, Any]] = Evaluator(
-        task, plan_evaluation(recipe, corpora, config.context, task.framing), together, wire, mesh.data, precision,
-        recipe.evaluation.sequences,
-        recipe.evaluation.final_sequences,
+        build_task(recipe, corpus, "held_out"), plan_evaluation(recipe, corpora, config.context, task.framing), together,
+        wire, mesh.data, precision, recipe.evaluation.sequences, recipe.evaluation.final_sequences,
     )  # fmt: skip
     if recipe.regular.ema:
         evaluate = AverageEvaluator(evaluate, optimizer, sync)
@@ -140,8 +141,8 @@ def lay_out_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
     return shards, compile_blocks(model, recipe.train.compile)
 
 
-def make_transformer_config(settings: schema.Model, vocabulary: int) -> TransformerConfig:
-    """The recipe's shape; `RecipeError` when it doesn't fit together."""
+def make_transformer_config(settings: schema.Model, vocabulary: int, related: bool = False) -> TransformerConfig:
+    """The recipe's shape, with a layer for how two texts are `related`, if need be; `RecipeError` when it doesn't fit."""
     multiple = settings.vocabulary_multiple or 1
     vocabulary = -(-vocabulary // multiple) * multiple
     try:
@@ -151,6 +152,8 @@ def make_transformer_config(settings: schema.Model, vocabulary: int) -> Transfor
             activation=settings.activation, qk_norm=settings.qk_norm, tied=settings.tied,
             rope_theta=settings.rope_theta, **_dropouts(settings),
         )  # fmt: skip
+        if related and config.segments:
+            config = replace(config, pooler=True, relation=True)
         hugging_face.family(config)  # what could not be written at the end is refused at the start
         return config
     except ValueError as error:
@@ -169,7 +172,8 @@ def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transf
             )
         _check_tokenizer(recipe)
         return model
-    model = Transformer(make_transformer_config(settings, vocabulary)).materialise()
+    config = make_transformer_config(settings, vocabulary, related=recipe.masked.relation != "none")
+    model = Transformer(config).materialise()
     random = generator(recipe.seed, "weights")
     model.initialise(random, settings.init_std or 0.02, settings.embedding_std, bool(settings.zero_init))
     return model.to(device)
@@ -205,9 +209,9 @@ def _dropouts(settings: schema.Model) -> dict[str, float | None]:
     return {name: getattr(settings, name) for name in dropout.NAMES}
 
 
-def build_task(recipe: Recipe, corpus: Corpus) -> Task:
-    """The recipe's task, for the corpus's tokenizer."""
-    return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path))
+def build_task(recipe: Recipe, corpus: Corpus, split: Split = "train") -> Task:
+    """The recipe's task, for the corpus's tokenizer and rows of a split."""
+    return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path), corpus.split(split))
 
 
 def plan_rows(recipe: Recipe, corpora: list[Corpus], task: Task, context: int) -> Plan:

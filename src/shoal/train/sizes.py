@@ -9,6 +9,7 @@ from shoal.data.batch_sizes import BatchSizes, sequences_at_once
 from shoal.models import hugging_face
 from shoal.models.loss import CHUNK_BYTES
 from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.tasks import check_task
 from shoal.train.exact import resolve
 from shoal.train.model_setup import check_divisible
 from shoal.train.optimizers import check_optimizer
@@ -40,6 +41,7 @@ def estimate(recipe: Recipe, vocabulary: int, world: int, tokens_per_row: float 
     sizes = _, shard, tensor = mesh_sizes(recipe, world)
     check_divisible(config, tensor)
     check_meeting(recipe, sizes)
+    check_task(recipe, config)
     check_optimizer(recipe.optimizer, divided=shard * tensor > 1)
     parameters = sum(parameter.numel() for parameter in Transformer(config).parameters())
     budget = Budget.of(recipe.train)
@@ -73,7 +75,7 @@ def transformer_config(recipe: Recipe, vocabulary: int) -> TransformerConfig:
     """The shape that the recipe trains."""
     if recipe.model.init_from:
         return hugging_face.config_from_hugging_face(read_json(Path(recipe.model.init_from) / "config.json"))
-    return make_transformer_config(recipe.model, vocabulary)
+    return make_transformer_config(recipe.model, vocabulary, related=recipe.masked.relation != "none")
 
 
 def states_formula(kind: str, optimizer: str, parameters: int, sizes: tuple[int, int, int]) -> int:

@@ -1,0 +1,145 @@
+"""Blanks in a text, filled: the likeliest words behind a mask, or a part that a decoder writes between two others.
+
+In a prompt `[MASK]` stands for what is to be found, whatever the tokenizer's own mask token is called. A space before it is
+taken to belong to the word that is looked for, as tokenizers write it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from shoal.core.errors import InputError
+from shoal.core.files import read_json
+from shoal.core.model_directory import find_model_directory
+from shoal.core.seeds import generator
+from shoal.data.special_tokens import FILL_IN, SENTINELS
+from shoal.models.cache import make_cache
+from shoal.models.reach import Reach
+from shoal.serve.generation import LanguageModel
+from shoal.serve.sampling import Sampling, draw
+
+BLANK = "[MASK]"
+
+Layout = Literal["prefix first", "suffix first", "spans"]
+"""How a decoder was trained to fill in; `config.json` says it under `infill_layout`."""
+
+
+def read_layout(directory: Path) -> Layout | None:
+    """How the decoder in a model's folder, or a run's, was trained to fill in; None: not at all."""
+    layout = read_json(find_model_directory(directory) / "config.json").get("infill_layout")
+    return layout if layout in get_args(Layout) else None
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A word, and how probable the model holds it."""
+
+    word: str
+    probability: float
+
+
+@torch.inference_mode()
+def fill_masks(language: LanguageModel, text: str, top: int = 5) -> list[list[Guess]]:
+    """The likeliest words at each `[MASK]` of the text, best first; `InputError` where the model has no masks."""
+    model, tokenizer = language.model, language.tokenizer
+    if model.config.causal:
+        raise InputError("this model sees only what is before a token; give it a prompt to go on with")
+    mask = tokenizer.special("mask")
+    parts = text.split(BLANK)
+    if len(parts) < 2:
+        raise InputError(f"{text!r} has no {BLANK}, which stands where a word is to be found")
+    ids = [tokenizer.special("begin"), *encode_before_blank(language, parts[0])]
+    for number, part in enumerate(parts[1:], 1):
+        ids.append(mask)
+        ids += encode_before_blank(language, part) if number < len(parts) - 1 else tokenizer.encode(part).tolist()
+    ids.append(tokenizer.end_of_text)
+    if len(ids) > model.config.context:
+        raise InputError(f"the text has {len(ids)} tokens, the model's context is {model.config.context}")
+    tokens = torch.tensor([ids], device=model.head_weight.device)
+    logits = model.project(model(tokens))[0, tokens[0] == mask, : tokenizer.vocabulary].float()
+    logits[:, list(tokenizer.special_tokens.values())] = -torch.inf
+    found = []
+    for row in logits.softmax(-1):
+        probabilities, best = row.topk(min(top, len(row)))
+        pairs = zip(best.tolist(), probabilities.tolist(), strict=True)
+        found.append([Guess(tokenizer.decode([token]).strip(" "), probability) for token, probability in pairs])
+    return found
+
+
+@torch.inference_mode()
+def fill_in(
+    language: LanguageModel,
+    before: str,
+    after: str,
+    layout: Layout,
+    tokens: int = 80,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+) -> str:
+    """What the model writes between two texts, up to `tokens` tokens.
+
+    Where both are longer than the context, those tokens of each that are nearest to the blank are read.
+    """
+    room = language.model.config.context - tokens - 4
+    if room < 2:
+        raise InputError(f"{tokens} tokens leave no room for the text around them in a context of {room + tokens + 4}")
+    left, right = encode_before_blank(language, before), language.tokenizer.encode(after).tolist()
+    right = right[: max(room // 2, room - len(left))]
+    left = left[len(left) - min(len(left), room - len(right)) :]
+    ids, prefix = lay_out(language, left, right, layout)
+    made = list(_complete(language, ids, prefix, tokens, sampling or Sampling(), seed))
+    # some tokenizers write a space only between tokens, so what is new is read with what was before it
+    given = len(language.tokenizer.decode(left))
+    return language.tokenizer.decode(left + made)[given:]
+
+
+def lay_out(language: LanguageModel, left: list[int], right: list[int], layout: Layout) -> tuple[list[int], int]:
+    """(tokens after which the blank's come, how many of the first see each other both ways)."""
+    special = language.tokenizer.special
+    if layout == "spans":
+        blank = special(SENTINELS[0])
+        return [*left, blank, *right, blank], len(left) + 1 + len(right)
+    begin, hole, fill = (special(name) for name in FILL_IN)
+    if layout == "suffix first":
+        return [begin, hole, *right, fill, *left], 0
+    return [begin, *left, hole, *right, fill], 0
+
+
+def reach_of_prefix(tokens: int, prefix: int, device: torch.device) -> Reach | None:
+    """Who sees whom where the first `prefix` of a row's tokens see each other both ways."""
+    if not prefix:
+        return None
+    place = torch.arange(tokens, dtype=torch.int32, device=device)[None]
+    return Reach(torch.zeros_like(place), torch.where(place < prefix, prefix, place + 1).int())
+
+
+def encode_before_blank(language: LanguageModel, text: str) -> list[int]:
+    """Tokens of a text that a blank follows, without the space at its end where words are written with theirs."""
+    written = language.tokenizer.library.get_vocab(with_added_tokens=False)
+    with_space = any(len(token) > 1 and token[0] in "Ġ▁" for token in written)
+    ids: list[int] = language.tokenizer.encode(text.removesuffix(" ") if with_space else text).tolist()
+    return ids
+
+
+def _complete(
+    language: LanguageModel, ids: list[int], prefix: int, tokens: int, sampling: Sampling, seed: int
+) -> Iterator[int]:
+    """Tokens after the given ones, up to a special one."""
+    model, config = language.model, language.model.config
+    special = {*language.tokenizer.special_tokens.values(), language.tokenizer.end_of_text}
+    cache = make_cache(config.layers, 1, config.kv_heads, config.context, config.head_dim, model.head_weight)
+    random = generator(seed, "generate")
+    device = model.head_weight.device
+    reach = reach_of_prefix(len(ids), prefix, device)
+    pending: Tensor = torch.tensor([ids], device=device)
+    for _ in range(tokens):
+        logits_V = model.project(model(pending, cache, reach)[0, -1])[: language.tokenizer.vocabulary]
+        token = draw(logits_V, sampling, random)
+        if token in special:
+            return
+        yield token
+        pending, reach = torch.tensor([[token]], device=device), None

@@ -1,0 +1,35 @@
+"""The vocabulary at some places of a batch only: loss, and how often the likeliest token is the right one.
+
+Hidden states are gathered first: where 15% of the tokens are masked, the projection costs 15% of what it would over all.
+"""
+
+import torch
+from torch import Tensor
+
+from shoal.models.loss import linear_cross_entropy
+from shoal.models.transformer import Transformer
+
+CHUNK_BYTES = 16 << 20
+
+
+def loss_at(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, places_N: Tensor) -> Tensor:
+    """Summed cross entropy of the targets at `places` of the flattened batch."""
+    hidden_ND, targets_N = _gathered(model, hidden_BTD, targets_BT, places_N)
+    return linear_cross_entropy(hidden_ND, model.head_weight, targets_N, model.loss_kernel, model.head_bias)
+
+
+@torch.no_grad()
+def correct_at(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, places_N: Tensor) -> Tensor:
+    """How many of the targets at `places` are the likeliest token there."""
+    hidden_ND, targets_N = _gathered(model, hidden_BTD, targets_BT, places_N)
+    rows = max(1, CHUNK_BYTES // (4 * len(model.head_weight)))
+    found = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
+    for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
+        logits = torch.nn.functional.linear(hidden, model.head_weight, model.head_bias)
+        found += (logits.argmax(-1) == targets).sum()
+    return found
+
+
+def _gathered(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, places_N: Tensor) -> tuple[Tensor, Tensor]:
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, places_N)
+    return model.before_head(hidden_ND), targets_BT.flatten().index_select(0, places_N)

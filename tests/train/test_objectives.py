@@ -1,0 +1,124 @@
+"""Masked and infill training: the same on any number of ranks, after a stop, and as `transformers` has it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertForMaskedLM
+
+from shoal.core import recipe
+from shoal.core.errors import Interrupted, RecipeError
+from shoal.core.run_directory import RunDirectory
+from shoal.data.prepare import prepare
+from shoal.data.special_tokens import FILL_IN, MASK, SENTINELS
+from shoal.train.loop import train
+from shoal.train.pretrain import finish
+from shoal.train.sizes import estimate
+from shoal.train.telemetry import read_metrics
+from tests.conftest import fixed_text
+from tests.ranks import alone, run_ranks
+from tests.train.runs import build_parts, run_training, tiny_recipe
+
+ENCODER = {"preset": "encoder-tiny", "context": 32, "layers": 2, "dim": 32, "heads": 2, "head_dim": 16, "hidden": 48}
+BERT = {"preset": "bert-mini", "context": 32, "layers": 2, "dim": 32, "heads": 2, "head_dim": 16, "hidden": 64}
+DECODER = {"preset": "qwen3-tiny", "context": 32, "layers": 2, "dim": 32, "heads": 2, "hidden": 64}
+TASKS: dict[str, dict[str, Any]] = {
+    "masked": {"task": "masked", "model": ENCODER},
+    "masked with sentence order": {"task": "masked", "model": BERT, "masked": {"unit": "span", "relation": "order"}},
+    "masked with next sentence": {"task": "masked", "model": BERT, "masked": {"unit": "word", "relation": "next"}},
+    "fill in the middle": {"task": "infill", "model": DECODER},
+    "corrupted spans": {"task": "infill", "model": DECODER, "infill": {"form": "spans", "context_weight": 0.5}},
+}
+
+
+@pytest.fixture(scope="session")
+def task_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small corpus whose tokenizer has the special tokens of all tasks."""
+    folder = tmp_path_factory.mktemp("task-corpus")
+    (folder / "text").mkdir()
+    text = fixed_text(600)
+    for number in range(12):
+        (folder / "text" / f"{number}.txt").write_text(text[number * 2000 : number * 2000 + 2000])
+    data = recipe.Data(sources=[str(folder / "text")], held_out=0.3)
+    tokenizer = recipe.Tokenizer(kind="bpe", vocabulary=400, special=[MASK, *FILL_IN, *SENTINELS])
+    prepare(data, tokenizer, folder / "prepared", workers=1)
+    return folder / "prepared"
+
+
+def make(name: str, corpus: Path, **sections: Any) -> recipe.Recipe:
+    settings = {"train": {"steps": 6, "global_batch": 7, "micro_batch": 2, "compile": "off", "device": "cpu"}}
+    return tiny_recipe(corpus, **(TASKS[name] | settings | sections))
+
+
+def evaluated(world: Any, made: recipe.Recipe, folder: Path) -> tuple[list[float], dict[str, float]]:
+    """(losses, the last evaluation), on the main rank."""
+    records, _ = run_training(world, made, folder)
+    found = read_metrics(RunDirectory(folder).metrics)[1] if world.is_main else [{}]
+    return [record["loss"] for record in records], found[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "shard"), [*((name, "replicate") for name in TASKS), ("masked", "zero3"), ("corrupted spans", "zero3")]
+)
+def test_two_ranks_learn_and_measure_as_one_does(task_corpus: Path, tmp_path: Path, name: str, shard: str) -> None:
+    losses, reference = evaluated(alone(), make(name, task_corpus), tmp_path / "one")
+    made = make(name, task_corpus, parallel={"shard": shard})
+    found_losses, found = run_ranks(2, evaluated, made, tmp_path / "two")[0]
+    assert found_losses == pytest.approx(losses, rel=1e-5)
+    assert {key for key in found if key.startswith("eval_")} == {key for key in reference if key.startswith("eval_")}
+    for key, value in reference.items():
+        if key.startswith("eval_"):
+            # one answer more or less may turn by the last bit
+            assert found[key] == pytest.approx(value, rel=1e-5, abs=0.02 if key.endswith("accuracy") else 0), key
+
+
+@pytest.mark.parametrize("name", ["masked with sentence order", "fill in the middle"])
+def test_a_task_resumes_bitwise(task_corpus: Path, tmp_path: Path, name: str) -> None:
+    made = make(name, task_corpus)
+    _, weights = run_training(alone(), made, tmp_path / "straight")
+    parts = build_parts(made, tmp_path / "stopped", alone())
+    steps = parts.progress
+    with pytest.raises(Interrupted):
+        train(dataclasses.replace(parts, stop_requested=lambda: steps.step + 1 >= 3))
+    parts.telemetry.close()
+    parts = build_parts(made, tmp_path / "stopped", alone(), resume=True)
+    train(parts)
+    parts.telemetry.close()
+    for key, value in parts.model.state_dict().items():
+        assert torch.equal(value, weights[key])
+
+
+def test_the_masked_loss_is_that_of_transformers_on_the_model_that_is_written(task_corpus: Path, tmp_path: Path) -> None:
+    made = make("masked", task_corpus, model=BERT)
+    parts = build_parts(made, tmp_path, alone())
+    metrics = train(parts)
+    finish(parts, RunDirectory(tmp_path), 1.0, metrics, [0])
+    parts.telemetry.close()
+    theirs: Any = BertForMaskedLM.from_pretrained(tmp_path / "model", local_files_only=True).eval()
+    batch = parts.task.batch(parts.batches.next_step()[0][1], torch.device("cpu"))
+    parts.model.eval()
+    with torch.no_grad():
+        loss, count = parts.task.loss(parts.model, batch)
+        expected = theirs(input_ids=batch.tokens, labels=batch.targets).loss
+    assert int(count) > 5
+    assert (loss / count).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert "fill-mask" in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"task": "masked", "model": DECODER}, "task 'masked' needs a model that sees both ways"),
+        ({"task": "infill", "model": ENCODER}, "task 'infill' needs a model that sees only what is before"),
+        ({"task": "causal", "model": BERT}, "task 'causal' needs a model that sees only what is before"),
+        ({"task": "masked", "model": ENCODER, "masked": {"relation": "order"}}, "this model has no layer for it"),
+        ({"task": "masked", "model": BERT, "parallel": {"tensor": 2}}, "divide the model by --shard zero3 instead"),
+    ],
+)
+def test_a_model_of_the_wrong_kind_is_refused_before_anything_starts(
+    task_corpus: Path, sections: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RecipeError, match=told):
+        estimate(tiny_recipe(task_corpus, **sections), 400, 2)
