@@ -2,7 +2,8 @@
 
 import torch
 
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.config import TransformerConfig
+from shoal.models.transformer import Transformer
 
 GPT2 = TransformerConfig(
     vocabulary=37, context=24, layers=2, dim=16, heads=4, kv_heads=4, head_dim=4, hidden=40,

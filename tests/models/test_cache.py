@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.models.cache import LayerCache, make_cache
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.config import TransformerConfig
+from shoal.models.transformer import Transformer
 from tests.models.shapes import FAMILIES, LLAMA, random_model, random_tokens
 
 MODELS = {

@@ -8,7 +8,8 @@ import torch
 
 from shoal.core.seeds import generator
 from shoal.models import hugging_face
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.config import TransformerConfig
+from shoal.models.transformer import Transformer
 from tests.models.shapes import BERT, FAMILIES, GPT2, LLAMA, fill, random_model, random_tokens
 
 RATES = {"attention_dropout": 0.1, "residual_dropout": 0.2, "embedding_dropout": 0.3}

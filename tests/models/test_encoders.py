@@ -26,8 +26,9 @@ from transformers import (
 
 from shoal.core.model_directory import read_model_directory, write_model_directory
 from shoal.models import hugging_face
+from shoal.models.config import TransformerConfig
 from shoal.models.reach import Reach
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.transformer import Transformer
 from tests.models.shapes import BERT, MODERNBERT, fill, random_model, random_tokens
 
 MASK = torch.arange(24) < torch.tensor([24, 17, 1])[:, None]

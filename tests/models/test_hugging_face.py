@@ -23,7 +23,8 @@ from transformers import (
 
 from shoal.core.model_directory import read_model_directory, write_model_directory
 from shoal.models import hugging_face
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.config import TransformerConfig
+from shoal.models.transformer import Transformer
 from tests.models.shapes import FAMILIES, GPT2, LLAMA, QWEN3, fill, random_model, random_tokens
 
 VARIANTS = {

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from shoal.models.config import TransformerConfig
 from shoal.models.reach import Reach
-from shoal.models.transformer import TransformerConfig
 from tests.models.shapes import BERT, GPT2, MODERNBERT, QWEN3, random_model, random_tokens
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [4, 4, 4, 4, 4, 4, -1, -1]])

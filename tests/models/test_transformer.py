@@ -11,8 +11,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from shoal.core.seeds import generator
+from shoal.models.config import TransformerConfig
 from shoal.models.rotary import rotary_table, rotate
-from shoal.models.transformer import Transformer, TransformerConfig, activate
+from shoal.models.transformer import Transformer, activate
 from tests.models.shapes import FAMILIES, GPT2, LLAMA, QWEN3, random_model, random_tokens
 
 each_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)

@@ -8,7 +8,8 @@ import torch
 from shoal.core.model_directory import write_model_directory
 from shoal.data.tokenizer import TextTokenizer
 from shoal.models import hugging_face
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.config import TransformerConfig
+from shoal.models.transformer import Transformer
 from shoal.serve.generation import LanguageModel
 from tests.models.shapes import random_model
 

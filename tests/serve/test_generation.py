@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shoal.core.errors import InputError
 from shoal.core.seeds import generator
 from shoal.data.tokenizer import TextTokenizer, build_char, train_bpe
-from shoal.models.transformer import TransformerConfig
+from shoal.models.config import TransformerConfig
 from shoal.serve.generation import LanguageModel, generate, load_language_model
 from shoal.serve.sampling import Sampling, draw
 from tests.models.shapes import FAMILIES, GPT2, random_model

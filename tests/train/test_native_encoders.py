@@ -9,8 +9,9 @@ import torch
 from shoal.core.machine import cpp_compiler
 from shoal.core.native import matrices
 from shoal.data.sequences import Sequences
+from shoal.models.config import TransformerConfig
 from shoal.models.presets import PRESETS
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.transformer import Transformer
 from shoal.train.model_setup import use_native_kernels
 from tests.train.encoders import Hiding
 

@@ -23,9 +23,10 @@ from shoal.data.prepare import prepare
 from shoal.data.rows import Rows, StreamRows
 from shoal.data.sequences import Framing, Sequences
 from shoal.data.shards import Corpus
+from shoal.models.config import TransformerConfig
 from shoal.models.loss import IGNORED, linear_cross_entropy
 from shoal.models.reach import Reach
-from shoal.models.transformer import Attention, Transformer, TransformerConfig
+from shoal.models.transformer import Attention, Transformer
 from shoal.tasks import Causal
 from shoal.train.loop import train
 from tests.conftest import fixed_text

@@ -8,7 +8,7 @@ here says all when it is read here.
 from collections.abc import Mapping
 from typing import Any
 
-from shoal.models.transformer import TransformerConfig
+from shoal.models.config import TransformerConfig
 
 KEYS = {
     "gpt2": {"residual": "resid_pdrop", "embedding": "embd_pdrop", "attention": "attn_pdrop"},

@@ -11,7 +11,7 @@ tokens, so that its rotary base is the one that ModernBERT had before it was tau
 from dataclasses import fields, replace
 from typing import Any
 
-from shoal.models.transformer import TransformerConfig
+from shoal.models.config import TransformerConfig
 
 
 def _gpt(layers: int, dim: int, heads: int, context: int = 1024) -> TransformerConfig:

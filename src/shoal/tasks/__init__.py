@@ -6,7 +6,7 @@ from shoal.core.errors import RecipeError
 from shoal.core.recipe import Recipe
 from shoal.data.shards import TokenStream
 from shoal.data.tokenizer import TextTokenizer
-from shoal.models.transformer import TransformerConfig
+from shoal.models.config import TransformerConfig
 from shoal.tasks.causal import Causal
 from shoal.tasks.infill import Infill
 from shoal.tasks.masked import Masked

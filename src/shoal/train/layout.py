@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from shoal.core.recipe import Recipe
+from shoal.models.config import TransformerConfig
 from shoal.models.loss import IGNORED, with_bias
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import make_mesh
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire

@@ -26,8 +26,9 @@ from shoal.data.plan import Plan, open_corpora, plan_evaluation, plan_training
 from shoal.data.shards import Corpus, Split
 from shoal.data.tokenizer import difference, read_tokenizer
 from shoal.models import dropout, hugging_face
+from shoal.models.config import TransformerConfig
 from shoal.models.presets import make_config
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.transformer import Transformer
 from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
 from shoal.parallel.mesh import Mesh, make_mesh
 from shoal.parallel.shards import Shards

@@ -7,8 +7,9 @@ from shoal.core.files import read_json
 from shoal.core.recipe import Recipe
 from shoal.data.batch_sizes import BatchSizes, sequences_at_once
 from shoal.models import hugging_face
+from shoal.models.config import TransformerConfig
 from shoal.models.loss import CHUNK_BYTES
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.transformer import Transformer
 from shoal.tasks import check_task
 from shoal.train.exact import resolve
 from shoal.train.model_setup import check_divisible

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoal.models.config import TransformerConfig
 from shoal.models.dropout import changed, dropout_from_hugging_face, dropout_to_hugging_face
 from shoal.models.hugging_face import decoders, encoders
 from shoal.models.hugging_face.decoders import DECODERS
 from shoal.models.hugging_face.encoders import ENCODERS
 from shoal.models.hugging_face.family import Family
 from shoal.models.hugging_face.rules import fuse_qkv, split_qkv, to_ours, to_theirs
-from shoal.models.transformer import Transformer, TransformerConfig
+from shoal.models.transformer import Transformer
 
 FAMILIES: dict[str, Family] = DECODERS | ENCODERS
 

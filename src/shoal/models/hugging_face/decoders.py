@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from shoal.models.config import TransformerConfig
 from shoal.models.hugging_face.family import Family, activation, head_width, whole
 from shoal.models.hugging_face.rules import Rule, qkv_in_one, qkv_in_three, turned
-from shoal.models.transformer import TransformerConfig
 
 
 def kind_of(config: TransformerConfig) -> str:

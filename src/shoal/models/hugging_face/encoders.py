@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from shoal.models.config import TransformerConfig
 from shoal.models.hugging_face.family import Family, activation, head_width, whole
 from shoal.models.hugging_face.rules import Rule, joined, qkv_in_one, qkv_in_three
-from shoal.models.transformer import TransformerConfig
 
 
 def kind_of(config: TransformerConfig) -> str:

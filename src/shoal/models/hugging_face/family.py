@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.models.config import TransformerConfig
 from shoal.models.hugging_face.rules import Rule
-from shoal.models.transformer import TransformerConfig
 
 ACTIVATIONS = {
     "gelu": "gelu_erf", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "silu": "silu", "swish": "silu", "relu2": "relu2",

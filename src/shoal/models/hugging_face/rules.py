@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.models.transformer import TransformerConfig
+from shoal.models.config import TransformerConfig
 
 Rearrange = Callable[..., tuple[Tensor, ...]]
 

@@ -1,0 +1,58 @@
+"""The recipe: everything that a run depends on, as frozen, typed data with few keys and good defaults.
+
+A file a group of sections. A recipe is read by `core.recipe_file`, built once and passed down; no function reads global
+state. Adding a key is adding a field there, with its docstring: help texts and error messages are made from these.
+"""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shoal.core.recipe.data import Clean, Data, Tokenizer
+from shoal.core.recipe.fields import Count, section
+from shoal.core.recipe.model import Model
+from shoal.core.recipe.parallel import Codec, Link, Local, Parallel, Server
+from shoal.core.recipe.tasks import Infill, Masked, Samples
+from shoal.core.recipe.training import Checkpoint, Evaluation, Lookahead, Optimizer, Regular, Schedule, Train
+
+__all__ = [
+    "Checkpoint", "Clean", "Codec", "Data", "Evaluation", "Infill", "Link", "Local", "Lookahead", "Masked",
+    "Model", "Optimizer", "Parallel", "Recipe", "Regular", "Samples", "Schedule", "Server", "Tokenizer", "Train",
+]  # fmt: skip
+
+
+@section
+class Recipe:
+    """One run. Every key has a default; a recipe file states what differs."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Names the run's folder, `runs/NAME`."""
+    seed: Count = 1
+    """Where all random streams come from."""
+    task: Literal["causal", "masked", "infill"] = "causal"
+    """What the model learns: the next token, the tokens behind a mask (encoders), or parts that are cut out."""
+    data: Data = field(default_factory=Data)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    model: Model = field(default_factory=Model)
+    train: Train = field(default_factory=Train)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    regular: Regular = field(default_factory=Regular)
+    schedule: Schedule = field(default_factory=Schedule)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    parallel: Parallel = field(default_factory=Parallel)
+    samples: Samples = field(default_factory=Samples)
+    masked: Masked = field(default_factory=Masked)
+    infill: Infill = field(default_factory=Infill)
+
+    @property
+    def corpus_directory(self) -> str:
+        """Where the corpus lies; of a mixture, the first, whose tokenizer is that of all."""
+        return self.corpus_directories[0]
+
+    @property
+    def corpus_directories(self) -> list[str]:
+        """Where the corpora lie: one, or all of a mixture."""
+        named = [name if "/" in name or name in (".", "..") else f"data/{name}" for name in self.data.mixture]
+        return named or [self.data.directory or f"data/{self.name}"]
