@@ -89,7 +89,7 @@ def test_a_learning_rate_is_found_by_ranks_and_told_as_it_is_typed(shoal: Shoal,
         (["missing.yaml"], "missing.yaml: no such recipe"),
         ([], "data/run: no corpus there"),
         (["--parallel.sync", "server"], "'parallel.sync' is server: parameter servers can't be rehearsed"),
-        (["--train.stepz", "3"], "--train.stepz: 'train.stepz' is not a recipe key"),
+        (["--train.stepz", "3"], "--train.stepz is not a recipe key; the nearest is 'train.steps'"),
     ],
 )
 def test_what_can_not_be_planned_is_told_in_one_line(shoal: Shoal, tmp_path: Path, words: list[str], told: str) -> None:
