@@ -185,7 +185,6 @@ def test_a_run_that_was_over_stays_over(corpus: Path, tmp_path: Path) -> None:
 
 WAYS: dict[str, dict[str, Any]] = {
     "zero1": {"shard": "zero1"},
-    "zero2": {"shard": "zero2"},
     "zero3": {"shard": "zero3"},
     "tensor": {"tensor": 2},
     "local": {"sync": "local", "local": {"every": 3, "outer": "nesterov"}},
