@@ -11,8 +11,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from shoal.core.seeds import generator
+from shoal.models.layers import activate
 from shoal.models.rotary import rotary_table, rotate
-from shoal.models.transformer import Transformer, TransformerConfig, activate
+from shoal.models.transformer import Transformer, TransformerConfig
 from tests.models.shapes import FAMILIES, GPT2, LLAMA, QWEN3, random_model, random_tokens
 
 each_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
@@ -129,6 +130,7 @@ def test_activations_are_their_formulas() -> None:
     x = torch.linspace(-4, 4, 33, dtype=torch.float64)
     tanh = torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
     torch.testing.assert_close(activate(x, "gelu"), 0.5 * x * (1 + tanh))
+    torch.testing.assert_close(activate(x, "gelu_erf"), x * torch.erfc(-x / 2**0.5) / 2)
     torch.testing.assert_close(activate(x, "silu"), x / (1 + torch.exp(-x)))
     torch.testing.assert_close(activate(x, "relu2"), x.clamp(min=0) ** 2)
 
