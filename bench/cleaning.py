@@ -77,12 +77,12 @@ def docstring_sentences(path: Path) -> Iterator[str]:
 
 @dataclass
 class Planted:
-    """Files of documents, and which of these are copies."""
+    """Files of documents, and which of these are copies, with their originals."""
 
     folder: Path
     bytes: int = 0
-    exact: set[str] = field(default_factory=set)
-    near: set[str] = field(default_factory=set)
+    exact: dict[str, str] = field(default_factory=dict)
+    near: dict[str, str] = field(default_factory=dict)
 
 
 def plant(folder: Path, size: int, seed: int = 1) -> Planted:
@@ -91,18 +91,18 @@ def plant(folder: Path, size: int, seed: int = 1) -> Planted:
     pool = sentences()
     words = sorted({word for sentence in pool for word in sentence.split()})
     made = Planted(fresh_directory(folder))
-    waiting: list[tuple[int, str, str]] = []
+    waiting: list[tuple[int, int, str, str]] = []
     files = [(folder / f"{number}.jsonl").open("w", encoding="utf-8") for number in range(FILES)]
     number = 0
     while made.bytes < size:
-        kind, text = "", compose(stream, pool)
+        text = compose(stream, pool)
         if waiting and waiting[0][0] <= number:
-            _, kind, text = waiting.pop(0)
+            _, original, kind, text = waiting.pop(0)
+            (made.exact if kind == "exact" else made.near)[str(number)] = str(original)
         elif (draw := stream.random()) < 0.1 / 0.9:
             copied = ("exact", text) if draw < 0.05 / 0.9 else ("near", change(stream, text, words))
-            waiting.append((number + stream.randint(1, 1000), *copied))
+            waiting.append((number + stream.randint(1, 1000), number, *copied))
             waiting.sort()
-        {"exact": made.exact, "near": made.near, "": set()}[kind].add(str(number))
         # a file after the other: datatrove's order of documents is Shoal's then
         files[min(FILES - 1, made.bytes * FILES // size)].write(json.dumps({"id": str(number), "text": text}) + "\n")
         made.bytes += len(text.encode())
@@ -178,12 +178,17 @@ def find_copies(planted: Planted) -> Rounds:
 
 
 def found(planted: Planted, everything: set[str], kept: set[str]) -> Result:
-    """Recall of each kind of copy, and precision."""
+    """Recall of each kind of copy, and precision; whether the copy is dropped or its original is all the same."""
     dropped = everything - kept
+
+    def found_of(copies: dict[str, str]) -> int:
+        return sum(copy in dropped or original in dropped for copy, original in copies.items())
+
+    exact, near = found_of(planted.exact), found_of(planted.near)
     return {
-        "exact_recall": len(dropped & planted.exact) / len(planted.exact),
-        "near_recall": len(dropped & planted.near) / len(planted.near),
-        "precision": len(dropped & (planted.exact | planted.near)) / max(1, len(dropped)),
+        "exact_recall": exact / len(planted.exact),
+        "near_recall": near / len(planted.near),
+        "precision": (exact + near) / max(1, len(dropped)),
         "dropped": len(dropped),
         "documents": len(everything),
     }

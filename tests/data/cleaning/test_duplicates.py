@@ -49,7 +49,7 @@ def test_what_is_found_does_not_depend_on_memory_batches_or_order_of_work(tmp_pa
     texts, *_ = planted("en", WORDS["en"], 300)
     expected, _ = cleaned(texts, tmp_path / "plenty", exact=True, near=True)
     monkeypatch.setattr(batches, "BATCH_CHARACTERS", 20_000)
-    found, _ = cleaned(texts, tmp_path / "little", exact=True, near=True, memory_megabytes=0.01)
+    found, _ = cleaned(texts, tmp_path / "little", exact=True, near=True, memory_megabytes=0.005)
     assert len(list((tmp_path / "little").glob("cleaning/*.rows.npy"))) > 10
     assert found == expected
 

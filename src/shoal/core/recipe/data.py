@@ -50,8 +50,8 @@ class Clean:
     """`near`: hashes in a band; more make fewer candidates."""
     judged_characters: Positive = 1_000_000
     """A longer document is judged by so much of its beginning."""
-    memory_megabytes: PositiveFloat = 500.0
-    """Memory for finding duplicates and for text under way, beside what Python and its libraries take (0.1 GB a process)."""
+    memory_megabytes: PositiveFloat = 250.0
+    """Memory for finding duplicates, beside 0.1 to 0.4 GB a process for Python, its libraries and the text under way."""
 
 
 @section

@@ -188,7 +188,7 @@ def _find_duplicates(clean: Clean, outcome: Outcome, folder: Path, report: Repor
     """Why each kept row is dropped after all; 0: it is not."""
     signatures = outcome.signatures(folder)
     marks = outcome.marks()
-    memory = round(clean.memory_megabytes * 1e6 / 2)  # the rest is for the batches under way
+    memory = round(clean.memory_megabytes * 1e6)
     if clean.exact:
         pairs = mark_exact(signatures, marks, memory, lambda share: report("finding exact duplicates", share))
         outcome.show_pairs(folder, "exact", pairs)

@@ -24,7 +24,7 @@ _IDEOGRAM = re.compile(
 )
 _WORD = re.compile(r"\w+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_KNOWN_WORDS = 500_000
+_KNOWN_WORDS = 200_000
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.data.cleaning.batches import EXAMPLES, SHOWN, Record
-from shoal.data.cleaning.duplicates import CONTAMINATED, EXACT, NEAR, Pair, Signatures
+from shoal.data.cleaning.duplicates import CONTAMINATED, EXACT, KEPT, NEAR, Pair, Signatures
 from shoal.data.cleaning.spool import Item, read_texts
 
 Where = int | tuple[str, str]
@@ -29,6 +29,8 @@ class Outcome:
     kept_documents: int = 0
     kept_bytes: int = 0
     rows: list[int] = field(default_factory=list)
+    """Kept heads of each batch."""
+    row_count: int = 0
     changed: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     examples: dict[str, dict[str, list[dict[str, str]]]] = field(default_factory=dict)
@@ -41,10 +43,11 @@ class Outcome:
 
     def add(self, record: Record) -> None:
         """Add the next batch's record."""
-        first_row = sum(self.rows)
+        first_row = self.row_count
         self.documents += record["documents"]
         self.bytes += record["bytes"]
         self.rows.append(record["rows"])
+        self.row_count += record["rows"]
         for stage, count in record["changed"].items():
             self.changed[stage] = self.changed.get(stage, 0) + count
         for stage, rules in record["dropped"].items():
@@ -75,24 +78,28 @@ class Outcome:
 
     def marks(self) -> NDArray[np.uint8]:
         """Why each row is dropped after all, before duplicates are found."""
-        marks = np.zeros(sum(self.rows), np.uint8)
+        marks = np.zeros(self.row_count, np.uint8)
         marks[list(self.contaminated)] = CONTAMINATED
         return marks
 
     def count(self, signatures: Signatures, marks: NDArray[np.uint8]) -> None:
         """Count the rows that are kept in the end, and those that are not."""
-        whole = np.zeros(len(marks), np.int64)
+        totals = np.zeros((4, 2), np.int64)
+        enormous = np.array(sorted(self.pieces), np.int64)
         for batch, start in enumerate(signatures.starts[:-1].tolist()):
             sizes = signatures.load(batch, "rows")[1].astype(np.int64)
-            whole[start : start + len(sizes)] = sizes
-        for row, pieces in self.pieces.items():
-            whole[row] += sum(size for size, _ in pieces)
-        self.kept_documents, self.kept_bytes = int((marks == 0).sum()), int(whole[marks == 0].sum())
+            end = start + len(sizes)
+            for row in enormous[(enormous >= start) & (enormous < end)].tolist():
+                sizes[row - start] += sum(size for size, _ in self.pieces[row])
+                if row in self.contaminated:
+                    self._drop(*self.contaminated[row], 1, int(sizes[row - start]))
+            for mark in range(len(totals)):
+                chosen = sizes[marks[start:end] == mark]
+                totals[mark] += len(chosen), chosen.sum()
+        self.kept_documents, self.kept_bytes = totals[KEPT].tolist()
         for mark, stage in ((EXACT, "exact"), (NEAR, "near")):
-            if (marks == mark).any():
-                self._drop(stage, "duplicate", int((marks == mark).sum()), int(whole[marks == mark].sum()))
-        for row, (stage, rule) in self.contaminated.items():
-            self._drop(stage, rule, 1, int(whole[row]))
+            if totals[mark].any():
+                self._drop(stage, "duplicate", *totals[mark].tolist())
 
     def show_pairs(self, folder: Path, stage: str, pairs: list[Pair]) -> None:
         """Take duplicates, with the documents that they repeat, as examples."""
