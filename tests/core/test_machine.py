@@ -39,3 +39,7 @@ def test_the_compiler_is_the_one_that_the_environment_names(monkeypatch: pytest.
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.cpp_compiler() is None
+
+
+def test_what_is_free_is_some_of_what_is_there() -> None:
+    assert 0 < machine.available_memory_bytes() <= machine.total_memory_bytes()
