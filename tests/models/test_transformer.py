@@ -11,9 +11,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from shoal.core.seeds import generator
+from shoal.models.layers import activate
 from shoal.models.rotary import rotary_table, rotate
-from shoal.models.transformer import Transformer, TransformerConfig, activate
-from tests.models.shapes import FAMILIES, GPT2, LLAMA, QWEN3, random_model, random_tokens
+from shoal.models.transformer import Transformer, TransformerConfig
+from tests.models.shapes import BERT, FAMILIES, GPT2, LLAMA, MODERNBERT, QWEN3, random_model, random_tokens
 
 each_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 
@@ -129,6 +130,7 @@ def test_activations_are_their_formulas() -> None:
     x = torch.linspace(-4, 4, 33, dtype=torch.float64)
     tanh = torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
     torch.testing.assert_close(activate(x, "gelu"), 0.5 * x * (1 + tanh))
+    torch.testing.assert_close(activate(x, "gelu_erf"), x * torch.erfc(-x / 2**0.5) / 2)
     torch.testing.assert_close(activate(x, "silu"), x / (1 + torch.exp(-x)))
     torch.testing.assert_close(activate(x, "relu2"), x.clamp(min=0) ** 2)
 
@@ -154,8 +156,27 @@ def test_the_formula_for_flops_counts_every_matrix_product(config: TransformerCo
 
 
 @pytest.mark.parametrize(
+    "config", [BERT, MODERNBERT, replace(MODERNBERT, window=0)], ids=["bert", "modernbert", "no window"]
+)
+def test_an_encoder_s_flops_are_those_of_what_its_layers_see(config: TransformerConfig) -> None:
+    model = random_model(config)
+    B, T = 2, 16
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.project(model(random_tokens(config, B, T))).sum().backward()
+    # the counter sees whole squares, also where a layer sees 2 tokens on either side
+    local = sum(block.local for block in model.blocks)
+    unseen = 12 * local * (T - 2 * config.window - 1) * config.dim if config.window else 0
+    assert model.flops_per_token(T) * B * T == counter.get_total_flops() - unseen * B * T
+
+
+@pytest.mark.parametrize(
     ("changes", "expected"),
-    [({"kv_heads": 3}, "multiple of kv_heads"), ({"positions": "rotary", "head_dim": 5}, "must be even")],
+    [
+        ({"kv_heads": 3}, "multiple of kv_heads"),
+        ({"positions": "rotary", "head_dim": 5}, "must be even"),
+        ({"window": 2}, "see both ways"),
+        ({"relation": True}, "what the pooler sums up"),
+    ],
 )
 def test_numbers_that_do_not_fit_together_are_refused(changes: dict[str, object], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):

@@ -16,8 +16,9 @@ from shoal.core.errors import InputError, RecipeError
 from shoal.core.machine import cache_folder, cpp_compiler, python_headers
 from shoal.core.native import matrices
 from shoal.core.native.attention import attention
+from shoal.models.layers import MLP, Linear
 from shoal.models.loss import IGNORED
-from shoal.models.transformer import MLP, Attention, Linear, Transformer, TransformerConfig
+from shoal.models.transformer import Attention, Transformer, TransformerConfig
 from shoal.parallel.mesh import Mesh
 from shoal.parallel.shards import Shards, whole_shards
 from shoal.parallel.tensor import Alike, Pair, TensorRanks, Vocabulary, vocabulary_cross_entropy

@@ -50,12 +50,12 @@ def _gpt2_rules(config: TransformerConfig, prefix: str) -> Iterator[Rule]:
     yield Rule(("position",), (f"{prefix}wpe",))
     for layer in range(config.layers):
         ours, theirs = f"blocks.{layer}.", f"{prefix}h.{layer}."
-        yield qkv_in_one(f"{ours}attention.qkv", f"{theirs}attn.c_attn", config, transposed=True)
         for mine, other in (
             ("attention_norm", "ln_1"), ("attention.out", "attn.c_proj"), ("mlp_norm", "ln_2"),
             ("mlp.up", "mlp.c_fc"), ("mlp.down", "mlp.c_proj"),
         ):  # fmt: skip
             yield Rule((ours + mine,), (theirs + other,), turned, turned)
+        yield qkv_in_one(f"{ours}attention.qkv", f"{theirs}attn.c_attn", config, transposed=True)
     yield Rule(("norm",), (f"{prefix}ln_f",))
     yield Rule(("head",), ("lm_head",))
 
