@@ -14,7 +14,13 @@ RECIPE = {
     "train": {"steps": 60, "global_batch": 4, "compile": "off", "device": "cpu"},
     "checkpoint": {"every": 4},
 }
-FULL = 'mount -t tmpfs -o size=150k tmpfs . && cd . && cd "$PWD" || exit 77; "$@"; code=$?; ls runs/tiny/checkpoints; exit $code'
+FULL = """
+mount -t tmpfs -o size=250k tmpfs "$PWD" && cd "$PWD" || exit 77
+"$@"
+code=$?
+ls runs/tiny/checkpoints
+exit $code
+"""
 
 
 def test_training_on_a_disk_that_fills_up_ends_with_one_line_and_keeps_the_last_whole_checkpoint(
@@ -27,7 +33,7 @@ def test_training_on_a_disk_that_fills_up_ends_with_one_line_and_keeps_the_last_
     space = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user", "--user"])]
     command = [*space, "sh", "-c", FULL, "sh", sys.executable, "-m", "shoal", "pretrain", str(recipe)]
     try:
-        done = subprocess.run(command, cwd=disk, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=disk, capture_output=True, text=True, timeout=240)
     except FileNotFoundError:
         pytest.skip("no unshare here")
     if done.returncode == 77 or "unshare" in done.stderr:

@@ -197,7 +197,7 @@ def test_a_disk_that_is_really_full_ends_prepare_with_one_line(tmp_path):
     space = ["unshare", "--mount", "--map-root-user", "--user"] if os.geteuid() else ["unshare", "--mount"]
     command = [*space, "sh", "-c", FULL, str(tmp_path / "disk" / "corpus"), str(tmp_path / "disk"), *shoal]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     except FileNotFoundError:
         pytest.skip("no unshare here")
     if done.returncode == 77 or "unshare" in done.stderr:

@@ -1,7 +1,9 @@
 """What is installed, what works on this machine, and what to do about what does not.
 
-shoal doctor
-shoal doctor --corpus data/demo
+    shoal doctor
+    shoal doctor --corpus data/demo
+
+With --corpus it reads a corpus again, and says which of its files is not what `prepare` wrote.
 """
 
 import importlib.metadata

@@ -110,8 +110,10 @@ def read_tokenizer(path: Path) -> TextTokenizer:
     library.no_padding()
     config_file = file.parent / "tokenizer_config.json"
     config = read_json(config_file) if config_file.exists() else {}
+    config = config if isinstance(config, dict) else {}
     end = _find_end(library, config, file)
-    return TextTokenizer(library, end, config or make_config(end))
+    special = [token.content for token in library.get_added_tokens_decoder().values() if token.special]
+    return TextTokenizer(library, end, config or make_config(end, special))
 
 
 def train_bpe(
@@ -253,8 +255,8 @@ def _token_text(named: Any) -> Any:
     return named.get("content") if isinstance(named, dict) else named
 
 
-def _find_end(library: Tokenizer, config: Any, file: Path) -> str:
-    named = _token_text(config.get("eos_token")) if isinstance(config, dict) else None
+def _find_end(library: Tokenizer, config: dict[str, Any], file: Path) -> str:
+    named = _token_text(config.get("eos_token"))
     for token in (named, *KNOWN_ENDS):
         if token and library.token_to_id(token) is not None:
             return str(token)
