@@ -159,7 +159,7 @@ WRONG_VALUES = [
     ("train.compile", "maybe", "'maybe', a text; accepted: auto, on, off"),
     ("train.compile", "1", "1, a whole number; accepted: auto, on, off"),
     ("train.precision", "fp16", "'fp16', a text; accepted: fp32, bf16"),
-    ("model.activation", "rellu", "'rellu', a text; accepted: gelu, silu, relu2 or null"),
+    ("model.activation", "rellu", "'rellu', a text; accepted: gelu, gelu_erf, silu, relu2 or null"),
     ("model.tied", "1", "1, a whole number; accepted: true or false or null"),
     ("name", "../x", "'../x', a text; accepted: text of the form ^[A-Za-z0-9]"),
     ("name", "ünï", "'ünï', a text; accepted: text of the form"),
