@@ -44,6 +44,13 @@ def test_a_model_is_evaluated_on_a_corpus_and_a_run_on_its_own(shoal: Shoal, mod
     assert f"{given['eval_bpb']:.4f} bits per byte" in " ".join(shown.out.split())
 
 
+def test_a_run_is_evaluated_on_rows_of_its_own_kind(shoal: Shoal, model: Path, corpus: Path) -> None:
+    shutil.copytree(model, "run/model")
+    Path("run/recipe.yaml").write_text(f"data:\n  directory: {corpus}\n  rows: packed\n")
+    own, other = (json.loads(shoal("evaluate", "run", *words, "--json").out) for words in ([], ["--corpus", corpus]))
+    assert own["eval_targets"] == other["eval_targets"] + 1 == own["tokens"]  # the first token too is predicted
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

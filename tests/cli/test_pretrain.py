@@ -32,6 +32,22 @@ def test_a_dry_run_with_a_corpus_counts_its_tokens(shoal: Shoal, corpus: Path) -
     assert facts["corpus_tokens"] > 20_000
 
 
+@pytest.mark.parametrize("kind", ["stream", "packed", "grouped"])
+def test_a_dry_run_says_how_many_positions_are_real_and_counts_real_tokens(shoal: Shoal, corpus: Path, kind: str) -> None:
+    words = ["pretrain", "--dry-run", "--data.directory", corpus, "--data.rows", kind, "--model.context", 48, *TINY]
+    facts = json.loads(shoal(*words, "--json").out)
+    rows = facts["rows"]
+    assert (rows["kind"], rows["epochs"]) == (kind, {"": pytest.approx(5 * 16 / rows["samples"])})
+    assert 0.98 < rows["real_share"] <= 1
+    assert facts["tokens_per_step"] == round(16 * rows["tokens_per_row"]) <= 16 * 48
+    assert f"{rows['samples']:,} {kind}, {rows['real_share']:.2%} of positions real" in shoal(*words).out
+
+
+def test_the_corpora_of_a_mixture_are_not_prepared_as_one(shoal: Shoal) -> None:
+    told = shoal("prepare", "--data.mixture", "[a, b]").error
+    assert told.startswith("'data.mixture' names corpora that are prepared one by one")
+
+
 def test_more_ranks_take_less_memory_each(shoal: Shoal) -> None:
     one, four = (json.loads(shoal("pretrain", "--dry-run", "--json", "--workers", n, *TINY).out) for n in (1, 4))
     assert four["memory_bytes"] < one["memory_bytes"]

@@ -28,8 +28,14 @@ TASKS: dict[str, dict[str, Any]] = {
     "masked": {"task": "masked", "model": ENCODER},
     "masked with sentence order": {"task": "masked", "model": BERT, "masked": {"unit": "span", "relation": "order"}},
     "masked with next sentence": {"task": "masked", "model": BERT, "masked": {"unit": "word", "relation": "next"}},
+    "masked, documents packed": {"task": "masked", "model": ENCODER, "data": {"rows": "packed"}},
     "fill in the middle": {"task": "infill", "model": DECODER},
-    "corrupted spans": {"task": "infill", "model": DECODER, "infill": {"form": "spans", "context_weight": 0.5}},
+    "corrupted spans": {
+        "task": "infill",
+        "model": DECODER,
+        "infill": {"form": "spans", "context_weight": 0.5},
+        "data": {"rows": "packed"},
+    },
 }
 
 

@@ -80,7 +80,7 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     result |= evaluated
     if not arguments.json:
         Console(highlight=False).print(
-            f"{recipe.task}: loss {result['eval_loss']:.4f} nats a target[bold]{describe_metrics(result)}[/bold], "
+            f"{recipe.task}: loss {result['eval_loss']:.4f} nats a target[bold]{describe_metrics(result, digits=4)}[/bold], "
             f"over {size:,} bytes in {tokens:,} tokens of {source}"
         )
     return result

@@ -177,7 +177,7 @@ A language model of {result["parameters"]:,} parameters ({config["architectures"
 | --- | --- |
 | training text | {", ".join(recipe.data.sources)} |
 | tokens seen | {result["tokens"]:,} ({result["epochs"]:.2f} epochs) |
-| held-out loss | {result["eval_loss"]:.4f} nats a target{describe_metrics(result)} |
+| held-out loss | {result["eval_loss"]:.4f} nats a target{describe_metrics(result, digits=4)} |
 | context | {_context(config)} tokens |
 | training | {result["steps"]:,} steps in {result["seconds"]:.0f} s{_which(recipe, result)} |
 | machine | {result["world_size"]} rank(s) × {result["threads"]} thread(s), {result["machine"]["cpu"]} |

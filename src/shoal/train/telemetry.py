@@ -221,8 +221,8 @@ def _describe_evaluation(record: Record) -> str:
     return f"step {record['step']}: held-out loss {record['eval_loss']:.4f}{describe_metrics(record)}"
 
 
-def describe_metrics(evaluated: Record) -> str:
+def describe_metrics(evaluated: Record, digits: int = 3) -> str:
     """What an evaluation tells beside its loss, in words."""
-    texts = [f", {evaluated['eval_bpb']:.3f} bits per byte"] if "eval_bpb" in evaluated else []
+    texts = [f", {evaluated['eval_bpb']:.{digits}f} bits per byte"] if "eval_bpb" in evaluated else []
     texts += [f", {evaluated['eval_accuracy']:.1%} right"] if "eval_accuracy" in evaluated else []
     return "".join(texts)
