@@ -104,13 +104,17 @@ def meeting_memory(recipe: Recipe, parameters: int, sizes: tuple[int, int, int])
 
 
 def gathered_memory(kind: str, config: TransformerConfig, parameters: int, sizes: tuple[int, int, int]) -> int:
-    """Bytes of weights that a rank has besides its own while it computes: ZeRO-2 all, ZeRO-3 two blocks and vocabulary."""
+    """Bytes that a rank has besides its own part while it computes with ZeRO-2 or ZeRO-3.
+
+    Of two blocks and of the vocabulary: the message that weights come in, weights, and gradients before they are scattered.
+    ZeRO-2 keeps the weights of all blocks.
+    """
     _, shard, tensor = sizes
     if shard == 1 or kind not in ("zero2", "zero3"):
         return 0
     outer = config.vocabulary * config.dim * (1 if config.tied else 2)
-    held = parameters if kind == "zero2" else outer + 2 * (parameters - outer) // config.layers
-    return 4 * min(parameters, held) // tensor
+    held = min(parameters, outer + 2 * (parameters - outer) // config.layers)
+    return 4 * (2 * held + (parameters if kind == "zero2" else held)) // tensor
 
 
 def activation_memory(config: TransformerConfig, tokens: int, tensor: int, recompute: str, compiled: bool) -> int:
