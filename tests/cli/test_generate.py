@@ -114,7 +114,7 @@ DAMAGES = {
     "config a list": (put("config.json", "[]"), "m/config.json: not a JSON object"),
     "config a folder": (make_folder("config.json"), "m/config.json: can't be read: Is a directory"),
     "no config": (drop("config.json"), "m: not a model folder, it has no config.json"),
-    "another model": (configure("model_type", "bert"), "m: model type 'bert' is not supported"),
+    "another model": (configure("model_type", "t5"), "m: model type 't5' is not supported"),
     "a width in words": (configure("n_embd", "16"), "m: config.json: 'n_embd' is '16', not a whole number above 0"),
     "another width": (configure("n_embd", 32), "m: 'transformer.wte.weight' has the shape"),
     "more layers": (configure("n_layer", 3), "m: the weights have no 'transformer.h.2.ln_1.weight'"),
