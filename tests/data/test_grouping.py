@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from streams import END, stream_of
 
 from shoal.data.audit import audit
+from shoal.data.batch_sizes import BatchSizes
 from shoal.data.batches import TrainingBatches
 from shoal.data.grouping import POOL, GroupedRows, grouped_at, padded
 from shoal.data.order import Order
@@ -60,8 +61,8 @@ def grouped(tmp_path: Path, count: int = 3000, context: int = 128) -> GroupedRow
 @pytest.mark.parametrize("strategy", ["interleaved", "blocks"])
 def test_little_is_padding_on_any_number_of_ranks_and_they_have_like_work(tmp_path: Path, strategy: str) -> None:
     rows = grouped(tmp_path)
-    plan = Plan(rows, Order(1, rows.samples, group=32))
-    shuffled = Plan(rows, Order(1, rows.samples))
+    plan = Plan(rows, Order(1, rows.samples, group=32), BatchSizes.constant(32))
+    shuffled = Plan(rows, Order(1, rows.samples), BatchSizes.constant(32))
     assert plan.real_share(32, 8, 2, strategy) > 0.9 > shuffled.real_share(32, 8, 2, strategy)  # type: ignore[arg-type]
     positions = np.zeros((2, 2))
     ranks = [TrainingBatches(rows, plan.order, 32, 8, rank, 2, strategy) for rank in range(2)]  # type: ignore[arg-type]

@@ -47,7 +47,8 @@ def exact_recipe(corpus: Path, **sections: Any) -> Recipe:
 def logged(folder: Path) -> list[dict[str, Any]]:
     """What is said of the training itself, in steps and evaluations."""
     records, evaluations = read_metrics(RunDirectory(folder).metrics)
-    return [{key: record[key] for key in SAME} for record in records] + evaluations
+    told = [{key: value for key, value in line.items() if key != "eval_seconds"} for line in evaluations]
+    return [{key: record[key] for key in SAME} for record in records] + told
 
 
 def train_all(world: World, recipes: dict[str, Recipe], folder: Path) -> dict[str, Outcome]:

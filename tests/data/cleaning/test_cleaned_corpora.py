@@ -199,7 +199,7 @@ def test_an_uncleaned_corpus_is_what_it_was(source, tmp_path):
     make(source, tmp_path / "corpus", clean={})
     manifest = read_json(tmp_path / "corpus" / "manifest.json")
     assert manifest["settings"]["clean"] is None and "cleaning" not in manifest
-    assert {path.suffix for path in (tmp_path / "corpus").iterdir()} == {".bin", ".json"}
+    assert {path.suffix for path in (tmp_path / "corpus").iterdir()} == {".bin", ".json", ".html"}
 
 
 def test_enormous_documents_become_items_of_bounded_size_without_losing_a_character():
