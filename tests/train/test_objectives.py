@@ -75,10 +75,6 @@ DIVIDED = {
     "masked, zero3": ("masked", "zero3"),
     "spans, zero3": ("corrupted spans", "zero3"),
 }
-    **{name: (name, "replicate") for name in TASKS},
-    "masked, zero3": ("masked", "zero3"),
-    "spans, zero3": ("corrupted spans", "zero3"),
-}
 
 
 @pytest.fixture(scope="module")
