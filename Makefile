@@ -8,7 +8,7 @@ demo: .venv/ready            ## the main job, end to end, in minutes
 	$(BIN)/shoal demo
 
 test: .venv/ready-dev lint types floors   ## everything that must pass
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cluster: .venv/ready-dev ## parameter servers on a real Ray, which `test` leaves out where Ray is missing
 	$(BIN)/pip install --quiet --editable '.[cluster]'
