@@ -28,6 +28,7 @@ bench: .venv/ready-dev       ## Shoal and its peers on this machine, in one sess
 	bench/setup_peers.sh
 	$(BIN)/python bench/train.py
 	$(BIN)/python bench/prepare.py --megabytes 130
+	$(BIN)/python bench/masked.py
 
 clean:                       ## remove environments and caches, keep data/ and runs/
 	rm -rf .venv .bench build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
