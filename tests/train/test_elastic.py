@@ -88,7 +88,7 @@ def test_a_run_whose_ranks_are_killed_ends_as_one_that_was_never_disturbed(corpu
 
 
 def test_under_torchrun_restarted_ranks_go_on_by_themselves(corpus: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(corpus, name="again", train={"steps": 60}, checkpoint={"every": 10}, parallel={"threads": 1})
+    recipe = tiny_recipe(corpus, name="again", train={"steps": 400}, checkpoint={"every": 10}, parallel={"threads": 1})
     run, file = RunDirectory(tmp_path / "runs" / "again"), tmp_path / "again.yaml"
     write_recipe(file, recipe)
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
@@ -98,7 +98,7 @@ def test_under_torchrun_restarted_ranks_go_on_by_themselves(corpus: Path, tmp_pa
     _, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
     assert re.search(r"going on from step \d+", told)
-    assert [record["step"] for record in read_metrics(run.metrics)[0]] == list(range(1, 61))
+    assert [record["step"] for record in read_metrics(run.metrics)[0]] == list(range(1, 401))
 
 
 class Losses:
