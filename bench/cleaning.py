@@ -11,6 +11,7 @@ tenth of their words changed. `--memory` measures instead what `prepare` holds a
 import ast
 import gzip
 import json
+import os
 import random
 import re
 import subprocess
@@ -43,19 +44,21 @@ from shoal.data.sources import open_sources
 PEER, SHOAL = "datatrove, 2 processes", "shoal prepare"
 COLUMNS = ["", "MB/s", "lowest–highest", "times datatrove's speed", "seconds", "tokens"]
 FOUND = ["", "exact copies found", "near copies found", "dropped that were copies", "dropped"]
-SHARED = ROOT.parent / "shared" / "data"
 FILES = 4
 
 
 def sentences() -> list[str]:
-    """Real English sentences, a list that is the same on a machine."""
+    """Real English sentences, a list that is the same on a machine.
+
+    Python's docstrings; and, where these variables name them, captions (`SHOAL_CAPTIONS`, gzipped lines, as of Multi30k)
+    and Shakespeare (`SHOAL_TINYSHAKESPEARE`).
+    """
     found: list[str] = []
-    captions = SHARED / "multi30k" / "train.en.gz"
-    if captions.exists():
-        found += gzip.decompress(captions.read_bytes()).decode().splitlines()
-    shakespeare = SHARED / "tinyshakespeare.txt"
-    if shakespeare.exists():
-        found += [" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s", shakespeare.read_text(encoding="utf-8"))]
+    if captions := os.environ.get("SHOAL_CAPTIONS"):
+        found += gzip.decompress(Path(captions).read_bytes()).decode().splitlines()
+    if shakespeare := os.environ.get("SHOAL_TINYSHAKESPEARE"):
+        text = Path(shakespeare).read_text(encoding="utf-8")
+        found += [" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s", text)]
     for path in sorted(Path(ast.__file__).parent.rglob("*.py")):
         if "site-packages" not in path.parts and path.stat().st_size < 300_000:
             found += docstring_sentences(path)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import BETAS, GRADIENT_CLIP, SEED, WEIGHT_DECAY, Settings
-from hugging_face_trainer import Observer
+from harness import SEED, Settings
+from hugging_face_trainer import Observer, build_arguments
 
 sys.modules["deepspeed"] = None  # as in hugging_face_trainer.py: its start-up time does not belong here
 from transformers import (  # noqa: E402
@@ -25,7 +25,6 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
     PrinterCallback,
     Trainer,
-    TrainingArguments,
 )
 
 
@@ -72,29 +71,6 @@ def build_model(settings: Settings) -> BertForMaskedLM:
         attn_implementation="sdpa",
     )
     return BertForMaskedLM(config)
-
-
-def build_arguments(settings: Settings, directory: str) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=directory,
-        use_cpu=True,
-        per_device_train_batch_size=settings.batch,
-        max_steps=settings.steps,
-        train_sampling_strategy="sequential",  # the rows are shuffled already
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        adam_beta1=BETAS[0],
-        adam_beta2=BETAS[1],
-        weight_decay=WEIGHT_DECAY,
-        max_grad_norm=GRADIENT_CLIP,
-        torch_compile=settings.compile,
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
 
 
 def main() -> None:

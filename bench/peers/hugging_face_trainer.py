@@ -79,7 +79,7 @@ def build_arguments(settings: Settings, directory: str) -> TrainingArguments:
         use_cpu=True,
         per_device_train_batch_size=settings.batch,
         max_steps=settings.steps,
-        train_sampling_strategy="sequential",  # the windows are shuffled already
+        train_sampling_strategy="sequential",  # what is read is shuffled already
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         optim="adamw_torch_fused",

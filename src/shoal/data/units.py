@@ -7,13 +7,25 @@ order and the settings alone, so a unit whose hash is known need never be tokeni
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from shoal.core.errors import InputError
 from shoal.data.readers import Document
 from shoal.data.shards import Split
 
 TAIL_CHARACTERS = 500_000_000
+
+
+class HasText(Protocol):
+    """What can be grouped by the length of its text."""
+
+    @property
+    def text(self) -> str | bytes:
+        """The text."""
+        ...
+
+
+Item = TypeVar("Item", bound=HasText)
 
 
 class Piece(NamedTuple):
@@ -44,15 +56,21 @@ def split_documents(documents: Iterable[Document], share: float, by: Literal["do
 
 def pack_units(pieces: Iterable[Piece], size: int, tokenizer: str) -> Iterator[Unit]:
     """Group pieces until they have `size` bytes; pieces are not cut. `tokenizer` is a hash of it."""
-    number, group, held = 0, list[Piece](), 0
-    for piece in pieces:
-        group.append(piece)
-        held += len(piece.text)
-        if held >= size:
-            yield Unit(number, group, _fingerprint(group, tokenizer))
-            number, group, held = number + 1, [], 0
-    if group:
+    for number, group in enumerate(grouped(pieces, size)):
         yield Unit(number, group, _fingerprint(group, tokenizer))
+
+
+def grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Items in their order, in groups that have `size` bytes or characters of text or more, but for the last."""
+    group, held = list[Item](), 0
+    for item in items:
+        group.append(item)
+        held += len(item.text)
+        if held >= size:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 def _fingerprint(pieces: list[Piece], tokenizer: str) -> str:

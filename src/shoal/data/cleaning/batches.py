@@ -24,6 +24,7 @@ from shoal.data.cleaning.signatures import Signer, hash_text
 from shoal.data.cleaning.spool import Item, pack_array, pack_texts
 from shoal.data.cleaning.stages import Entry
 from shoal.data.readers import Document
+from shoal.data.units import grouped
 
 BATCH_CHARACTERS = 4_000_000
 EXAMPLES = 3
@@ -61,14 +62,7 @@ def number_items(documents: Iterable[Document], judged: int) -> Iterator[Item]:
 
 def pack_batches(items: Iterable[Item], settings: str) -> Iterator[Batch]:
     """Group items until they have `BATCH_CHARACTERS`."""
-    number, group, held = 0, list[Item](), 0
-    for item in items:
-        group.append(item)
-        held += len(item.text)
-        if held >= BATCH_CHARACTERS:
-            yield Batch(number, group, _fingerprint(group, settings))
-            number, group, held = number + 1, [], 0
-    if group:
+    for number, group in enumerate(grouped(items, BATCH_CHARACTERS)):
         yield Batch(number, group, _fingerprint(group, settings))
 
 
