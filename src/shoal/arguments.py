@@ -15,7 +15,12 @@ RECIPE_WORDS = {part for key, *_ in recipe_keys() for part in key.split(".")}
 """Sections and keys by themselves: `--steps` is meant for the recipe too, whose reader names `train.steps`."""
 
 
-SHORT = {"--shard": "--parallel.shard", "--tensor": "--parallel.tensor", "--megabits": "--parallel.link.megabits"}
+SHORT = {
+    "--shard": "--parallel.shard",
+    "--tensor": "--parallel.tensor",
+    "--megabits": "--parallel.link.megabits",
+    "--on-error": "--data.on_error",
+}
 """Recipe keys that are typed so often that they go without their section."""
 
 

@@ -1,5 +1,6 @@
 """What holds for every verb: help, exit codes, one-line errors, a stdout that is only ever what was asked for."""
 
+import json
 import os
 import subprocess
 import sys
@@ -118,3 +119,15 @@ def test_the_module_and_the_installed_command_are_the_same() -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", installed.stderr)
     assert installed.returncode == 2
+
+
+def test_bad_lines_are_left_out_as_the_message_says(shoal: Shoal, tmp_path: Path) -> None:
+    file = tmp_path / "some.jsonl"
+    file.write_text("".join(f'{{"text": "line {number} of text"}}\n' for number in range(40)) + '{"text": broken\n')
+    words = ["prepare", "--data.sources", f"[{file}]", "--data.directory", str(tmp_path / "corpus"), "--tokenizer.kind", "char"]
+    stopped = shoal(*words)
+    assert stopped.code == 2
+    assert "some.jsonl:41" in stopped.err and "--on-error skip" in stopped.err
+    skipped = shoal(*words, "--data.held_out", "0.3", "--on-error", "skip", "--json")
+    assert skipped.code == 0, skipped.err
+    assert json.loads(skipped.out)["left_out"] == 1

@@ -10,7 +10,7 @@ A corpus that is there already is found again; another one in its place is never
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -36,16 +36,12 @@ class Arguments:
     """Show tracebacks."""
     workers: int = 0
     """Threads that tokenize (0: one a core)."""
-    on_error: Literal["stop", "skip"] | None = None
-    """What to do about a line or row that can't be used; the same as `--data.on_error`."""
 
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     """Prepare the recipe's corpus; raises what `shoal.data.prepare.prepare` raises."""
     if arguments.workers < 0:
         raise InputError(f"--workers is {arguments.workers}; accepted: a whole number from 0")
-    if arguments.on_error:
-        overrides = [*overrides, "--data.on_error", arguments.on_error]
     recipe = read_recipe(arguments.recipe, overrides)
     if recipe.data.mixture:
         raise InputError(
