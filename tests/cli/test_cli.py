@@ -124,7 +124,7 @@ def test_the_module_and_the_installed_command_are_the_same() -> None:
 def test_bad_lines_are_left_out_as_the_message_says(shoal: Shoal, tmp_path: Path) -> None:
     file = tmp_path / "some.jsonl"
     file.write_text("".join(f'{{"text": "line {number} of text"}}\n' for number in range(40)) + '{"text": broken\n')
-    words = ["prepare", "--data.sources", f"[{file}]", "--data.directory", str(tmp_path / "corpus"), "--tokenizer.kind", "char"]
+    words = ["prepare", "--data.sources", f"[{file}]", "--data.directory", tmp_path / "corpus", "--tokenizer.kind", "char"]
     stopped = shoal(*words)
     assert stopped.code == 2
     assert "some.jsonl:41" in stopped.err and "--on-error skip" in stopped.err
