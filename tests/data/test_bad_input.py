@@ -111,7 +111,7 @@ def test_prepare_goes_on_with_skip_where_it_stopped_and_tells_what_it_left_out(t
     keys = ["--data.sources", str(source), "--data.directory", str(tmp_path / "corpus"), "--tokenizer.vocabulary", "300"]
     with pytest.raises(InputError, match=r"text\.jsonl:301: not valid JSON"):
         run(Arguments(), keys)
-    result = run(Arguments(on_error="skip"), keys)
+    result = run(Arguments(), [*keys, "--data.on_error", "skip"])
     told = capfd.readouterr().err
     assert (result["documents"], result["left_out"], len(result["faults"])) == (300, 7, 5)
     assert "left out, as it can't be used (7):" in told and "text.jsonl:301: not valid JSON" in told and "and 2 more" in told
