@@ -1,7 +1,9 @@
 """Words of the command line to a verb's `Arguments` and, where it takes a recipe, `--section.key value` overrides."""
 
 import dataclasses
+import json
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -21,13 +23,16 @@ SHORT = {
     "--megabits": "--parallel.link.megabits",
     "--on-error": "--data.on_error",
 }
-"""Recipe keys that are typed so often that they go without their section."""
+"""Recipe keys that are typed so often that they go without their section; a verb may have a `SHORT` of its own."""
+
+LISTS = {f"--{key}" for key, accepted, *_ in recipe_keys() if accepted.startswith("a list")}
 
 
 def parse(verb: str, command: ModuleType, words: list[str]) -> tuple[Any, list[str]]:
     """(the verb's `Arguments`, overrides); exits with 2 after a message for words that are not understood."""
     takes_recipe = "recipe" in {field.name for field in dataclasses.fields(command.Arguments)}
-    rest, overrides = _split(words) if takes_recipe else (words, [])
+    own: dict[str, str] = getattr(command, "SHORT", {})
+    rest, overrides = _split(words, SHORT | own) if takes_recipe else (words, [])
     try:
         arguments = tyro.cli(command.Arguments, args=rest, prog=f"shoal {verb}", description=command.__doc__)
     except SystemExit as leaving:
@@ -37,19 +42,26 @@ def parse(verb: str, command: ModuleType, words: list[str]) -> tuple[Any, list[s
     return arguments, overrides
 
 
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Take out recipe keys: words that begin with -- and have a dot, or a recipe's word, and the value after them."""
+def _split(words: list[str], short: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Take out recipe keys: words that begin with -- and have a dot, or a recipe's word, and the value after them.
+
+    Several values of a `short` key that is a list are its items.
+    """
     rest: list[str] = []
     overrides: list[str] = []
-    pending = iter(words)
-    for word in pending:
-        key, equals, value = word.partition("=")
-        key = SHORT.get(key, key)
+    pending = list(reversed(words))
+    while pending:
+        key, equals, value = pending.pop().partition("=")
+        listed = short.get(key) in LISTS
+        key = short.get(key, key)
         word = key + equals + value
         if key.startswith("--") and ("." in key or key[2:].replace("-", "_") in RECIPE_WORDS):
             overrides.append(word)
             if "=" not in word:
-                overrides += [following] if (following := next(pending, None)) is not None else []
+                values = [pending.pop()] if pending else []
+                while listed and pending and not pending[-1].startswith("-"):
+                    values.append(pending.pop())
+                overrides += [json.dumps(values, ensure_ascii=False)] if len(values) > 1 else values
         else:
             rest.append(word)
     return rest, overrides

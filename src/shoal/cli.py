@@ -20,6 +20,7 @@ VERBS = {
     "demo": "the main job, end to end, in minutes, with nothing to download",
     "prepare": "text to a tokenized, sharded corpus",
     "pretrain": "train a language model from scratch, or go on from a checkpoint",
+    "finetune": "adapt a model to a task by labelled examples",
     "evaluate": "held-out loss and bits per byte of a model",
     "ledger": "prove which samples a run has read: none lost, none repeated",
     "generate": "continue a prompt",

@@ -14,7 +14,7 @@ from shoal.core.files import remove_folder
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.train.cluster import pretrain_on_servers
-from shoal.train.pretrain import Session
+from shoal.train.run import Session
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone
 from tests.train.runs import run_training, tiny_recipe

@@ -14,7 +14,7 @@ from shoal.core.run_directory import RunDirectory
 from shoal.data.prepare import prepare
 from shoal.data.special_tokens import FILL_IN, MASK, SENTINELS
 from shoal.train.loop import train
-from shoal.train.pretrain import finish
+from shoal.train.run import finish
 from shoal.train.sizes import estimate
 from shoal.train.telemetry import read_metrics
 from tests.conftest import fixed_text

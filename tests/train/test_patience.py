@@ -22,8 +22,8 @@ from shoal.train.averages import evaluated_weight
 from shoal.train.checkpoint import Checkpoints, Saved
 from shoal.train.loop import train
 from shoal.train.patience import Patience, check_regular
-from shoal.train.pretrain import finish
 from shoal.train.report import write_report
+from shoal.train.run import finish
 from shoal.train.sizes import estimate
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone, run_ranks

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from shoal.core.run_directory import RunDirectory
-from shoal.train.pretrain import Session, pretrain
 from shoal.train.report import write_report
+from shoal.train.run import Session, pretrain
 from tests.train.runs import tiny_recipe
 
 

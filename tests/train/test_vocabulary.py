@@ -17,8 +17,8 @@ from shoal.models import hugging_face
 from shoal.models.transformer import Transformer
 from shoal.serve.generation import generate, load_language_model
 from shoal.serve.sampling import Sampling
-from shoal.train.pretrain import Session, pretrain
-from shoal.train.setup import build_model
+from shoal.train.models import build_model
+from shoal.train.run import Session, pretrain
 from shoal.train.sizes import estimate
 from tests.train.runs import RunDirectory, tiny_recipe
 

@@ -3,6 +3,7 @@
     shoal evaluate runs/demo
     shoal evaluate runs/demo --text README.md docs
     shoal evaluate path/to/gpt2 --corpus data/gpt-demo
+    shoal evaluate runs/sst2 --data dev.tsv
 
 A run is evaluated at its own task, on the held-out text of its own corpora, laid into rows as it was in training; a model by
 itself needs --text or --corpus, and continues text if it is a decoder, finds masked tokens if it is an encoder.
@@ -19,9 +20,12 @@ from rich.console import Console
 
 from shoal.core.errors import InputError
 from shoal.core.model_directory import find_model_directory
-from shoal.core.recipe import Recipe
+from shoal.core.recipe import Examples, Recipe
 from shoal.core.recipe_file import build_recipe, read_recipe, recipe_tree
+from shoal.data.examples.readers import read_examples
+from shoal.data.examples.splits import read_splits
 from shoal.data.plan import HeldOut, open_corpora, plan_evaluation
+from shoal.data.readers import Faults
 from shoal.data.rows import StreamRows
 from shoal.data.shards import Corpus, TokenStream
 from shoal.data.text import tokenize_sources
@@ -32,6 +36,7 @@ from shoal.parallel.world import World
 from shoal.serve.generation import LanguageModel, load_language_model
 from shoal.tasks import TASKS, check_task
 from shoal.train.evaluation import Evaluator
+from shoal.train.labelled_model import LabelledModel, evaluate_labelled, is_labelled, labelled_model
 from shoal.train.telemetry import describe_metrics
 
 
@@ -47,8 +52,14 @@ class Arguments:
     """Files and folders to evaluate on instead."""
     task: Literal["causal", "masked", "infill"] | None = None
     """What to evaluate it at; a run's own task by default."""
-    batch: int = 8
-    """Sequences at once."""
+    data: tuple[str, ...] = field(default_factory=tuple)
+    """Labelled examples to evaluate a fine-tuned model on; those that its run held out by default."""
+    columns: str = ""
+    """Which column of --data is what, as '{text: sentence}', where they have no usual names."""
+    predictions: Path | None = None
+    """A file for what is predicted of each example of --data."""
+    batch: int = 32
+    """Sequences, or labelled examples, at once."""
     json: bool = False
     """Print one JSON object, and nothing else, on stdout."""
     debug: bool = False
@@ -60,6 +71,10 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if arguments.batch < 1:
         raise InputError(f"--batch is {arguments.batch}; accepted: a whole number above 0")
     language = load_language_model(arguments.model)
+    if is_labelled(arguments.model):
+        return _evaluate_labelled(arguments, labelled_model(language.model, language.tokenizer, arguments.model))
+    if arguments.data:
+        raise InputError(f"{arguments.model}: was not fine-tuned, and --data is for labelled examples; give --text")
     recipe = _recipe(arguments, language)
     with TemporaryDirectory(prefix="shoal-") as scratch:
         if arguments.text:
@@ -82,6 +97,30 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
         Console(highlight=False).print(
             f"{recipe.task}: loss {result['eval_loss']:.4f} nats a target[bold]{describe_metrics(result, digits=4)}[/bold], "
             f"over {size:,} bytes in {tokens:,} tokens of {source}"
+        )
+    return result
+
+
+def _evaluate_labelled(arguments: Arguments, labelled: LabelledModel) -> dict[str, Any]:
+    if arguments.text or arguments.corpus or arguments.task:
+        raise InputError(f"{arguments.model}: was fine-tuned for '{labelled.name}', at which --data evaluates it")
+    own = find_model_directory(arguments.model).parent / "recipe.yaml"
+    settings = read_recipe(own).examples if own.exists() else Examples()
+    if arguments.columns:
+        settings = read_recipe(None, ["--examples.columns", arguments.columns]).examples
+    if arguments.data:
+        examples = list(read_examples(arguments.data, labelled.task.roles, settings, Faults()))
+    elif own.exists():
+        splits = read_splits(settings, labelled.task.roles)
+        examples = splits.test or splits.validation
+    else:
+        raise InputError(f"{arguments.model}: not a run's folder; say what to evaluate on by --data")
+    evaluated = evaluate_labelled(labelled, examples, arguments.batch, arguments.predictions)
+    result = {"model": str(arguments.model), "task": labelled.name, "examples": len(examples), **evaluated}
+    if not arguments.json:
+        Console(highlight=False).print(
+            f"{labelled.name}: loss {result['eval_loss']:.4f}[bold]{describe_metrics(result, digits=4)}[/bold], "
+            f"over {len(examples):,} examples"
         )
     return result
 

@@ -10,7 +10,7 @@ and leaves; --resume goes on. Under torchrun, Slurm or any launcher that sets RA
 """
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,24 +20,23 @@ from rich.console import Console
 from rich.text import Text
 
 from shoal.core.errors import InputError
-from shoal.core.files import read_json, remove_folder, write_json
 from shoal.core.machine import command_started
 from shoal.core.recipe import Recipe
-from shoal.core.recipe_file import read_recipe, recipe_tree, write_recipe
+from shoal.core.recipe_file import read_recipe, recipe_tree
 from shoal.core.run_directory import RunDirectory
 from shoal.data.plan import Plan, open_corpora
-from shoal.parallel.launch import ERROR_FOLDER, launch
-from shoal.parallel.world import is_rank
 from shoal.serve.generation import load_language_model
 from shoal.serve.samples import make_samples
 from shoal.serve.sampling import Sampling
+from shoal.tasks import check_objective
 from shoal.train.cluster import check_cluster, pretrain_on_servers
-from shoal.train.elastic import Workers, is_of_this_job, launch_elastic, mark_job, newest_checkpoint
 from shoal.train.layout import find_layout, rows
-from shoal.train.pretrain import Session, infill_layout, pretrain
+from shoal.train.material import build_task, plan_rows
+from shoal.train.model_directory import infill_layout
 from shoal.train.report import write_report
-from shoal.train.setup import build_task, plan_rows
+from shoal.train.run import Session, run_training
 from shoal.train.sizes import estimate, transformer_config
+from shoal.train.start import Start, run_on_ranks
 from shoal.train.telemetry import describe_metrics
 
 
@@ -70,76 +69,36 @@ class Arguments:
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     """Train; returns the run's result, None on ranks that don't speak."""
     command_started()
-    workers = Workers.parse(arguments.workers)
-    if arguments.resume and arguments.overwrite:
-        raise InputError("--resume goes on and --overwrite starts anew: give one of them")
+    start = Start.of("pretrain", arguments)
+    workers = start.workers
     recipe = read_recipe(arguments.recipe, overrides)
+    check_objective(recipe)
     workers.check(recipe)
     check_cluster(recipe, workers.most, workers.elastic)
     if arguments.world < 0 or (arguments.world and not arguments.dry_run):
         raise InputError(f"--world is {arguments.world}; accepted: a whole number above 0, and only beside --dry-run")
     if arguments.dry_run:
         return _dry_run(recipe, arguments, workers.most)
-    folder = RunDirectory(arguments.runs / recipe.name)
-    main = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
-    launched = ERROR_FOLDER in os.environ
-    if main and not launched:
-        arguments = _as_begun(arguments, folder)
-        # what can't work is told before anything starts, or is removed
+
+    def check() -> None:
         plan, vocabulary = _plan(recipe)
         estimate(recipe, vocabulary, workers.most, plan.tokens_per_row)
-        folder.claim(arguments.resume, arguments.overwrite)
-        if arguments.overwrite:
-            _clear(folder)
-        mark_job(folder)
-    session = Session(folder, arguments.resume, arguments.quiet)
-    if recipe.parallel.sync == "server":
-        result = pretrain_on_servers(recipe, session, workers.most)
-    elif (workers.most > 1 or workers.elastic) and not is_rank():
-        result = _launch(recipe, folder, arguments, workers)
-    else:
-        trained = pretrain(recipe, session)
-        if trained is None or launched:
-            return None
-        result = trained
+
+    result = run_on_ranks(
+        start,
+        recipe,
+        check,
+        train=lambda folder, resume: run_training(recipe, Session(folder, resume, arguments.quiet)),
+        serve=lambda folder, resume: pretrain_on_servers(recipe, Session(folder, resume, arguments.quiet), workers.most),
+    )
+    if result is None:
+        return None
+    folder = RunDirectory(arguments.runs / recipe.name)
     samples = _samples(recipe, folder)
     write_report(folder, samples)
     if not arguments.json:
         _tell(folder, result, samples)
     return {**result, "samples": samples}
-
-
-def _as_begun(arguments: Arguments, folder: RunDirectory) -> Arguments:
-    """Ranks that torchrun has started again go on, or begin anew where nothing was saved, whatever the first were told."""
-    if not is_of_this_job(folder):
-        return arguments
-    saved = newest_checkpoint(folder) is not None
-    return replace(arguments, resume=saved, overwrite=not saved)
-
-
-def _launch(recipe: Recipe, folder: RunDirectory, arguments: Arguments, workers: Workers) -> dict[str, Any]:
-    """Train on ranks of this machine; returns the run's result."""
-    handed_over = folder.root / ".recipe.yaml"
-    write_recipe(handed_over, recipe)
-    words = ["pretrain", str(handed_over), "--runs", str(arguments.runs)]
-    words += [flag for flag, given in (("--quiet", arguments.quiet), ("--debug", arguments.debug)) if given]
-    try:
-        if not workers.elastic:
-            launch(workers.most, [*words, "--resume"] if arguments.resume else words)
-            return read_json(folder.result)
-        reformed = launch_elastic(workers.sizes(recipe), words, folder, arguments.resume)
-    finally:
-        handed_over.unlink(missing_ok=True)
-    result = read_json(folder.result) | {"reformed": reformed}
-    write_json(folder.result, result)
-    return result
-
-
-def _clear(folder: RunDirectory) -> None:
-    for path in (folder.metrics, folder.ledger, folder.result, folder.report):
-        path.unlink(missing_ok=True)
-    for path in (folder.checkpoints, folder.tensorboard, folder.model):
-        remove_folder(path)
 
 
 def _samples(recipe: Recipe, folder: RunDirectory) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ remembers where it was written.
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -28,8 +28,14 @@ RECIPES = Path(str(files("shoal"))) / "recipes"
 """The recipes that come with Shoal; `gpt-demo` alone names one of them."""
 
 
-def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in `path` (None: all defaults) with `--section.key value` overrides; raises `RecipeError`."""
+Defaults = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def read_recipe(path: Path | None, overrides: Sequence[str] = (), defaults: Defaults | None = None) -> Recipe:
+    """The recipe in `path` (None: all defaults) with `--section.key value` overrides; raises `RecipeError`.
+
+    `defaults`: a verb's own, for what neither says, which may depend on what they say.
+    """
     tree, where = _read_yaml(path) if path else ({}, {})
     for key, text in _pairs(overrides):
         parts = tuple(key.split("."))
@@ -43,7 +49,17 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
             node = node[part]
         node[parts[-1]] = _parse_value(key, text)
         where[parts] = f"--{key}"
-    return build_recipe(tree, where)
+    return build_recipe(merged(defaults(tree), tree) if defaults else tree, where)
+
+
+def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A tree with what another one lacks; null there counts as said."""
+    both = {key: merged(under[key], over[key]) for key in under.keys() & over.keys() if _are_trees(under[key], over[key])}
+    return under | over | both
+
+
+def _are_trees(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def build_recipe(tree: dict[str, Any], where: Where | None = None) -> Recipe:

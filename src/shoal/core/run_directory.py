@@ -49,6 +49,11 @@ class RunDirectory:
         return self.root / "result.json"
 
     @property
+    def predictions(self) -> Path:
+        """What a fine-tuned model predicts of held-out examples, one JSON object each."""
+        return self.root / "predictions.jsonl"
+
+    @property
     def report(self) -> Path:
         """The run's page."""
         return self.root / "report.html"

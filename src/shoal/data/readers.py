@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from shoal.core.errors import InputError
 
@@ -111,6 +111,16 @@ def _ending(path: Path) -> str:
 
 
 @contextmanager
+def opened_text(path: Path, name: str) -> Iterator[TextIO]:
+    """A UTF-8 text file, perhaps compressed, with its line ends as they are; `InputError` where it is something else."""
+    with _opened(path, name) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        try:
+            yield text
+        except UnicodeDecodeError as error:
+            raise NotUtf8Error(f"{name}: not UTF-8 text ({error.reason}); convert it first") from None
+
+
+@contextmanager
 def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
     try:
         with _open_compressed(path) if path.suffix in COMPRESSIONS else path.open("rb") as file:
@@ -164,19 +174,19 @@ def _decoded(file: BinaryIO, name: str) -> Iterator[str]:
 
 
 def _read_lines(path: Path, name: str, reading: Reading) -> Iterator[Document]:
-    for where, line in _lines(path, name, reading.faults):
+    for where, line in numbered_lines(path, name, reading.faults):
         yield Document(where, line.rstrip("\r\n"))
 
 
 def _read_jsonl(path: Path, name: str, reading: Reading) -> Iterator[Document]:
-    for where, line in _lines(path, name, reading.faults):
+    for where, line in numbered_lines(path, name, reading.faults):
         try:
             yield Document(where, _line_text(line, reading.text_field, where))
         except InputError as error:
             reading.faults.meet(error)
 
 
-def _lines(path: Path, name: str, faults: Faults) -> Iterator[tuple[str, str]]:
+def numbered_lines(path: Path, name: str, faults: Faults) -> Iterator[tuple[str, str]]:
     """(where, line) of every line that is not blank."""
     with _opened(path, name) as file:
         for number, line in enumerate(cast(Iterable[bytes], file), 1):

@@ -1,7 +1,8 @@
 """What one forward pass reads: rows of tokens, on their way from the corpus to the task."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +28,33 @@ class Framing:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What is known of rows beside their text, which consists of pieces: one or more of each sample.
+
+    `targets` [rows, length]: a target a token, -100 where there is none. `segments` [rows, length]: the kind of text that a
+    token belongs to. `lows`, `ends` [rows, length]: which places of its row a token sees, `ends` exclusive. `starts`,
+    `lengths` [pieces]: where a piece begins in the flattened rows, and its tokens. `samples` [pieces]: of which sample it
+    is. `values`: by name, a number or an array a piece.
+    """
+
+    targets: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    lows: NDArray[np.int32]
+    ends: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    values: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
 class Sequences:
     """Rows of tokens, each of one document or several; -1 where there is none.
 
     `tokens` [rows, length], and `following` each of them in its document (-1: nothing to predict; everywhere where the
     framing is `whole`). `documents` [rows, length]: a number a document, which differs where one ends and the next begins in
     a row, -1 for padding, which stands at the end; None where rows are read as one text, whatever they hold.
+    `labels`: of rows of labelled examples (None: rows of text, or rows in which nothing is).
     `keys` [rows]: what is random about a row depends on this alone, hence on seed, epoch and sample, not on ranks.
     """
 
@@ -40,6 +62,7 @@ class Sequences:
     following: NDArray[np.int64]
     keys: NDArray[np.uint64]
     documents: NDArray[np.int32] | None = None
+    labels: Labels | None = None
 
     def __len__(self) -> int:
         """How many rows."""

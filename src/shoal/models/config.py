@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Pooling = Literal["first", "mean", "attention", "last"]
+"""How a text's hidden states become one."""
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -53,6 +56,13 @@ class TransformerConfig:
     """A dense layer and tanh over the first token (BERT's)."""
     relation: bool = False
     """Two logits from the pooler: whether the second text follows the first."""
+    head: Literal["", "sequence", "token", "span"] = ""
+    """What a fine-tuned model scores: texts, tokens, or tokens as the first and last of an answer."""
+    outputs: int = 0
+    """Scores that the head gives."""
+    pooling: Pooling = "first"
+    """Where texts are scored."""
+    head_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -63,6 +73,8 @@ class TransformerConfig:
             raise ValueError("a window is for models that see both ways")
         if self.relation and not self.pooler:
             raise ValueError("a relation is of what the pooler sums up")
+        if bool(self.head) != bool(self.outputs):
+            raise ValueError("a head has outputs, and outputs are a head's")
 
     @property
     def rotary_bases(self) -> dict[str, float]:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from shoal.models.cache import LayerCache
 from shoal.models.config import TransformerConfig
+from shoal.models.heads import TaskHead
 from shoal.models.layers import MLP, Linear, Transform, make_norm
 from shoal.models.loss import LossKernel
 from shoal.models.reach import Reach
@@ -48,6 +49,7 @@ class Transformer(nn.Module):
             self.pooler = nn.Linear(config.dim, config.dim) if config.pooler else None
             self.relation = nn.Linear(config.dim, 2) if config.relation else None
             self.transform = Transform(config) if config.transform else None
+            self.task_head = TaskHead(config) if config.head else None
             self.head = None if config.tied else nn.Linear(config.dim, config.vocabulary, bias=False)
             self.head_bias = nn.Parameter(torch.empty(config.vocabulary)) if config.head_bias else None
         self.dropout = nn.Dropout(config.dropped("embedding"))
@@ -67,7 +69,7 @@ class Transformer(nn.Module):
         """
         start = cache[0].length if cache else 0
         end = start + tokens_BT.shape[1]
-        if end > self.config.context:
+        if reach is None and end > self.config.context:
             raise ValueError(f"{end} tokens are more than the model's context of {self.config.context}")
         at = slice(start, end) if reach is None else reach.positions()
         x_BTD = self.embedding(tokens_BT)
@@ -100,6 +102,21 @@ class Transformer(nn.Module):
         """Cosines and sines of positions, [tokens, head_dim / 2] or with a batch before; `local_` ones for a window."""
         kind = kind if self.config.window else ""
         return self.get_buffer(f"{kind}cosine")[at], self.get_buffer(f"{kind}sine")[at]
+
+    def score_texts(self, hidden_BTD: Tensor, starts_P: Tensor, lengths_P: Tensor) -> Tensor:
+        """The task head's scores [pieces, outputs] of pieces of the rows, in fp32."""
+        assert self.task_head is not None
+        pooled_PD = self.task_head.pool(hidden_BTD.flatten(0, 1), starts_P, lengths_P)
+        return self.task_head(self.summary(pooled_PD))
+
+    def score_tokens(self, hidden_BTD: Tensor) -> Tensor:
+        """The task head's scores [batch, tokens, outputs], in fp32."""
+        assert self.task_head is not None
+        return self.task_head(self.before_head(hidden_BTD))
+
+    def summary(self, pooled_PD: Tensor) -> Tensor:
+        """What stands between a pooled text [pieces, dim] and its scores: BERT's pooler, ModernBERT's transform."""
+        return self.before_head(pooled_PD if self.pooler is None else torch.tanh(self.pooler(pooled_PD)))
 
     def pool(self, hidden_BTD: Tensor) -> Tensor:
         """BERT's summary [batch, dim] of each row, from its first token."""

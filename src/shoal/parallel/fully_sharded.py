@@ -80,7 +80,7 @@ class FullySharded(Sync):
             following.set_modules_to_backward_prefetch([unit])
         assert isinstance(model, FSDPModule)
         self.model = model
-        self.parameters: dict[str, Any] = dict(model.named_parameters())
+        self.parameters: dict[str, Any] = {name: value for name, value in model.named_parameters() if name in shards}
         self.shards: Shards = {}
         for name, parameter in self.parameters.items():
             rows = shapes[name][0]

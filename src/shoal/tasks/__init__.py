@@ -1,6 +1,7 @@
 """What a model learns: one file a task, and an explicit table of them."""
 
 from collections.abc import Callable
+from typing import Any
 
 from shoal.core.errors import RecipeError
 from shoal.core.recipe import Recipe
@@ -8,7 +9,9 @@ from shoal.data.shards import TokenStream
 from shoal.data.tokenizer import TextTokenizer
 from shoal.models.config import TransformerConfig
 from shoal.tasks.causal import Causal
+from shoal.tasks.classify import Classify
 from shoal.tasks.infill import Infill
+from shoal.tasks.labelled import LabelledTask
 from shoal.tasks.masked import Masked
 from shoal.tasks.task import Batch, Task
 
@@ -19,8 +22,19 @@ TASKS: dict[str, Callable[[Recipe, TextTokenizer, TokenStream | None], Task]] = 
 }
 """Name, as in the recipe's `task`, to what builds it for rows of a stream."""
 
+LABELLED: dict[str, Any] = {
+    "classify": Classify,
+}
+"""Tasks of fine-tuning, each a class that is a `LabelledTask`."""
+
 ENCODERS = frozenset({"masked"})
 """Tasks for models that see both ways."""
+
+
+def check_objective(recipe: Recipe) -> None:
+    """`RecipeError` for a task that isn't learned from text alone."""
+    if recipe.task not in TASKS:
+        raise RecipeError(f"'task' is {recipe.task}, which labelled examples teach: that is for shoal finetune")
 
 
 def check_task(recipe: Recipe, config: TransformerConfig) -> None:
@@ -47,4 +61,17 @@ def check_task(recipe: Recipe, config: TransformerConfig) -> None:
         )
 
 
-__all__ = ["ENCODERS", "TASKS", "Batch", "Causal", "Infill", "Masked", "Task", "check_task"]
+__all__ = [
+    "ENCODERS",
+    "LABELLED",
+    "TASKS",
+    "Batch",
+    "Causal",
+    "Classify",
+    "Infill",
+    "LabelledTask",
+    "Masked",
+    "Task",
+    "check_objective",
+    "check_task",
+]

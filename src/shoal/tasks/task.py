@@ -19,12 +19,26 @@ Found = tuple[Mapping[str, float], HeldOut]
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """The pieces of labelled rows: where they begin in the flattened rows, tokens [pieces], and of which sample each is.
+
+    `values`: by name, a number or an array a piece.
+    """
+
+    starts: Tensor
+    lengths: Tensor
+    samples: list[int]
+    values: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Inputs and targets, int64 [batch, tokens]; targets that don't count are `models.loss.IGNORED`.
 
     `read`: how many of the tokens are text rather than padding. `reach` and `segments` are those of `Transformer.forward`.
     `at`: the places of the targets that a task is about, in the flattened batch, where these are only some tokens; `aside`:
     the places of those that it weighs otherwise. `relations` [batch]: for a row of two texts, how they are related.
+    `pieces`: of labelled rows.
     """
 
     tokens: Tensor
@@ -35,6 +49,7 @@ class Batch:
     at: Tensor | None = None
     aside: Tensor | None = None
     relations: Tensor | None = None
+    pieces: Pieces | None = None
 
 
 class Task(Protocol):

@@ -31,10 +31,11 @@ from shoal.parallel.server.clock import Clock
 from shoal.parallel.server.shard import ParameterServer
 from shoal.parallel.shards import Shards
 from shoal.train.loop import memory_bytes
+from shoal.train.material import build_task, plan_rows
 from shoal.train.optimizers import Optimizer, build_delayed_optimizer, build_optimizer
-from shoal.train.pretrain import Session, finish
+from shoal.train.run import Session, finish
 from shoal.train.server import Seat, Worker, check_served, divide_model, make_codec, pace_of
-from shoal.train.setup import build_task, matrix_peak, plan_rows, watch_signals
+from shoal.train.setup import matrix_peak, watch_signals
 from shoal.train.sizes import transformer_config
 
 LEAST_STORE_BYTES = 128 << 20
@@ -95,7 +96,7 @@ def pretrain_on_servers(recipe: Recipe, session: Session, workers: int) -> dict[
         del tasks  # what they come to, the clock has told
         device = worker.world.device
         peak = max(worker.parts.peak_flops, matrix_peak(device, recipe.train.precision) * workers)
-        return finish(worker.parts, session.run, peak, evaluated, [memory_bytes(device)])
+        return finish(worker.parts, worker.material, session.run, peak, evaluated, [memory_bytes(device)])
 
 
 def build_server_optimizer(recipe: Recipe, workers: int, shards: Shards) -> Optimizer:

@@ -117,7 +117,7 @@ def find_rate(recipe: Recipe, world: World, steps: int, quiet: bool = False) -> 
         raise InputError(f"--find-lr-steps is {steps}; accepted: a whole number from {FEWEST}")
     shares = [LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1)) for step in range(steps)]
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder, watch_signals() as stop_requested:
-        parts = build(_of_test(recipe, steps), RunDirectory(Path(folder)), world, quiet=quiet)
+        parts, _ = build(_of_test(recipe, steps), RunDirectory(Path(folder)), world, quiet=quiet)
         watch = Watch(shares, parts.telemetry)
         parts = replace(
             parts,

@@ -195,7 +195,7 @@ def train(parts: Parts) -> dict[str, float]:
             evaluated = _evaluate_best(parts)
             parts.telemetry.evaluation(_record(progress, evaluated))
         if stop and done < 1:
-            again = f"shoal pretrain {parts.checkpoints.folder.parent / 'recipe.yaml'} --resume"
+            again = f"shoal {recipe.verb} {parts.checkpoints.folder.parent / 'recipe.yaml'} --resume"
             ranks = f" --workers {world.size}" if world.size > 1 else ""
             raise Interrupted(f"interrupted; saved at step {progress.step}. Go on with: {again}{ranks}")
     parts.checkpoints.wait()

@@ -32,9 +32,10 @@ from shoal.train.auto import Auto
 from shoal.train.checkpoint import Checkpoints, Saved
 from shoal.train.loop import Parts, train
 from shoal.train.model_setup import check_divisible
+from shoal.train.models import build_model
 from shoal.train.optimizers import build_optimizer
 from shoal.train.schedule import Budget, learning_rate_share
-from shoal.train.setup import build_model, make_precision, prepare_model
+from shoal.train.setup import make_precision, prepare_model
 from shoal.train.strategies import mesh_sizes
 from shoal.train.telemetry import Silence
 

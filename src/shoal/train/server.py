@@ -19,7 +19,6 @@ from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.data.batches import TrainingBatches
 from shoal.data.ledger import Ledger, Share
-from shoal.data.plan import open_corpora, plan_evaluation
 from shoal.data.sequences import Sequences
 from shoal.models.transformer import Transformer
 from shoal.parallel.codecs import CODECS
@@ -36,12 +35,12 @@ from shoal.parallel.world import World, is_rank
 from shoal.train.auto import Auto
 from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
-from shoal.train.evaluation import Evaluator
 from shoal.train.loop import Parts, train
+from shoal.train.material import Gather, pretraining
 from shoal.train.model_setup import compile_blocks, recompute_blocks, soften_loss, use_native_kernels
 from shoal.train.patience import check_regular
 from shoal.train.schedule import Budget, SharedBudget
-from shoal.train.setup import build_model, build_task, make_precision, matrix_peak, plan_rows, put_back
+from shoal.train.setup import make_precision, matrix_peak, put_back
 from shoal.train.telemetry import Silence, Telemetry
 
 FIRST_SIGN_SECONDS = 180.0
@@ -187,14 +186,19 @@ class Worker:
     """One worker's parts, and how it comes to the others; `world.rank` 0 is the main one."""
 
     def __init__(
-        self, recipe: Recipe, run: RunDirectory, seat: Seat, stop_requested: Callable[[], bool] = lambda: False
+        self,
+        recipe: Recipe,
+        run: RunDirectory,
+        seat: Seat,
+        stop_requested: Callable[[], bool] = lambda: False,
+        gather: Gather = pretraining,
     ) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() and recipe.train.device != "cpu" else "cpu")
         world = World(seat.rank, seat.workers, device=device)
-        self.recipe, self.run, self.world = recipe, run, world
-        corpora = open_corpora(recipe)
-        model = build_model(recipe, corpora[0].vocabulary, device)
-        context, settings = model.config.context, recipe.train
+        self.material = material = gather(recipe, world)
+        self.recipe = recipe = material.recipe
+        self.run, self.world, self.plan = run, world, material.plan
+        model, context, settings = material.model, material.tokens, recipe.train
         share = -(-settings.global_batch // seat.workers)
         together = min(share, settings.micro_batch or share)
         use_native_kernels(model, settings.precision, together * context)
@@ -208,23 +212,18 @@ class Worker:
             Wire(world), seat.clock, seat.servers, seat.portions, make_codec(recipe), feedback, codec.feedback_decay
         )
         self.optimizer = ServedOptimizer(self.client)
-        task, precision = build_task(recipe, corpora[0], "train"), make_precision(settings.precision, device)
-        self.plan = plan_rows(recipe, corpora, task, context)
+        precision = make_precision(settings.precision, device)
         self._make_sync(model)
-        evaluation = recipe.evaluation
-        evaluate: Callable[..., dict[str, Any]] = Evaluator(
-            build_task(recipe, corpora[0], "held_out"), plan_evaluation(recipe, corpora, context, task.framing), together,
-            self.client.wire, Axis(), precision, evaluation.sequences, evaluation.final_sequences,
-        )  # fmt: skip
+        evaluate = material.evaluator(together, self.client.wire, Axis(), precision)
         if recipe.regular.ema:
             evaluate = AverageEvaluator(evaluate, self.optimizer, self.sync)
         main = world.is_main
         self.parts = Parts(
-            recipe, model, task, self.batches, self.optimizer, self.sync, self.budget,
+            recipe, model, material.task, self.batches, self.optimizer, self.sync, self.budget,
             evaluate if main else lambda model, final=True: {},
             Checkpoints(run.checkpoints, recipe.checkpoint.keep) if main else SavedElsewhere(run.checkpoints),
             Silence(), precision, sum(parameter.numel() for parameter in model.parameters()),
-            model.flops_per_token(context, task.projected), matrix_peak(device, settings.precision) * seat.workers,
+            model.flops_per_token(context, material.task.projected), matrix_peak(device, settings.precision) * seat.workers,
             stop_requested, Auto(recipe, self.client.wire),
         )  # fmt: skip
 
@@ -241,7 +240,7 @@ class Worker:
             inner = TrainingBatches(
                 plan.rows, plan.order, batch, micro_batch, rank, world.size, recipe.data.partition
             )  # fmt: skip
-            self.batches, self.budget = StepBatches(inner, self.client), Budget.of(recipe.train)
+            self.batches, self.budget = StepBatches(inner, self.client), self.material.budget
         else:
             sync = PassByServers(self.client, self.optimizer, mesh, bounded=server.mode == "stale")
             inner = TrainingBatches(plan.rows, plan.order, batch // world.size, micro_batch)

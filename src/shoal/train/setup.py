@@ -9,25 +9,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
-from shoal.core import recipe as schema
-from shoal.core.errors import CheckpointError, InputError, RecipeError
+from shoal.core.errors import CheckpointError, InputError
 from shoal.core.machine import code_fingerprint
-from shoal.core.model_directory import find_model_directory, read_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
-from shoal.core.seeds import generator
 from shoal.data.batch_sizes import sequences_at_once
 from shoal.data.batches import TrainingBatches
-from shoal.data.plan import Plan, open_corpora, plan_evaluation, plan_training
-from shoal.data.shards import Corpus, Split
-from shoal.data.tokenizer import difference, read_tokenizer
-from shoal.models import dropout, hugging_face
-from shoal.models.config import TransformerConfig
-from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer
 from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
 from shoal.parallel.mesh import Mesh, make_mesh
@@ -36,17 +26,15 @@ from shoal.parallel.sync import Sync
 from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import TASKS, Task, check_task
 from shoal.train.auto import Auto, decided
 from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
-from shoal.train.evaluation import Evaluator
 from shoal.train.exact import resolve
 from shoal.train.loop import Parts, restore
+from shoal.train.material import Gather, Material, pretraining
 from shoal.train.model_setup import compile_blocks, divide_products, recompute_blocks, soften_loss, use_native_kernels
 from shoal.train.optimizers import build_optimizer
 from shoal.train.patience import Patience, check_regular
-from shoal.train.schedule import Budget
 from shoal.train.strategies import describe, make_sync, mesh_sizes
 from shoal.train.telemetry import Silence, Telemetry
 
@@ -62,49 +50,46 @@ def build(
     resume: bool = False,
     quiet: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
-) -> Parts:
-    """Everything that `train.loop` needs, on this rank. Raises `InputError` for what can't work."""
+    gather: Gather = pretraining,
+) -> tuple[Parts, Material]:
+    """Everything that `train.loop` needs, on this rank, and what it was made from, which `gather` gathers.
+
+    Raises `InputError` for what can't work.
+    """
     recipe = resolve(recipe, world.size)
-    check_regular(recipe)
-    corpora = open_corpora(recipe)
-    corpus = corpora[0]
     wire = make_wire(recipe, world)
-    _check_equal(wire, recipe, corpora)
+    material = gather(recipe, world)
+    recipe, model, task, plan = material.recipe, material.model, material.task, material.plan
+    check_regular(recipe)
+    _check_equal(wire, recipe, material.identity)
     train = recipe.train
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
-    model = build_model(recipe, corpus.vocabulary, world.device)
-    config = model.config
-    task, size = build_task(recipe, corpus, "train"), sum(p.numel() for p in model.parameters())
-    check_task(recipe, config)
-    flops = model.flops_per_token(config.context, task.projected)
+    size = sum(p.numel() for p in model.parameters())
+    flops = model.flops_per_token(material.tokens, task.projected)
     share, together = -(-train.global_batch // mesh.data.size), sequences_at_once(recipe, mesh.data.size)
-    shards, compiled = lay_out_model(model, recipe, wire, mesh, together * config.context)
+    shards, compiled = lay_out_model(model, recipe, wire, mesh, together * material.tokens)
     precision = make_precision(train.precision, world.device)
     auto = Auto(recipe, wire, decided(wire, run.checkpoints) if resume else None)
     recipe = auto.decide(model, task, precision, together, -(-share // together))
     sync = make_sync(recipe, wire, mesh, model)
     sync.attach(model, shards)
-    plan, budget = plan_rows(recipe, corpora, task, config.context), Budget.of(train)
     batches = TrainingBatches(
         plan.rows, plan.order, train.global_batch, together, mesh.data.rank, mesh.data.size, recipe.data.partition,
         plan.sizes, recipe.parallel.virtual_shards if recipe.parallel.exact else 0,
     )  # fmt: skip
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
     optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular)
-    evaluate: Callable[..., dict[str, Any]] = Evaluator(
-        build_task(recipe, corpus, "held_out"), plan_evaluation(recipe, corpora, config.context, task.framing), together,
-        wire, mesh.data, precision, recipe.evaluation.sequences, recipe.evaluation.final_sequences,
-    )  # fmt: skip
+    evaluate = material.evaluator(together, wire, mesh.data, precision)
     if recipe.regular.ema:
         evaluate = AverageEvaluator(evaluate, optimizer, sync)
     peak_flops = peak_of_all(wire, train.precision)
     parts = Parts(
-        recipe, model, task, batches, optimizer, sync, budget, evaluate, checkpoints,
+        recipe, model, task, batches, optimizer, sync, material.budget, evaluate, checkpoints,
         Silence(), precision, size, flops, peak_flops, stop_requested, auto, patience=Patience.of(recipe),
     )  # fmt: skip
-    notes = [*(_resume(parts, run) if resume else []), *auto.notes]
+    notes = [*material.notes, *(_resume(parts, run) if resume else []), *auto.notes]
     if world.is_main:
-        expected = budget.expected_steps(plan.sizes, plan.tokens_per_row)
+        expected = material.budget.expected_steps(plan.sizes, plan.tokens_per_row)
         parts = replace(parts, telemetry=Telemetry(run, parts.progress.step if resume else None, expected, quiet))
     threads = torch.get_num_threads()
     notes.append(
@@ -114,7 +99,7 @@ def build(
     )
     for note in notes:
         parts.telemetry.note(note)
-    return parts
+    return parts, material
 
 
 def make_wire(recipe: Recipe, world: World) -> Wire:
@@ -136,88 +121,11 @@ def lay_out_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
     """Divide and compile the model, which forwards `tokens` at a time; (what each rank holds, how it was compiled)."""
     wire.make_equal(tensor.data for tensor in (*model.parameters(), *model.buffers()))
     use_native_kernels(model, recipe.train.precision, tokens)
-    shards = divide_products(model, wire, mesh)
+    divided = divide_products(model, wire, mesh)
+    shards = {name: shard for name, shard in divided.items() if shard.value.requires_grad}
     soften_loss(model, recipe.regular)
     recompute_blocks(model, recipe.train.recompute)
     return shards, compile_blocks(model, recipe.train.compile)
-
-
-def make_transformer_config(settings: schema.Model, vocabulary: int, related: bool = False) -> TransformerConfig:
-    """The recipe's shape, with a layer for how two texts are `related`, if need be; `RecipeError` when it doesn't fit."""
-    multiple = settings.vocabulary_multiple or 1
-    vocabulary = -(-vocabulary // multiple) * multiple
-    try:
-        config = make_config(
-            settings.preset, vocabulary=vocabulary, context=settings.context, layers=settings.layers, dim=settings.dim,
-            heads=settings.heads, kv_heads=settings.kv_heads, head_dim=settings.head_dim, hidden=settings.hidden,
-            activation=settings.activation, qk_norm=settings.qk_norm, tied=settings.tied,
-            rope_theta=settings.rope_theta, **_dropouts(settings),
-        )  # fmt: skip
-        if related and config.segments:
-            config = replace(config, pooler=True, relation=True)
-        hugging_face.family(config)  # what could not be written at the end is refused at the start
-        return config
-    except ValueError as error:
-        raise RecipeError(f"'model': {error}") from None
-
-
-def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transformer:
-    """Random weights from the recipe's seed, or those of `model.init_from`, if that has all words of the corpus."""
-    settings = recipe.model
-    if settings.init_from:
-        model = _model_from(settings).to(device)
-        if model.config.vocabulary < vocabulary:
-            raise InputError(
-                f"{recipe.corpus_directory} has a vocabulary of {vocabulary}, the model only {model.config.vocabulary}; "
-                f"prepare the corpus with the model's tokenizer: --tokenizer.path {settings.init_from}"
-            )
-        _check_tokenizer(recipe)
-        return model
-    config = make_transformer_config(settings, vocabulary, related=recipe.masked.relation != "none")
-    model = Transformer(config).materialise()
-    random = generator(recipe.seed, "weights")
-    model.initialise(random, settings.init_std or 0.02, settings.embedding_std, bool(settings.zero_init))
-    return model.to(device)
-
-
-def _check_tokenizer(recipe: Recipe) -> None:
-    """Weights know tokens by number: the corpus must have those that they were trained on. Folders may have no tokenizer."""
-    folder = find_model_directory(Path(recipe.model.init_from))
-    corpus = Corpus.open(Path(recipe.corpus_directories[0]))
-    if not (folder / "tokenizer.json").exists():
-        return
-    differing = difference(read_tokenizer(folder), read_tokenizer(corpus.tokenizer_path))
-    if differing:
-        raise InputError(
-            f"{corpus.directory} was prepared with another tokenizer than {folder} was trained with: {differing}; "
-            f"prepare it anew, in another folder, with --tokenizer.path {folder}"
-        )
-
-
-def _model_from(settings: schema.Model) -> Transformer:
-    free = {"preset", "init_from", *dropout.NAMES}
-    given = [key for key, value in vars(settings).items() if value is not None and key not in free and key[0] != "_"]
-    if given:
-        raise RecipeError(f"'model.{given[0]}' can't be set beside 'model.init_from': the folder's shape holds")
-    try:
-        config, weights = read_model_directory(Path(settings.init_from))
-        return hugging_face.build(config, weights, **_dropouts(settings))
-    except ValueError as error:
-        raise InputError(f"{settings.init_from}: {error}") from None
-
-
-def _dropouts(settings: schema.Model) -> dict[str, float | None]:
-    return {name: getattr(settings, name) for name in dropout.NAMES}
-
-
-def build_task(recipe: Recipe, corpus: Corpus, split: Split = "train") -> Task:
-    """The recipe's task, for the corpus's tokenizer and rows of a split."""
-    return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path), corpus.split(split))
-
-
-def plan_rows(recipe: Recipe, corpora: list[Corpus], task: Task, context: int) -> Plan:
-    """What a run of the recipe reads, laid out for its task."""
-    return plan_training(recipe, corpora, context, task.framing, Budget.of(recipe.train).expected_steps)
 
 
 def make_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
@@ -301,10 +209,9 @@ def _newest(checkpoints: Checkpoints | SavedElsewhere) -> tuple[str | None, list
     return (None, [], None) if found is None else (found[0].name, found[1], None)
 
 
-def _check_equal(wire: Wire, recipe: Recipe, corpora: list[Corpus]) -> None:
-    """Ranks with different recipes, corpora or programs would train apart silently: all refuse, with one message."""
-    texts = " ".join(corpus.fingerprint for corpus in corpora)
-    mine = {"recipe": str(recipe), "corpus": texts, "Shoal": code_fingerprint(), "torch": torch.__version__}
+def _check_equal(wire: Wire, recipe: Recipe, identity: dict[str, str]) -> None:
+    """Ranks with different recipes, texts or programs would train apart silently: all refuse, with one message."""
+    mine = {"recipe": str(recipe), **identity, "Shoal": code_fingerprint(), "torch": torch.__version__}
     everyone = wire.gather_objects(mine)
     for what, value in everyone[0].items():
         different = [str(rank) for rank, other in enumerate(everyone) if other[what] != value]

@@ -13,10 +13,10 @@ from shoal.models.transformer import Transformer
 from shoal.tasks import check_task
 from shoal.train.exact import resolve
 from shoal.train.model_setup import check_divisible
+from shoal.train.models import make_transformer_config
 from shoal.train.optimizers import check_optimizer
 from shoal.train.patience import check_regular
 from shoal.train.schedule import Budget
-from shoal.train.setup import make_transformer_config
 from shoal.train.strategies import check_meeting, mesh_sizes
 
 PROCESS_BYTES = 380_000_000

@@ -223,6 +223,17 @@ def _describe_evaluation(record: Record) -> str:
 
 def describe_metrics(evaluated: Record, digits: int = 3) -> str:
     """What an evaluation tells beside its loss, in words."""
-    texts = [f", {evaluated['eval_bpb']:.{digits}f} bits per byte"] if "eval_bpb" in evaluated else []
-    texts += [f", {evaluated['eval_accuracy']:.1%} right"] if "eval_accuracy" in evaluated else []
-    return "".join(texts)
+    told = (
+        form.format(evaluated[f"eval_{name}"], digits=digits)
+        for name, form in FIGURES.items()
+        if f"eval_{name}" in evaluated
+    )
+    return "".join(f", {text}" for text in told)
+
+
+FIGURES = {
+    "bpb": "{:.{digits}f} bits per byte",
+    "accuracy": "{:.1%} right",
+    "macro_f1": "macro-F1 {:.{digits}f}",
+}
+"""How figures of evaluations are told, without `eval_`; those that are not here stand in the files alone."""

@@ -5,7 +5,7 @@ state. Adding a key is adding a field there, with its docstring: help texts and 
 """
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -15,11 +15,21 @@ from shoal.core.recipe.model import Model
 from shoal.core.recipe.parallel import Codec, Link, Local, Parallel, Server
 from shoal.core.recipe.tasks import Infill, Masked, Samples
 from shoal.core.recipe.training import Checkpoint, Evaluation, Lookahead, Optimizer, Regular, Schedule, Train
+from shoal.core.recipe.tuning import Classify, Examples, Lora, Tuning
 
 __all__ = [
-    "Checkpoint", "Clean", "Codec", "Data", "Evaluation", "Infill", "Link", "Local", "Lookahead", "Masked",
+    "Checkpoint", "Classify", "Clean", "Codec", "Data", "Evaluation", "Examples", "Infill", "Link", "Local", "Lookahead",
+    "Lora", "Masked",
     "Model", "Optimizer", "Parallel", "Recipe", "Regular", "Samples", "Schedule", "Server", "Tokenizer", "Train",
+    "Tuning",
 ]  # fmt: skip
+
+
+Objective = Literal["causal", "masked", "infill"]
+"""What is learned from text alone."""
+
+Labelled = Literal["classify"]
+"""What is learned from labelled examples."""
 
 
 @section
@@ -30,8 +40,9 @@ class Recipe:
     """Names the run's folder, `runs/NAME`."""
     seed: Count = 1
     """Where all random streams come from."""
-    task: Literal["causal", "masked", "infill"] = "causal"
-    """What the model learns: the next token, the tokens behind a mask (encoders), or parts that are cut out."""
+    task: Literal[Objective, Labelled] = "causal"
+    """What the model learns: by `pretrain` the next token, the tokens behind a mask (encoders), or parts that are cut out;
+    by `finetune` what examples are labelled with."""
     data: Data = field(default_factory=Data)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     model: Model = field(default_factory=Model)
@@ -45,6 +56,14 @@ class Recipe:
     samples: Samples = field(default_factory=Samples)
     masked: Masked = field(default_factory=Masked)
     infill: Infill = field(default_factory=Infill)
+    examples: Examples = field(default_factory=Examples)
+    tuning: Tuning = field(default_factory=Tuning)
+    classify: Classify = field(default_factory=Classify)
+
+    @property
+    def verb(self) -> str:
+        """The command that runs it."""
+        return "pretrain" if self.task in get_args(Objective) else "finetune"
 
     @property
     def corpus_directory(self) -> str:

@@ -18,6 +18,8 @@ class Train:
     """Stop after so many tokens (0: no limit)."""
     minutes: NonNegative = 0.0
     """Stop after so much training time (0: no limit). The schedule follows whichever budget ends first."""
+    epochs: NonNegative = 0.0
+    """`finetune`: stop after so many readings of the examples (0: no limit)."""
     global_batch: Positive = 16
     """Sequences per optimizer step over all ranks."""
     micro_batch: Count = 0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shoal.models.config import TransformerConfig
 from shoal.models.dropout import changed, dropout_from_hugging_face, dropout_to_hugging_face
-from shoal.models.hugging_face import decoders, encoders
+from shoal.models.hugging_face import decoders, encoders, heads
 from shoal.models.hugging_face.decoders import DECODERS
 from shoal.models.hugging_face.encoders import ENCODERS
 from shoal.models.hugging_face.family import Family
@@ -40,7 +40,7 @@ def config_to_hugging_face(config: TransformerConfig, end_of_text: int | None = 
         "model_type": kind, "vocab_size": config.vocabulary, "tie_word_embeddings": config.tied,
         "bos_token_id": end_of_text, "eos_token_id": end_of_text, "dtype": "float32",
     }  # fmt: skip
-    return common | FAMILIES[kind].to_config(config) | dropout_to_hugging_face(kind, config)
+    return common | FAMILIES[kind].to_config(config) | dropout_to_hugging_face(kind, config) | heads.to_config(kind, config)
 
 
 def config_from_hugging_face(config: Mapping[str, Any]) -> TransformerConfig:
@@ -56,22 +56,25 @@ def config_from_hugging_face(config: Mapping[str, Any]) -> TransformerConfig:
 
 def weights_to_hugging_face(model: Transformer) -> dict[str, Tensor]:
     """The model's weights under the names, and in the orientation, of its Hugging Face architecture."""
-    chosen = FAMILIES[family(model.config)]
-    prefix = chosen.prefix if model.config.causal or model.config.transform else ""  # a body alone has none
+    kind, config = family(model.config), model.config
+    chosen = FAMILIES[kind]
+    prefix = chosen.prefix if config.causal or config.transform or config.head else ""  # a body alone has none
     ours = {name: value.detach() for name, value in model.state_dict().items()}
-    return to_theirs(chosen.rules(model.config, prefix), ours)
+    return to_theirs([*chosen.rules(config, prefix), *heads.rules(kind, config)], ours)
 
 
 def weights_from_hugging_face(theirs: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
     """Shoal's state dict from a Hugging Face one; `ValueError` names what is missing, misshapen or left over."""
-    chosen = FAMILIES[family(config)]
+    kind = family(config)
+    chosen = FAMILIES[kind]
     found = {name: value for name, value in _with_new_names(theirs, chosen).items() if not name.endswith(chosen.computed)}
     prefix = chosen.prefix if any(name.startswith(chosen.prefix) for name in found) else ""
     for copy, original in chosen.copies(config, prefix).items():
         second = found.pop(copy, None)
         if second is not None and not torch.equal(found.setdefault(original, second), second):
             raise ValueError(f"'{copy}' and '{original}' differ; config.json (tie_word_embeddings) says that they are one")
-    return to_ours(chosen.rules(config, prefix), found, Transformer(config).state_dict())
+    rules = [*chosen.rules(config, prefix), *heads.rules(kind, config)]
+    return to_ours(rules, found, Transformer(config).state_dict())
 
 
 def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], **dropouts: float | None) -> Transformer:
@@ -80,6 +83,7 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], **dropouts: 
     An encoder has the heads that its weights have. `ValueError` for what is not supported or does not fit.
     """
     shape = _family_named(config).heads(config_from_hugging_face(config), weights.keys())
+    shape = heads.from_config(config["model_type"], shape, config, weights.keys())
     shape = replace(shape, **changed(dropouts))
     ours = weights_from_hugging_face(weights, shape)
     model = Transformer(shape).materialise()

@@ -1,0 +1,91 @@
+"""Adapt a model to a task by labelled examples, over any number of ranks.
+
+    shoal finetune --task classify --model path/to/bert --data train.tsv
+    shoal finetune recipes/sst2.yaml --model path/to/minilm --data train.tsv --examples.validation dev.tsv --workers 2
+    shoal finetune recipes/sst2.yaml --model path/to/minilm --data train.tsv --tuning.what frozen
+
+The run's folder, runs/NAME, holds the best model in the Hugging Face layout, its predictions on held-out examples, metrics,
+checkpoints and report.html. Ctrl-C saves and leaves; --resume goes on. `shoal evaluate runs/NAME` gives the same figures.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from shoal.core.machine import command_started
+from shoal.core.recipe_file import read_recipe
+from shoal.core.run_directory import RunDirectory
+from shoal.train.finetune import check_finetuning, finetuning, finetuning_defaults
+from shoal.train.report import write_report
+from shoal.train.run import Session, run_training
+from shoal.train.start import Start, run_on_ranks
+from shoal.train.telemetry import describe_metrics
+
+SHORT = {"--model": "--model.init_from", "--data": "--examples.train"}
+"""Recipe keys that go without their section here."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of `shoal finetune`."""
+
+    recipe: Annotated[Path | None, tyro.conf.Positional] = None
+    """A recipe file; keys that it doesn't give keep their defaults."""
+    workers: str = "1"
+    """Ranks to start on this machine; LEAST:MOST: a run that loses ranks goes on with fewer, from its last checkpoint."""
+    resume: bool = False
+    """Go on from the run's newest whole checkpoint."""
+    overwrite: bool = False
+    """Start anew in a folder that holds a run."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    quiet: bool = False
+    """Show no progress."""
+    json: bool = False
+    """Print one JSON object, and nothing else, on stdout."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
+    """Fine-tune; returns the run's result, None on ranks that don't speak."""
+    command_started()
+    start = Start.of("finetune", arguments)
+    recipe = read_recipe(arguments.recipe, overrides, finetuning_defaults)
+    check_finetuning(recipe)
+    start.workers.check(recipe)
+    result = run_on_ranks(
+        start,
+        recipe,
+        check=lambda: None,
+        train=lambda folder, resume: run_training(
+            recipe, Session(folder, resume, arguments.quiet), partial(finetuning, run=folder)
+        ),
+    )
+    if result is None:
+        return None
+    folder = RunDirectory(arguments.runs / recipe.name)
+    write_report(folder, [])
+    if not arguments.json:
+        _tell(folder, result)
+    return result
+
+
+def _tell(folder: RunDirectory, result: dict[str, Any]) -> None:
+    console = Console(stderr=True, highlight=False)
+    if best := result["best"]:
+        why = "stopped early; " if result["stopped_early"] else ""
+        console.print(
+            f"\n{why}the best model, of step {best['best_step']:,}, is written ({best['metric']} {best['best']:.4f})"
+        )
+    console.print(
+        f"\n{result['steps']:,} steps, {result['epochs']:.2f} epochs in {result['seconds']:.0f} s, "
+        f"{result['tokens_per_second_median']:,.0f} tokens/s\n"
+        f"held-out loss [bold]{result['eval_loss']:.4f}[/bold]{describe_metrics(result)}\n"
+        f"model        {folder.model}   (shoal evaluate {folder.root})\n"
+        f"predictions  {folder.predictions}\nreport       {folder.report}"
+    )

@@ -1,0 +1,1 @@
+"""Labelled examples: from files in whatever format to rows that a labelled task learns from."""

@@ -1,0 +1,125 @@
+"""Rows of labelled examples: the pieces of some samples, joined end to end, or one a row and padded.
+
+Joined, a batch is one row without padding, in which a piece sees nothing of the others: so a batch takes the time that its
+real tokens take, whatever their lengths. That needs our attention kernel, which skips what nobody sees; where it does not
+serve, pieces are padded to the longest of the batch, and batches are of similar lengths (`data.grouping`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.data.partition import Positions
+from shoal.data.rows import hash_of
+from shoal.data.sequences import Labels, Sequences
+
+NO_TARGET = -100
+
+Layout = Literal["joined", "padded"]
+
+MULTIPLE = 64
+"""Joined rows are padded to a multiple of so many tokens, padded ones to 8: products of even sizes are faster."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of tokens that is read by itself.
+
+    `tokens` [length], special ones included; `targets` [length]: what is to be told of each, -100 for nothing (None: of
+    none); `segments` [length] (None: 0). `prefix`: of a decoder, the first tokens, which see each other both ways.
+    `values`: by name, a number or an array of what the task knows of the piece.
+    """
+
+    tokens: NDArray[np.int64]
+    targets: NDArray[np.int64] | None = None
+    segments: NDArray[np.int64] | None = None
+    prefix: int = 0
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+Sample = tuple[Piece, ...]
+"""What is read together: a piece, the windows of a long text, or two texts to be compared."""
+
+Vary = Callable[[int, int], Sample]
+"""A sample's number and a random key to the sample as it is read this time."""
+
+
+class LabelledRows:
+    """The samples of a split, of which `read` makes a batch; a `Rows` of which each sample is one."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        causal: bool,
+        layout: Layout = "joined",
+        vary: Vary | None = None,
+    ) -> None:
+        self.all, self.causal, self.layout, self.vary = samples, causal, layout, vary
+        self.samples = len(samples)
+        self.sizes = np.array([sum(len(piece.tokens) for piece in sample) for sample in samples], dtype=np.int64)
+        self.context = max((len(piece.tokens) for sample in samples for piece in sample), default=1)
+        self.tokens = self.targets = int(self.sizes.sum())
+        self.fingerprint = hash_of(
+            [[(piece.tokens.tolist(), sorted(map(str, piece.values.items()))) for piece in sample] for sample in samples]
+        )
+
+    def read(self, samples: Positions, keys: NDArray[np.uint64]) -> Sequences:
+        """The pieces of these samples, in their order."""
+        if self.vary is None:
+            chosen = [self.all[number] for number in samples]
+        else:
+            chosen = [self.vary(int(number), int(key)) for number, key in zip(samples, keys, strict=True)]
+        numbers = [int(number) for number, sample in zip(samples, chosen, strict=True) for _ in sample]
+        return collate([piece for sample in chosen for piece in sample], numbers, keys, self.causal, self.layout)
+
+    def lengths(self, samples: Positions) -> NDArray[np.int64]:
+        """Tokens of each sample."""
+        return self.sizes[samples]
+
+
+def collate(
+    pieces: Sequence[Piece],
+    samples: Sequence[int],
+    keys: NDArray[np.uint64],
+    causal: bool,
+    layout: Layout = "joined",
+) -> Sequences:
+    """Rows of pieces, of the samples of these numbers."""
+    lengths = np.array([len(piece.tokens) for piece in pieces], dtype=np.int64)
+    if layout == "joined":
+        rows, width = 1, -(-int(lengths.sum()) // MULTIPLE) * MULTIPLE
+        starts = np.cumsum(lengths) - lengths
+    else:
+        rows, width = len(pieces), -(-int(lengths.max()) // 8) * 8
+        starts = np.arange(rows, dtype=np.int64) * width
+    size = rows * width
+    tokens = np.full(size, -1, dtype=np.int64)
+    targets = np.full(size, NO_TARGET, dtype=np.int64)
+    segments = np.zeros(size, dtype=np.int64)
+    place = np.arange(size, dtype=np.int32) % width
+    lows, ends = place.copy(), place + 1  # padding sees itself alone
+    for piece, start, length in zip(pieces, starts.tolist(), lengths.tolist(), strict=True):
+        its = slice(start, start + length)
+        tokens[its] = piece.tokens
+        if piece.targets is not None:
+            targets[its] = piece.targets
+        if piece.segments is not None:
+            segments[its] = piece.segments
+        begin = start % width
+        lows[its] = begin
+        if not causal:
+            ends[its] = begin + length
+        elif piece.prefix:
+            ends[start : start + piece.prefix] = begin + piece.prefix
+    names = pieces[0].values if pieces else ()
+    values = {name: np.stack([np.asarray(piece.values[name]) for piece in pieces]) for name in names}
+    shape = (rows, width)
+    labels = Labels(
+        targets.reshape(shape), segments.reshape(shape), lows.reshape(shape), ends.reshape(shape), starts, lengths,
+        np.array(samples, dtype=np.int64), values,
+    )  # fmt: skip
+    nothing = np.full(shape, -1, dtype=np.int64)
+    return Sequences(tokens.reshape(shape), nothing, np.resize(keys, rows), labels=labels)

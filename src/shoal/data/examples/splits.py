@@ -1,0 +1,60 @@
+"""The examples of a run, divided into those that are learnt from, those that choose the model, and those that judge it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shoal.core.errors import InputError
+from shoal.core.recipe import Examples
+from shoal.data.examples.example import Example, Role
+from shoal.data.examples.readers import read_examples
+from shoal.data.readers import Faults
+
+ADVICE = "; mend it, or leave out what can't be used: --examples.on_error skip"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Examples of each split; `test` is empty where there are none of its own. `faults`: what was left out."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    faults: Faults
+
+
+def read_splits(settings: Examples, roles: Sequence[Role]) -> Splits:
+    """Read all files; `InputError` for what is wrong with one, or for a split in which nothing is."""
+    if not settings.train:
+        raise InputError("no examples to learn from: give their files by --data FILE, or as 'examples.train'")
+    faults = Faults(settings.on_error == "skip", ADVICE)
+    train, validation, test = (
+        list(read_examples(files, roles, settings, faults)) for files in (settings.train, settings.validation, settings.test)
+    )
+    if not settings.validation:
+        train, validation = _divided(train, settings, roles)
+    for name, files, split in (
+        ("train", settings.train, train), ("validation", settings.validation or settings.train, validation),
+        ("test", settings.test, test),
+    ):  # fmt: skip
+        if files and not split:
+            raise InputError(f"{', '.join(files)}: no examples for '{name}'; give more, or other files: --examples.{name}")
+    limit = settings.limit or None
+    return Splits(train[:limit], validation[:limit], test[:limit], faults)
+
+
+def _divided(examples: list[Example], settings: Examples, roles: Sequence[Role]) -> tuple[list[Example], list[Example]]:
+    if settings.held_out_by == "tail":
+        kept = len(examples) - round(settings.held_out * len(examples))
+        return examples[:kept], examples[kept:]
+    held_out = [_share(example, roles[0].name) < settings.held_out for example in examples]
+    return (
+        [example for example, out in zip(examples, held_out, strict=True) if not out],
+        [example for example, out in zip(examples, held_out, strict=True) if out],
+    )
+
+
+def _share(example: Example, role: str) -> float:
+    """A number from 0 to 1 that the example's input alone decides."""
+    digest = hashlib.blake2b(repr(example.values[role]).encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64

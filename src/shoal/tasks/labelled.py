@@ -1,0 +1,105 @@
+"""The seam of fine-tuning: labelled examples in, predictions and figures out.
+
+A labelled task is a task like any other to the training loop. Beside that it knows which columns it reads, how an example
+becomes pieces of tokens, what an evaluation keeps of each piece, and how that becomes predictions and figures.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from shoal.core.recipe import Recipe
+from shoal.data.examples.example import Example, Role
+from shoal.data.examples.rows import Sample
+from shoal.data.sequences import Framing, Sequences
+from shoal.data.tokenizer import TextTokenizer
+from shoal.models.reach import Reach
+from shoal.models.transformer import Transformer
+from shoal.tasks.task import Batch, Found, Pieces, Task, on_device
+
+FRAMING = Framing("whole")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head that a task wants on the model: its kind, and how many scores it gives."""
+
+    kind: Literal["sequence", "token", "span"]
+    outputs: int
+
+
+class LabelledTask(Task, Protocol):
+    """A task with labels."""
+
+    framing: Framing = FRAMING
+    projected: float = 0.0
+    roles: tuple[Role, ...]
+    settings: Any
+    """The task's section of the recipe, with what the examples told."""
+    head: Head | None
+    """None: the model's own projection onto the vocabulary."""
+    metric: str
+    """The figure by which the best model is chosen: `eval_` before one of `measure`, or `eval_loss`."""
+
+    def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, length: int, examples: Sequence[Example]) -> None:
+        """`length`: tokens of a text, at most; `examples`: those of training, which may tell what the recipe doesn't."""
+        ...
+
+    def samples(self, example: Example) -> list[Sample]:
+        """What is read of an example, in samples that are learnt from one by one; `InputError` names where it is wrong."""
+        ...
+
+    def outputs(self, model: Transformer, batch: Batch, final: bool) -> list[Any]:
+        """What predictions are made of, for each piece of the batch, on the CPU; `final`: it may take its time."""
+        ...
+
+    def predict(self, examples: Sequence[Example], outputs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+        """A prediction for each example, ready for JSON, from its pieces' outputs."""
+        ...
+
+    def measure(self, examples: Sequence[Example], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the predictions are worth; names without `eval_`."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What `config.json` says, enough to make the task again."""
+        ...
+
+    def metrics(self, corpora: Sequence[Found]) -> dict[str, float]:
+        """Not asked: a labelled evaluation has examples, not corpora."""
+        raise NotImplementedError
+
+
+def labelled_batch(sequences: Sequences, device: torch.device) -> Batch:
+    """Rows of pieces as tensors; rows in which nothing is have no pieces."""
+    labels = sequences.labels
+    tokens = on_device(sequences.tokens, device)
+    if labels is None:
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return Batch(tokens.clamp(min=0), torch.full_like(tokens, -100), 0, pieces=Pieces(none, none, [], {}))
+    return Batch(
+        tokens.clamp(min=0),
+        on_device(labels.targets, device),
+        int(labels.lengths.sum()),
+        Reach(on_device(labels.lows, device), on_device(labels.ends, device)),
+        on_device(labels.segments, device),
+        pieces=Pieces(
+            on_device(labels.starts, device),
+            on_device(labels.lengths, device),
+            labels.samples.tolist(),
+            {name: on_device(value, device) for name, value in labels.values.items()},
+        ),
+    )
+
+
+def settled(settings: Any, **found: Any) -> Any:
+    """A task's section of the recipe, with what the examples told."""
+    return replace(settings, **found)
+
+
+def no_loss(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss, count) of a batch without pieces, with a gradient of zero for all that was computed."""
+    return hidden.sum() * 0.0, torch.zeros((), dtype=torch.int64, device=hidden.device)

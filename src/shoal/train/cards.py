@@ -1,0 +1,35 @@
+"""README.md of a fine-tuned model's folder."""
+
+from typing import Any
+
+from shoal.core.recipe import Recipe
+from shoal.train.telemetry import describe_metrics
+
+PIPELINES = {"classify": "text-classification"}
+"""A task's pipeline on the hub."""
+
+
+def finetuned_card(recipe: Recipe, config: dict[str, Any], result: dict[str, Any]) -> str:
+    """The card, with the hub's metadata on top."""
+    labels = config.get("id2label", {})
+    named = f"| labels | {', '.join(map(str, labels.values()))} |\n" if 0 < len(labels) <= 50 else ""
+    best = f"; the best, of step {result['best']['best_step']:,}" if result["best"] else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: {PIPELINES.get(recipe.task, "text-generation")}
+tags: [shoal]
+---
+# {recipe.name}
+
+A model of {result["parameters"]:,} parameters ({config["architectures"][0]}), fine-tuned with Shoal for the task
+`{recipe.task}` from {recipe.model.init_from}.
+
+| | |
+| --- | --- |
+| examples | {", ".join(recipe.examples.train)} |
+{named}| trained | {recipe.tuning.what} |
+| held out | loss {result["eval_loss"]:.4f}{describe_metrics(result, digits=4)} |
+| training | {result["steps"]:,} steps, {result["epochs"]:.2f} epochs in {result["seconds"]:.0f} s{best} |
+
+`shoal evaluate PATH --data FILE` gives its figures on other examples.
+"""

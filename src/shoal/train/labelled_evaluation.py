@@ -1,0 +1,109 @@
+"""What a labelled task's predictions on held-out examples are worth, over all ranks; and the predictions, in a file."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoal.core.files import write_text
+from shoal.data.examples.example import Example
+from shoal.data.examples.rows import LabelledRows
+from shoal.data.sequences import Sequences
+from shoal.models.transformer import Transformer
+from shoal.parallel.mesh import Axis
+from shoal.parallel.wire import Wire
+from shoal.tasks import LabelledTask
+
+
+@dataclass(frozen=True)
+class LabelledSplit:
+    """`name` stands before its figures; `owners`: of which example each sample is."""
+
+    name: str
+    examples: list[Example]
+    owners: list[int]
+    rows: LabelledRows
+
+
+@dataclass(frozen=True)
+class LabelledEvaluator:
+    """Evaluates a model on labelled examples; every rank predicts its share, and gets the whole result.
+
+    In mid-run it reads the first split alone, `limit` of its examples (0: all); at the end all splits, and the main rank
+    writes the predictions on the last of them to `predictions`, a JSON object a line.
+    """
+
+    task: LabelledTask
+    splits: list[LabelledSplit]
+    batch: int
+    wire: Wire
+    data: Axis
+    precision: AbstractContextManager[None]
+    limit: int = 0
+    predictions: Path | None = None
+
+    @torch.no_grad()
+    def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, Any]:
+        """`eval_loss` in nats a target, `eval_targets`, the task's figures under `eval_…` and `test_…`, `eval_seconds`."""
+        began = time.perf_counter()
+        training = model.training
+        model.eval()
+        # eager: compiling forward without gradients would take longer than most evaluations
+        with torch.compiler.set_stance("force_eager"):
+            found: dict[str, Any] = {}
+            for split in self.splits if final else self.splits[:1]:
+                found |= self._measured(model, split, final)
+        model.train(training)
+        return found | {"eval_seconds": time.perf_counter() - began}
+
+    def _measured(self, model: Transformer, split: LabelledSplit, final: bool) -> dict[str, Any]:
+        count = len(split.examples) if final or not self.limit else min(self.limit, len(split.examples))
+        chosen = [number for number, owner in enumerate(split.owners) if owner < count]
+        totals = torch.zeros(2, dtype=torch.float64, device=self.wire.world.device)
+        mine: list[tuple[int, Any]] = []
+        for sequences in self._batches(split.rows, np.array(chosen, dtype=np.int64)):
+            with self.precision:
+                batch = self.task.batch(sequences, self.wire.world.device)
+                sums = self.task.sums(model, batch)
+                outputs = self.task.outputs(model, batch, final)
+            totals += torch.stack((sums["loss"].double(), sums["count"].double()))
+            assert batch.pieces is not None
+            mine += zip(batch.pieces.samples, outputs, strict=True)
+        loss_sum, targets = self.wire.sum(totals, self.data).tolist()
+        outputs_of: list[list[Any]] = [[] for _ in range(count)]
+        everyone = self.wire.gather_objects(mine)
+        # tensor ranks have predicted the same
+        told = [everyone[rank] for rank in range(0, len(everyone), len(everyone) // self.data.size)]
+        for sample, output in sorted((pair for share in told for pair in share), key=lambda pair: pair[0]):
+            outputs_of[split.owners[sample]].append(output)
+        examples = split.examples[:count]
+        predictions = self.task.predict(examples, outputs_of)
+        measured = {"loss": loss_sum / max(targets, 1), "targets": int(targets)}
+        if any(predictions):
+            measured |= self.task.measure(examples, predictions)
+        if final and split is self.splits[-1] and self.predictions is not None and self.wire.world.is_main:
+            write_predictions(self.predictions, examples, predictions)
+        return {f"{split.name}_{name}": value for name, value in measured.items()}
+
+    def _batches(self, rows: LabelledRows, samples: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[Sequences]:
+        """This rank's share, in batches of samples of about one length."""
+        ordered = samples[np.argsort(rows.lengths(samples), kind="stable")]
+        mine = ordered[self.data.rank :: self.data.size]
+        for start in range(0, len(mine), self.batch):
+            chosen = mine[start : start + self.batch]
+            yield rows.read(chosen, np.zeros(len(chosen), dtype=np.uint64))
+
+
+def write_predictions(path: Path, examples: list[Example], predictions: list[dict[str, Any]]) -> None:
+    """One line an example: where it stands, what it holds, and what was predicted."""
+    lines = (
+        json.dumps({"where": example.where, **example.values, "prediction": prediction}, ensure_ascii=False, default=str)
+        for example, prediction in zip(examples, predictions, strict=True)
+    )
+    write_text(path, "".join(line + "\n" for line in lines))

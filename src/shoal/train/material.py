@@ -1,0 +1,99 @@
+"""What a run learns from and with, before anything is divided over ranks: pre-training's is made of corpora.
+
+Fine-tuning makes its own (`train.finetune`); the loop, the strategies and the checkpoints are the same for both.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from shoal.core.recipe import Recipe
+from shoal.data.plan import Plan, open_corpora, plan_evaluation, plan_training
+from shoal.data.shards import Corpus, Split
+from shoal.data.tokenizer import read_tokenizer
+from shoal.models.transformer import Transformer
+from shoal.parallel.mesh import Axis
+from shoal.parallel.wire import Wire
+from shoal.parallel.world import World
+from shoal.tasks import TASKS, Task, check_task
+from shoal.train.evaluation import Evaluator
+from shoal.train.model_directory import write_pretrained
+from shoal.train.models import build_model
+from shoal.train.schedule import Budget
+
+Evaluate = Callable[..., dict[str, Any]]
+"""A model, and whether it is the last evaluation (`final`), to what a task measures."""
+
+WriteModel = Callable[[Path, Mapping[str, Tensor], dict[str, Any]], None]
+"""Writes a trained model's folder from the weights that were trained, given the run's result."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """`recipe` with what only the material tells filled in. `identity`: what must be the same on all ranks, by what it is
+    called. `tokens`: of a row, about. `notes`: what is to be told before the run.
+
+    `evaluator`: given how many rows are computed at once, the wire, the axis of data ranks and the precision.
+    """
+
+    recipe: Recipe
+    identity: dict[str, str]
+    model: Transformer
+    task: Task
+    plan: Plan
+    budget: Budget
+    tokens: int
+    evaluator: Callable[[int, Wire, Axis, AbstractContextManager[None]], Evaluate]
+    write_model: WriteModel
+    notes: tuple[str, ...] = ()
+
+
+Gather = Callable[[Recipe, World], Material]
+"""How a verb comes to its material."""
+
+
+def pretraining(recipe: Recipe, world: World) -> Material:
+    """Prepared corpora, and the recipe's model. Raises `InputError` for what can't work."""
+    corpora = open_corpora(recipe)
+    corpus = corpora[0]
+    model = build_model(recipe, corpus.vocabulary, world.device)
+    check_task(recipe, model.config)
+    task, context = build_task(recipe, corpus, "train"), model.config.context
+
+    def evaluator(rows: int, wire: Wire, data: Axis, precision: AbstractContextManager[None]) -> Evaluate:
+        settings = recipe.evaluation
+        return Evaluator(
+            build_task(recipe, corpus, "held_out"), plan_evaluation(recipe, corpora, context, task.framing), rows, wire,
+            data, precision, settings.sequences, settings.final_sequences,
+        )  # fmt: skip
+
+    def write_model(folder: Path, weights: Mapping[str, Tensor], result: dict[str, Any]) -> None:
+        trained = Transformer(model.config).materialise()
+        trained.load_state_dict(weights)
+        write_pretrained(folder, recipe, corpus, trained, result)
+
+    return Material(
+        recipe,
+        {"corpus": " ".join(corpus.fingerprint for corpus in corpora)},
+        model,
+        task,
+        plan_rows(recipe, corpora, task, context),
+        Budget.of(recipe.train),
+        context,
+        evaluator,
+        write_model,
+    )
+
+
+def build_task(recipe: Recipe, corpus: Corpus, split: Split = "train") -> Task:
+    """The recipe's task, for the corpus's tokenizer and rows of a split."""
+    return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path), corpus.split(split))
+
+
+def plan_rows(recipe: Recipe, corpora: list[Corpus], task: Task, context: int) -> Plan:
+    """What a run of the recipe reads, laid out for its task."""
+    return plan_training(recipe, corpora, context, task.framing, Budget.of(recipe.train).expected_steps)

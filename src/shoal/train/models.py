@@ -1,0 +1,87 @@
+"""From a recipe's `model` to a Transformer: random weights in a preset's shape, or those of a folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from shoal.core import recipe as schema
+from shoal.core.errors import InputError, RecipeError
+from shoal.core.model_directory import find_model_directory, read_model_directory
+from shoal.core.recipe import Recipe
+from shoal.core.seeds import generator
+from shoal.data.shards import Corpus
+from shoal.data.tokenizer import difference, read_tokenizer
+from shoal.models import dropout, hugging_face
+from shoal.models.config import TransformerConfig
+from shoal.models.presets import make_config
+from shoal.models.transformer import Transformer
+
+
+def make_transformer_config(settings: schema.Model, vocabulary: int, related: bool = False) -> TransformerConfig:
+    """The recipe's shape, with a layer for how two texts are `related`, if need be; `RecipeError` when it doesn't fit."""
+    multiple = settings.vocabulary_multiple or 1
+    vocabulary = -(-vocabulary // multiple) * multiple
+    try:
+        config = make_config(
+            settings.preset, vocabulary=vocabulary, context=settings.context, layers=settings.layers, dim=settings.dim,
+            heads=settings.heads, kv_heads=settings.kv_heads, head_dim=settings.head_dim, hidden=settings.hidden,
+            activation=settings.activation, qk_norm=settings.qk_norm, tied=settings.tied,
+            rope_theta=settings.rope_theta, **_dropouts(settings),
+        )  # fmt: skip
+        if related and config.segments:
+            config = replace(config, pooler=True, relation=True)
+        hugging_face.family(config)  # what could not be written at the end is refused at the start
+        return config
+    except ValueError as error:
+        raise RecipeError(f"'model': {error}") from None
+
+
+def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transformer:
+    """Random weights from the recipe's seed, or those of `model.init_from`, if that has all words of the corpus."""
+    settings = recipe.model
+    if settings.init_from:
+        model = read_model(settings).to(device)
+        if model.config.vocabulary < vocabulary:
+            raise InputError(
+                f"{recipe.corpus_directory} has a vocabulary of {vocabulary}, the model only {model.config.vocabulary}; "
+                f"prepare the corpus with the model's tokenizer: --tokenizer.path {settings.init_from}"
+            )
+        _check_tokenizer(recipe)
+        return model
+    config = make_transformer_config(settings, vocabulary, related=recipe.masked.relation != "none")
+    model = Transformer(config).materialise()
+    random = generator(recipe.seed, "weights")
+    model.initialise(random, settings.init_std or 0.02, settings.embedding_std, bool(settings.zero_init))
+    return model.to(device)
+
+
+def _check_tokenizer(recipe: Recipe) -> None:
+    """Weights know tokens by number: the corpus must have those that they were trained on. Folders may have no tokenizer."""
+    folder = find_model_directory(Path(recipe.model.init_from))
+    corpus = Corpus.open(Path(recipe.corpus_directories[0]))
+    if not (folder / "tokenizer.json").exists():
+        return
+    differing = difference(read_tokenizer(folder), read_tokenizer(corpus.tokenizer_path))
+    if differing:
+        raise InputError(
+            f"{corpus.directory} was prepared with another tokenizer than {folder} was trained with: {differing}; "
+            f"prepare it anew, in another folder, with --tokenizer.path {folder}"
+        )
+
+
+def read_model(settings: schema.Model) -> Transformer:
+    """The model of the folder `model.init_from`; `InputError` says what is wrong with it."""
+    free = {"preset", "init_from", *dropout.NAMES}
+    given = [key for key, value in vars(settings).items() if value is not None and key not in free and key[0] != "_"]
+    if given:
+        raise RecipeError(f"'model.{given[0]}' can't be set beside 'model.init_from': the folder's shape holds")
+    try:
+        config, weights = read_model_directory(Path(settings.init_from))
+        return hugging_face.build(config, weights, **_dropouts(settings))
+    except ValueError as error:
+        raise InputError(f"{settings.init_from}: {error}") from None
+
+
+def _dropouts(settings: schema.Model) -> dict[str, float | None]:
+    return {name: getattr(settings, name) for name in dropout.NAMES}
