@@ -65,7 +65,7 @@ class Transformer(nn.Module):
 
         With a `cache` of one entry a layer, the tokens follow those seen before, and the cache grows by them. `reach` says
         who sees whom, and where positions begin, if that is not everyone before (decoders) or everyone (encoders);
-        `segments` [batch, tokens] the kind of text that a token belongs to (0).
+        `segments` [batch, tokens] the kind of text that a token belongs to (0); a model of one kind reads all as that.
         """
         start = cache[0].length if cache else 0
         end = start + tokens_BT.shape[1]
@@ -76,7 +76,7 @@ class Transformer(nn.Module):
         if self.position is not None:
             x_BTD = x_BTD + self.position.weight[at]
         if self.segment is not None:
-            x_BTD = x_BTD + (self.segment.weight[0] if segments_BT is None else self.segment(segments_BT))
+            x_BTD = x_BTD + (self.segment.weight[0] if segments_BT is None else self.segment(segments_BT.clamp(max=self.config.segments - 1)))
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
         x_BTD = self.dropout(x_BTD)
@@ -88,6 +88,10 @@ class Transformer(nn.Module):
             local = bool(block.local)
             x_BTD = block(x_BTD, narrow if local else wide, cache[index] if cache else None, near if local else reach)
         return self.norm(x_BTD)
+
+    def like(self, config: TransformerConfig) -> "Transformer":
+        """Another one of that shape, uninitialised."""
+        return Transformer(config).materialise(self.head_weight.device)
 
     def drop_layers(self, generator: torch.Generator) -> None:
         """Leave out each block with the chance `layer_drop`, in all training passes until asked again.

@@ -24,6 +24,7 @@ from shoal.data.order import Order
 from shoal.data.plan import Plan
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models import hugging_face
+from shoal.models.foreign import Foreign
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
@@ -31,6 +32,7 @@ from shoal.parallel.world import World
 from shoal.tasks import LABELLED, LabelledTask
 from shoal.train.cards import finetuned_card
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
+from shoal.train.foreign import foreign_to_hugging_face
 from shoal.train.material import Evaluate, Material
 from shoal.train.models import read_model
 from shoal.train.schedule import Budget
@@ -127,7 +129,8 @@ def joins(model: Transformer, recipe: Recipe) -> bool:
     """Whether batches are rows without padding: where our attention kernel serves, in training as well."""
     config = model.config
     return (
-        model.head_weight.device.type == "cpu"
+        not isinstance(model, Foreign)
+        and model.head_weight.device.type == "cpu"
         and recipe.train.precision == "fp32"
         and config.head_dim % 8 == 0
         and not config.dropped("attention")
@@ -146,12 +149,19 @@ def write_finetuned(
 ) -> None:
     """Write the model's folder; its `config.json` says what the task is, enough to evaluate it again."""
     try:
-        config = hugging_face.config_to_hugging_face(model.config, tokenizer.end_of_text) | task.describe()
+        config, weights = _in_their_layout(model, tokenizer)
     except ValueError as error:
         raise InputError(f"the model can't be written in the Hugging Face layout: {error}") from None
+    config |= task.describe()
     config["shoal_task"] = {"name": recipe.task, "length": length, "settings": asdict(task.settings)}
-    weights = hugging_face.weights_to_hugging_face(model)
     write_model_directory(folder, config, weights, tokenizer.write, finetuned_card(recipe, config, result))
+
+
+def _in_their_layout(model: Transformer, tokenizer: TextTokenizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if isinstance(model, Foreign):
+        return foreign_to_hugging_face(model)
+    config = hugging_face.config_to_hugging_face(model.config, tokenizer.end_of_text)
+    return config, hugging_face.weights_to_hugging_face(model)
 
 
 DEFAULTS: dict[str, Any] = {

@@ -16,6 +16,7 @@ from shoal.models import dropout, hugging_face
 from shoal.models.config import TransformerConfig
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer
+from shoal.train import foreign
 
 
 def make_transformer_config(settings: schema.Model, vocabulary: int, related: bool = False) -> TransformerConfig:
@@ -76,8 +77,11 @@ def read_model(settings: schema.Model) -> Transformer:
     given = [key for key, value in vars(settings).items() if value is not None and key not in free and key[0] != "_"]
     if given:
         raise RecipeError(f"'model.{given[0]}' can't be set beside 'model.init_from': the folder's shape holds")
+    folder = find_model_directory(Path(settings.init_from))
+    if foreign.is_foreign(folder):
+        return foreign.read_foreign(folder, settings.trust_remote_code)
     try:
-        config, weights = read_model_directory(Path(settings.init_from))
+        config, weights = read_model_directory(folder)
         return hugging_face.build(config, weights, **_dropouts(settings))
     except ValueError as error:
         raise InputError(f"{settings.init_from}: {error}") from None

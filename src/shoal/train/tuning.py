@@ -17,7 +17,7 @@ from shoal.tasks.labelled import Head
 def tuned_model(base: Transformer, recipe: Recipe, head: Head | None) -> Transformer:
     """A copy of the model with the task's head, whose weights, unless the model has them, come from the recipe's seed."""
     config = with_head(base.config, recipe.tuning, head)
-    model = Transformer(config).materialise()
+    model = base.like(config)
     model.initialise(generator(recipe.seed, "head"))
     there = base.state_dict()
     for name, parameter in model.named_parameters():
