@@ -53,6 +53,10 @@ def distilbert(kind: type[PreTrainedModel] = DistilBertForMaskedLM) -> PreTraine
     return kind(DistilBertConfig(**DISTILBERT))
 
 
+def named(model: PreTrainedModel) -> str:
+    return type(model).__name__
+
+
 def read(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, Transformer]:
     fill(model)
     model.eval().save_pretrained(folder)
@@ -66,7 +70,9 @@ def hidden_states(ours: Transformer) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "model", [roberta(), XLMRobertaForMaskedLM(XLMRobertaConfig(**ROBERTA)), distilbert()], ids=lambda model: type(model).__name__
+    "model",
+    [roberta(), XLMRobertaForMaskedLM(XLMRobertaConfig(**ROBERTA)), distilbert()],
+    ids=named,
 )
 def test_masked_words_have_their_logits(model: PreTrainedModel, tmp_path: Path) -> None:
     theirs, ours = read(model, tmp_path / "theirs")
@@ -81,7 +87,9 @@ def test_masked_words_have_their_logits(model: PreTrainedModel, tmp_path: Path) 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model", [roberta(RobertaModel), distilbert(DistilBertModel)], ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize(
+    "model", [roberta(RobertaModel), distilbert(DistilBertModel)], ids=lambda model: type(model).__name__
+)
 def test_bodies_have_their_hidden_states(model: PreTrainedModel, tmp_path: Path) -> None:
     theirs, ours = read(model, tmp_path)
     expected = theirs(TOKENS, attention_mask=MASK.long()).last_hidden_state
@@ -97,7 +105,7 @@ def test_bodies_have_their_hidden_states(model: PreTrainedModel, tmp_path: Path)
         distilbert(DistilBertForTokenClassification),
         distilbert(DistilBertForQuestionAnswering),
     ],
-    ids=lambda model: type(model).__name__,
+    ids=named,
 )
 def test_heads_over_tokens_have_their_scores(model: PreTrainedModel, tmp_path: Path) -> None:
     theirs, ours = read(model, tmp_path)

@@ -36,7 +36,7 @@ from shoal.parallel.world import World
 from shoal.serve.generation import LanguageModel, load_language_model
 from shoal.tasks import TASKS, check_task
 from shoal.train.evaluation import Evaluator
-from shoal.train.labelled_model import LabelledModel, evaluate_labelled, is_labelled, labelled_model
+from shoal.train.labelled_model import LabelledModel, evaluate_labelled, is_labelled, read_labelled_model
 from shoal.train.telemetry import describe_metrics
 
 
@@ -70,9 +70,9 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     """Evaluate; returns what the task measures, and what on."""
     if arguments.batch < 1:
         raise InputError(f"--batch is {arguments.batch}; accepted: a whole number above 0")
-    language = load_language_model(arguments.model)
     if is_labelled(arguments.model):
-        return _evaluate_labelled(arguments, labelled_model(language.model, language.tokenizer, arguments.model))
+        return _evaluate_labelled(arguments, read_labelled_model(arguments.model))
+    language = load_language_model(arguments.model)
     if arguments.data:
         raise InputError(f"{arguments.model}: was not fine-tuned, and --data is for labelled examples; give --text")
     recipe = _recipe(arguments, language)

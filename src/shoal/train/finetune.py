@@ -31,8 +31,8 @@ from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import LABELLED, LabelledTask
 from shoal.train.cards import finetuned_card
-from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
 from shoal.train.foreign import foreign_to_hugging_face
+from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
 from shoal.train.material import Evaluate, Material
 from shoal.train.models import read_model
 from shoal.train.schedule import Budget

@@ -16,7 +16,7 @@ class Model:
     init_from: str = ""
     """A folder in the Hugging Face layout to start from; its shape holds, only dropout may be set beside it."""
     trust_remote_code: Annotated[bool, Strict()] = False
-    """Run code that lies in the model's folder, where neither Shoal nor `transformers` knows its kind: only if you trust it."""
+    """Run code that lies in the model's folder, where neither Shoal nor `transformers` has its own: only if trusted."""
     context: Positive | None = None
     """Longest sequence, in tokens."""
     layers: Positive | None = None

@@ -1,8 +1,8 @@
-"""Families that are BERT under other names: RoBERTa (Liu et al. 2019), XLM-RoBERTa, CamemBERT, and DistilBERT (Sanh et al. 2019).
+"""Families that are BERT under other names: RoBERTa (Liu et al. 2019) and its kin, DistilBERT (Sanh et al. 2019).
 
 They are read as the BERT that computes the same, and written as that. RoBERTa's positions begin behind its padding token's
-number, so the first rows of its table are never read; DistilBERT has no kinds of text. Its classifier has a ReLU where BERT's
-has a tanh: that head alone is left out, for fine-tuning to put a new one in its place.
+number, so the first rows of its table are never read; DistilBERT has no kinds of text. Its classifier has a ReLU where
+BERT's has a tanh: that head alone is left out, for fine-tuning to put a new one in its place.
 """
 
 import re
@@ -76,7 +76,8 @@ def _distilbert_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": config["dim"], "num_hidden_layers": config["n_layers"], "num_attention_heads": config["n_heads"],
         "intermediate_size": config["hidden_dim"], "hidden_act": config.get("activation", "gelu"),
         "layer_norm_eps": 1e-12, "type_vocab_size": 1,
-        "hidden_dropout_prob": config.get("dropout", 0.1), "attention_probs_dropout_prob": config.get("attention_dropout", 0.1),
+        "hidden_dropout_prob": config.get("dropout", 0.1),
+        "attention_probs_dropout_prob": config.get("attention_dropout", 0.1),
     }  # fmt: skip
 
 

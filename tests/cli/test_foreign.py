@@ -11,7 +11,7 @@ from transformers import AutoModel, ElectraConfig, ElectraModel, OPTConfig, OPTF
 
 from shoal.data.tokenizer import train_bpe
 from shoal.train.foreign import is_foreign, read_foreign
-from tests.conftest import run_shoal
+from tests.cli.conftest import Shoal
 
 SMALL: dict[str, Any] = {"vocab_size": 300, "max_position_embeddings": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {
@@ -34,14 +34,14 @@ def write_examples(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_without_code_of_our_own_is_fine_tuned(name: str, tmp_path: Path) -> None:
+def test_a_model_without_code_of_our_own_is_fine_tuned(name: str, tmp_path: Path, shoal: Shoal) -> None:
     folder, data = write(MODELS[name], tmp_path / "base"), write_examples(tmp_path / "examples.jsonl")
     assert is_foreign(folder)
     words = ["finetune", "--task", "classify", "--model", folder, "--data", data, "--runs", tmp_path / "runs", "--json",
              "--train.global_batch", "8", "--train.epochs", "12", "--optimizer.learning_rate", "0.01"]  # fmt: skip
-    result = json.loads(run_shoal(*words).stdout)
+    result = json.loads(shoal(*words).out)
     assert result["eval_accuracy"] == 1.0
-    again = json.loads(run_shoal("evaluate", tmp_path / "runs/run", "--data", data, "--json").stdout)
+    again = json.loads(shoal("evaluate", tmp_path / "runs/run", "--data", data, "--json").out)
     assert again["eval_accuracy"] == 1.0
     body = AutoModel.from_pretrained(tmp_path / "runs/run/model")
     ours = read_foreign(tmp_path / "runs/run/model").eval()
@@ -49,10 +49,11 @@ def test_a_model_without_code_of_our_own_is_fine_tuned(name: str, tmp_path: Path
     assert torch.equal(body.eval()(tokens).last_hidden_state, ours(tokens))
 
 
-def test_an_encoder_with_a_decoder_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_with_a_decoder_is_refused(tmp_path: Path, shoal: Shoal) -> None:
     write(MODELS["electra"], tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "t5"}))
     words = ["finetune", "--task", "classify", "--model", tmp_path, "--data", write_examples(tmp_path / "e.jsonl")]
-    failed = run_shoal(*words, "--runs", tmp_path / "runs", code=2)
-    assert "Traceback" not in failed.stderr and str(tmp_path) in failed.stderr
+    failed = shoal(*words, "--runs", tmp_path / "runs")
+    assert failed.code == 2
+    assert str(tmp_path) in failed.error
