@@ -14,6 +14,7 @@ from shoal.core.run_directory import RunDirectory
 from shoal.data.prepare import prepare
 from shoal.data.special_tokens import FILL_IN, MASK, SENTINELS
 from shoal.train.loop import train
+from shoal.train.material import pretraining
 from shoal.train.run import finish
 from shoal.train.sizes import estimate
 from shoal.train.telemetry import read_metrics
@@ -116,7 +117,7 @@ def test_the_masked_loss_is_that_of_transformers_on_the_model_that_is_written(ta
     made = make("masked", task_corpus, model=BERT)
     parts = build_parts(made, tmp_path, alone())
     metrics = train(parts)
-    finish(parts, RunDirectory(tmp_path), 1.0, metrics, [0])
+    finish(parts, pretraining(parts.recipe, parts.sync.wire.world), RunDirectory(tmp_path), 1.0, metrics, [0])
     parts.telemetry.close()
     theirs: Any = BertForMaskedLM.from_pretrained(tmp_path / "model", local_files_only=True).eval()
     batch = parts.task.batch(parts.batches.next_step()[0][1], torch.device("cpu"))

@@ -21,6 +21,7 @@ from shoal.parallel.world import World
 from shoal.train.averages import evaluated_weight
 from shoal.train.checkpoint import Checkpoints, Saved
 from shoal.train.loop import train
+from shoal.train.material import pretraining
 from shoal.train.patience import Patience, check_regular
 from shoal.train.report import write_report
 from shoal.train.run import finish
@@ -115,7 +116,7 @@ def session(world: World, recipe: Recipe, folder: Path, stop_at: int = 0, resume
     try:
         evaluated = train(parts)
         if world.is_main:
-            finish(parts, RunDirectory(folder), 1.0, evaluated, [1])
+            finish(parts, pretraining(parts.recipe, parts.sync.wire.world), RunDirectory(folder), 1.0, evaluated, [1])
         evaluated.pop("eval_seconds")
         return {"step": parts.progress.step, "patience": parts.patience.state_dict(), **evaluated}
     except Interrupted:
