@@ -35,7 +35,7 @@ from tests.models.shapes import fill
 PADDING = 1
 MASK = torch.arange(24) < torch.tensor([24, 17, 3])[:, None]
 TOKENS = torch.where(MASK, torch.randint(5, 90, (3, 24), generator=torch.Generator().manual_seed(1)), PADDING)
-SHAPE: dict[str, Any] = {"vocab_size": 90, "num_labels": 3, "pad_token_id": PADDING}
+SHAPE: dict[str, Any] = {"vocab_size": 90, "num_labels": 2, "pad_token_id": PADDING}
 ROBERTA: dict[str, Any] = SHAPE | {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
     "max_position_embeddings": 26, "type_vocab_size": 1,
@@ -87,9 +87,7 @@ def test_masked_words_have_their_logits(model: PreTrainedModel, tmp_path: Path) 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "model", [roberta(RobertaModel), distilbert(DistilBertModel)], ids=lambda model: type(model).__name__
-)
+@pytest.mark.parametrize("model", [roberta(RobertaModel), distilbert(DistilBertModel)], ids=named)
 def test_bodies_have_their_hidden_states(model: PreTrainedModel, tmp_path: Path) -> None:
     theirs, ours = read(model, tmp_path)
     expected = theirs(TOKENS, attention_mask=MASK.long()).last_hidden_state

@@ -88,8 +88,6 @@ class Foreign(Transformer):
 
 def foreign_config(theirs: Any, causal: bool) -> TransformerConfig:
     """What Shoal needs to know of a `transformers` configuration; `ValueError` where it doesn't say."""
-    if getattr(theirs, "is_encoder_decoder", False):
-        raise ValueError(f"model type '{theirs.model_type}' is an encoder and a decoder, which Shoal can't fine-tune")
     theirs = theirs.get_text_config()
 
     def said(*names: str) -> int | None:

@@ -76,11 +76,8 @@ class Transformer(nn.Module):
         if self.position is not None:
             x_BTD = x_BTD + self.position.weight[at]
         if self.segment is not None:
-            x_BTD = x_BTD + (
-                self.segment.weight[0]
-                if segments_BT is None
-                else self.segment(segments_BT.clamp(max=self.config.segments - 1))
-            )
+            kinds = None if segments_BT is None else segments_BT.clamp(max=self.config.segments - 1)
+            x_BTD = x_BTD + (self.segment.weight[0] if kinds is None else self.segment(kinds))
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
         x_BTD = self.dropout(x_BTD)

@@ -40,7 +40,7 @@ def read_foreign(folder: Path, trust_remote_code: bool = False) -> Foreign:
         if model.task_head is not None:
             model.task_head.load_state_dict(own)
         return model
-    except (ValueError, OSError, ImportError, KeyError, RuntimeError) as error:
+    except Exception as error:  # the library raises many kinds for a damaged folder
         said = " ".join(str(error).split())
         advice = "; it brings code of its own: --model.trust_remote_code true runs it" if "trust_remote_code" in said else ""
         raise InputError(f"{folder}: neither Shoal nor transformers can read this model: {said}{advice}") from None
@@ -65,6 +65,8 @@ def _read_theirs(folder: Path, trust: bool) -> tuple[Any, bool]:
     )
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
+    if config.is_encoder_decoder:
+        raise ValueError(f"'{config.model_type}' is an encoder and a decoder, which Shoal can't fine-tune")
     kind = type(config)
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING and (
         kind not in MODEL_FOR_MASKED_LM_MAPPING or bool(getattr(config, "is_decoder", False))

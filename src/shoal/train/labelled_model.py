@@ -9,7 +9,6 @@ from typing import Any
 from shoal.core.errors import InputError
 from shoal.core.files import read_json
 from shoal.core.model_directory import find_model_directory
-from shoal.core.recipe import Model
 from shoal.core.recipe_file import build_recipe
 from shoal.data.examples.example import Example
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
@@ -42,7 +41,8 @@ def is_labelled(directory: Path) -> bool:
 def read_labelled_model(directory: Path) -> LabelledModel:
     """A model's folder, or a run's; `InputError` says what is wrong with it."""
     folder = find_model_directory(directory)
-    model, tokenizer = read_model(Model(init_from=str(folder))).eval(), read_tokenizer(folder)
+    model = read_model(build_recipe({"model": {"init_from": str(folder)}}).model).eval()
+    tokenizer = read_tokenizer(folder)
     said = read_json(folder / "config.json").get("shoal_task")
     if not isinstance(said, Mapping) or said.get("name") not in LABELLED or not isinstance(said.get("length"), int):
         raise InputError(f"{folder}: its config.json doesn't say which task it was fine-tuned for")

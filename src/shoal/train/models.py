@@ -73,7 +73,7 @@ def _check_tokenizer(recipe: Recipe) -> None:
 
 def read_model(settings: schema.Model) -> Transformer:
     """The model of the folder `model.init_from`; `InputError` says what is wrong with it."""
-    free = {"preset", "init_from", *dropout.NAMES}
+    free = {"preset", "init_from", "trust_remote_code", *dropout.NAMES}
     given = [key for key, value in vars(settings).items() if value is not None and key not in free and key[0] != "_"]
     if given:
         raise RecipeError(f"'model.{given[0]}' can't be set beside 'model.init_from': the folder's shape holds")
