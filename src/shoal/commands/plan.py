@@ -4,11 +4,15 @@
     shoal plan gpt-demo --workers 2 --json
     shoal plan gpt-demo --workers 2 --machines 4 --parallel.link.megabits 100
     shoal plan gpt-shakespeare --find-lr --picture rates.png
+    shoal plan --task classify --data train.tsv
 
 The recipe is rehearsed: a short run with as many ranks as there will be, in a folder that is thrown away. It takes about as
 long as the run needs to start, and some seconds. With --machines, other machines are taken to be like this one, each with a
 link as the recipe gives it (1 Gbit/s where it gives none). --find-lr trains some steps at growing learning rates instead,
 and says which to take.
+
+With a task of `shoal finetune`, the examples are looked at (language, length, labels, number) and the machine is
+measured: it says which kind of model to take, and how much of it to train, with time and memory, and why.
 """
 
 import os
@@ -21,33 +25,47 @@ from typing import Annotated, Any
 import torch
 import tyro
 from rich.console import Console
+from rich.table import Column, Table
 
 from shoal.core.errors import InputError
 from shoal.core.files import read_json, write_json
 from shoal.core.machine import available_memory_bytes
+from shoal.core.model_directory import find_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import read_recipe, write_recipe
 from shoal.data.batch_sizes import BatchSizes, sequences_at_once
 from shoal.data.shards import Corpus
+from shoal.data.tokenizer import read_tokenizer
 from shoal.models.transformer import Transformer
 from shoal.parallel.launch import ERROR_FOLDER, launch
 from shoal.parallel.world import is_rank, join
-from shoal.plan import advice, table
+from shoal.plan import advice, choice, table
+from shoal.plan.choice import DECODERS, ENCODERS, READERS, Facts, Known
+from shoal.plan.examples import read_facts
 from shoal.plan.forecast import Forecast, Shape, foretell, numbers
 from shoal.plan.network import Group, find_meeting, link_of
 from shoal.plan.picture import draw
 from shoal.plan.rehearsal import Extent, passes, rehearse
 from shoal.train.exact import resolve
 from shoal.train.finder import Curve, find_rate, lines, suggest
+from shoal.train.finetune import finetuning_defaults
 from shoal.train.layout import find_layout
+from shoal.train.models import read_model
 from shoal.train.setup import matrix_peak
 from shoal.train.sizes import estimate, transformer_config
 
 USUAL_MEGABITS, USUAL_LATENCY = 1000.0, 0.0002
 """Of a link between machines that nobody describes: Ethernet in one room."""
 
+USUAL_MINUTES = 60.0
+"""For fine-tuning, where the recipe names no `train.minutes`."""
+
 USUAL_SHARE = 0.5
 """Of the matrix peak, to guess how many steps a rehearsal has time for."""
+
+
+SHORT = {"--model": "--model.init_from", "--data": "--examples.train"}
+"""Recipe keys that go without their section here."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,12 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
         if count < 1:
             raise InputError(f"--{name} is {count}; accepted: a whole number above 0")
     recipe = read_recipe(arguments.recipe, overrides)
+    if recipe.verb == "finetune":
+        recipe = read_recipe(arguments.recipe, overrides, finetuning_defaults)
+        found = _choose(recipe, arguments)
+        if arguments.output is not None:
+            write_json(arguments.output, found)
+        return found
     if recipe.parallel.sync == "server":
         raise InputError("'parallel.sync' is server: parameter servers can't be rehearsed; plan with parallel.sync every")
     if is_rank() and ERROR_FOLDER not in os.environ:
@@ -94,6 +118,55 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     if arguments.output is not None:
         write_json(arguments.output, found)
     return found
+
+
+def _choose(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
+    """Which model to fine-tune for the recipe's examples, and how; of the recipe's own model, where it names one."""
+    own = find_model_directory(Path(recipe.model.init_from)) if recipe.model.init_from else None
+    facts = read_facts(recipe, read_tokenizer(own) if own is not None else None)
+    if own is not None:
+        model = read_model(recipe.model)
+        inner = sum(weight.numel() for weight in model.blocks.parameters())
+        weights = sum(weight.numel() for weight in model.parameters())
+        models: tuple[Known, ...] = (
+            Known(recipe.model.init_from, (facts.language,), weights, inner, model.config.layers, model.config.dim),
+        )
+    else:
+        models = ENCODERS if recipe.task in READERS else DECODERS
+    device = torch.device("cuda" if _on_gpu(recipe, 1) else "cpu")
+    peak, memory = matrix_peak(device, recipe.train.precision), _free_memory(recipe, 1)
+    seconds = 60 * (recipe.train.minutes or USUAL_MINUTES)
+    found = choice.advise(recipe.task, facts, models, peak, memory, seconds, recipe.train.epochs or 3.0)
+    if not arguments.json:
+        _show_choice(recipe, facts, found, peak)
+    return {
+        "task": recipe.task,
+        "examples": asdict(facts),
+        "matrix_peak_flops": peak,
+        "memory_free_bytes": memory,
+        "options": [asdict(one) for one in found.options],
+        "taken": asdict(found.taken) if found.taken else None,
+        "reasons": found.reasons,
+    }
+
+
+def _show_choice(recipe: Recipe, facts: Facts, found: choice.Advice, peak: float) -> None:
+    labels = f", {len(facts.labels)} labels" if facts.labels else ""
+    _print(
+        f"{facts.examples:,} examples in '{facts.language}', about {facts.mean_tokens:.0f} tokens each (longest "
+        f"{facts.longest_tokens:,}){labels}; this machine computes {peak / 1e9:,.0f} GFLOP/s\n"
+    )
+    shown = Table(Column("model", overflow="fold"), "weights", "trained", "time", "memory", "", box=None)
+    for one in found.options:
+        mark = "← take this" if one == found.taken else "" if one.fits else "does not fit"
+        minutes = f"{one.seconds / 60:,.1f} min"
+        shown.add_row(one.model, f"{one.weights / 1e6:,.0f}M", one.what, minutes, f"{one.memory / 1e9:.1f} GB", mark)
+    Console(highlight=False).print(shown)
+    for reason in found.reasons:
+        _print(f"- {reason}")
+    if found.taken:
+        given = f"--model {found.taken.model} --data {' '.join(recipe.examples.train)}"
+        _print(f"\nshoal finetune --task {recipe.task} {given} --tuning.what {found.taken.what}")
 
 
 def _plan(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
