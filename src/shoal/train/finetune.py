@@ -17,8 +17,9 @@ from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe, merged, recipe_tree
 from shoal.core.run_directory import RunDirectory
 from shoal.data.batch_sizes import BatchSizes
+from shoal.data.examples.augment import Augmentation
 from shoal.data.examples.example import Example
-from shoal.data.examples.rows import LabelledRows, Layout, Sample
+from shoal.data.examples.rows import LabelledRows, Layout, Sample, Vary
 from shoal.data.examples.splits import read_splits
 from shoal.data.order import Order
 from shoal.data.plan import Plan
@@ -30,6 +31,7 @@ from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import LABELLED, LabelledTask
+from shoal.train.augmentation import make_augmentation
 from shoal.train.cards import finetuned_card
 from shoal.train.foreign import foreign_to_hugging_face
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
@@ -58,9 +60,19 @@ class Encoded:
             owners += [number] * len(its)
         return cls(list(examples), samples, owners)
 
-    def rows(self, model: Transformer, layout: Layout = "padded") -> LabelledRows:
+    def rows(self, model: Transformer, layout: Layout = "padded", vary: Vary | None = None) -> LabelledRows:
         """The samples as the model reads them."""
-        return LabelledRows(self.samples, model.config.causal, layout)
+        return LabelledRows(self.samples, model.config.causal, layout, vary)
+
+    def varied_by(self, augmentation: Augmentation, task: LabelledTask) -> Vary:
+        """A sample's number and a random key to the sample of the example as it is read this time."""
+
+        def vary(number: int, key: int) -> Sample:
+            example = self.examples[self.owners[number]]
+            varied = augmentation.vary(example, task.varied, key)
+            return self.samples[number] if varied is example else task.samples(varied)[0]
+
+        return vary
 
 
 def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
@@ -76,7 +88,8 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
     freeze(model, recipe.tuning)
     train, *others = (Encoded.of(task, examples) for examples in (splits.train, splits.validation, splits.test))
     layout: Layout = "joined" if joins(model, recipe) else "padded"
-    rows = train.rows(model, layout)
+    augmentation = make_augmentation(recipe, world, task, base, tokenizer, splits.train)
+    rows = train.rows(model, layout, None if augmentation is None else train.varied_by(augmentation, task))
     recipe = resolve(recipe, task, rows)
     order = Order(recipe.seed, rows.samples)
     sizes = BatchSizes.of(recipe, rows.tokens / rows.samples)
