@@ -26,12 +26,13 @@ from shoal.core.run_directory import RunDirectory
 from shoal.parallel.world import is_rank
 from shoal.tasks import LABELLED
 from shoal.train.finetune import check_finetuning, finetuning, finetuning_defaults
+from shoal.train.overfitting import Curves
 from shoal.train.repeats import run_seeds
 from shoal.train.report import write_report
 from shoal.train.run import Session, run_training
 from shoal.train.search import search
 from shoal.train.start import Start, run_on_ranks
-from shoal.train.telemetry import describe_metrics
+from shoal.train.telemetry import describe_metrics, read_metrics
 
 SHORT = {"--model": "--model.init_from", "--data": "--examples.train"}
 """Recipe keys that go without their section here."""
@@ -123,6 +124,8 @@ def _tell_figures(console: Console, figures: dict[str, dict[str, Any]], seeds: i
 
 def _tell(folder: RunDirectory, result: dict[str, Any]) -> None:
     console = Console(stderr=True, highlight=False)
+    if said := Curves.of(*read_metrics(folder.metrics)).verdict():
+        console.print("\n" + said)
     if best := result["best"]:
         why = "stopped early; " if result["stopped_early"] else ""
         console.print(

@@ -80,6 +80,7 @@ def _result(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, f
     warm = training[min(3, len(training) - 1) :]
     return {
         "run": str(run.root),
+        "task": parts.recipe.task,
         "steps": parts.progress.step,
         "tokens": parts.progress.tokens,
         "epochs": _epochs(parts.batches.state_dict()),
