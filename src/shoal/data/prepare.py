@@ -123,12 +123,13 @@ def _settings(data: Data, tokenizer: TokenizerChoice, sources: Sequence[Source])
         "held_out_by": data.held_out_by,
         "shard_megabytes": data.shard_megabytes,
         "tokenizer": tokenizer_settings(tokenizer),
-        **({"documents": data.documents} if data.documents != "file" else {}),
+        "documents": data.documents,
         "clean": clean_settings(data.clean, data.text_field) if is_on(data.clean) else None,
     }
 
 
 def _refuse_other(directory: Path, there: dict[str, Any], here: dict[str, Any], ignore: str = "") -> None:
+    there = {"documents": "file"} | there  # a corpus from before lines could be documents
     differing = [key for key in here if there.get(key) != here[key] and key != ignore]
     if not differing:
         return
