@@ -60,8 +60,11 @@ class Faults:
 
     def forget(self) -> None:
         """The source is read again, from its beginning."""
-        self.count = 0
-        self.first.clear()
+        self.recall(0, [])
+
+    def recall(self, count: int, first: list[str]) -> None:
+        """What was met when the source was read before, and is not read again."""
+        self.count, self.first[:] = count, first
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,16 @@ def test_a_run_that_was_cleaned_to_the_end_does_not_read_its_sources_again(sourc
     assert make(source, tmp_path / "corpus").cleaning == expected.cleaning
 
 
+def test_what_was_left_out_is_told_though_a_run_went_on_after_cleaning(source, tmp_path, monkeypatch):
+    source.write_bytes(source.read_bytes() + b"{broken\n" * 7)
+    monkeypatch.setattr("shoal.data.prepare._tokenizer", interrupt)
+    with pytest.raises(Interrupted):
+        make(source, tmp_path / "corpus", on_error="skip")
+    monkeypatch.undo()
+    result = make(source, tmp_path / "corpus", on_error="skip")
+    assert (result.left_out, len(result.faults)) == (7, 5)
+
+
 def interrupt(*_):
     raise KeyboardInterrupt
 

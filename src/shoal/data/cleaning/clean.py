@@ -69,11 +69,14 @@ def clean_sources(
     if finished is None:
         outcome = _clean(clean, sources, text_field, folder, workers, report)
         marks = _find_duplicates(clean, outcome, folder, report)
-        finished = {"key": key, "batches": len(outcome.rows), "summary": outcome.summary()}
+        faults = [[source.faults.count, source.faults.first] for source in sources]
+        finished = {"key": key, "batches": len(outcome.rows), "summary": outcome.summary(), "faults": faults}
         if not finished["summary"]["kept_documents"]:
             return _kept_source(folder, finished, marks), finished["summary"]
         write_bytes(folder / MARKS, pack_array(marks))
         write_json(folder / FINISHED, finished)
+    for source, fault in zip(sources, finished["faults"], strict=True):
+        source.faults.recall(*fault)
     marks = np.load(folder / MARKS, allow_pickle=False)
     return _kept_source(folder, finished, marks), finished["summary"]
 
