@@ -29,6 +29,7 @@ BROKEN = [
     b'{"text": 7}',
     b'{"text": "\xff"}',
     b'{"text": "\\udc00"}',
+    b'{"text": "many digits", "number": ' + b"1" * 5000 + b"}",
 ]
 
 

@@ -197,7 +197,7 @@ def _lines(path: Path, name: str, faults: Faults) -> Iterator[tuple[str, str]]:
 def _line_text(line: str, text_field: str, where: str) -> str:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # JSON that is none, or a number of thousands of digits
         raise InputError(f"{where}: not valid JSON ({error}); JSONL has one JSON object on every line") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: a line must be a JSON object with a field '{text_field}'")
