@@ -197,6 +197,10 @@ def test_c4_drops_pages_with_code_or_filler(language, added, rule):
     assert dropped_by(open_c4(only(), False), text + added, language) == rule
 
 
+def test_a_page_that_loses_all_its_lines_is_dropped_though_no_sentence_is_asked_for():
+    assert dropped_by(open_c4(only("line_words_least"), False), "Too short.\nHere too.") == "sentences_least"
+
+
 @every_language
 def test_fineweb_wants_an_eighth_of_the_lines_to_end_in_punctuation(language):
     lines = [line(language, 20, seed) for seed in range(100)]
