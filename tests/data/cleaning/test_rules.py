@@ -234,5 +234,7 @@ def test_fineweb_allows_three_line_breaks_for_ten_words_or_fifteen_characters(la
 def test_limits_can_be_set_for_all_languages_or_for_one():
     limits = resolve_thresholds({"words_least": 20, "zh": {"words_least": 30}})
     assert [limits[language].words_least for language in ("en", "fi", "ja", "zh")] == [20, 20, 20, 30]
+    limits = resolve_thresholds({"stop_words_least": 3, "words_least": 20, "fi": {"words_least": 30}})
+    assert [limits[language].stop_words_least for language in ("en", "zh", "fi", "th")] == [3, 3, 0, 0]
     with pytest.raises(RecipeError, match=r"no rule 'word_least'; the nearest is 'words_least'\. The rules: words_least, "):
         resolve_thresholds({"ja": {"word_least": 3}})
