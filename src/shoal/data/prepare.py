@@ -162,7 +162,7 @@ def _claim(directory: Path, settings: dict[str, Any]) -> None:
         for leftover in directory.glob(".*.tmp"):
             leftover.unlink()
         if there != settings:
-            for name in (*TOKENIZER_FILES, REPORT):
+            for name in (*TOKENIZER_FILES, REPORT, CLEANING_REPORT):
                 (directory / name).unlink(missing_ok=True)
             write_json(claim, settings)
         return

@@ -120,7 +120,8 @@ def test_a_corpus_of_nothing_says_which_stage_dropped_what_and_leaves_the_folder
         str(caught.value),
     )
     assert "other_language, 329 documents" in (tmp_path / "corpus" / "corpus-report.html").read_text()
-    assert make(source, tmp_path / "corpus").documents > 100
+    assert make(source, tmp_path / "corpus", clean={}).documents > 100
+    assert not (tmp_path / "corpus" / "corpus-report.html").exists()
 
 
 @pytest.mark.parametrize(
