@@ -217,7 +217,7 @@ def _reported_texts(sources: Sequence[Source], stage: str, report: Report) -> It
     done, reported, whole = 0, 0, _total_bytes(sources)
     for document in chain.from_iterable(sources):
         yield document.text
-        done += len(document.text)
+        done += len(document.text.encode())
         if done - reported > 1_000_000:
             reported = done
             report(Progress(stage, done, whole))

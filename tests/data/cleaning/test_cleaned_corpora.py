@@ -206,6 +206,14 @@ def test_numbers_go_into_the_manifest_and_what_the_verb_tells(source, tmp_path, 
     assert re.search(r"cleaning kept \d+ of 330 documents, dropped by empty 1, exact 1\d, near 1\d", capfd.readouterr().err)
 
 
+def test_progress_is_counted_in_bytes_whatever_the_script(tmp_path):
+    texts, *_ = planted("zh", WORDS["zh"], 100)
+    source, seen = write(tmp_path / "text.jsonl", texts), []
+    data = Data(sources=[str(source)], held_out=0.1, clean=Clean(exact=True))
+    result = prepare(data, Tokenizer(vocabulary=300), tmp_path / "corpus", seen.append, workers=1)
+    assert max(now.bytes for now in seen if now.stage == "cleaning") == result.cleaning["bytes"]
+
+
 def test_an_uncleaned_corpus_is_what_it_was(source, tmp_path):
     make(source, tmp_path / "corpus", clean={})
     manifest = read_json(tmp_path / "corpus" / "manifest.json")

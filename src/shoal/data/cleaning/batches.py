@@ -40,11 +40,6 @@ class Batch(NamedTuple):
     items: list[Item]
     fingerprint: str
 
-    @property
-    def characters(self) -> int:
-        """Characters of text."""
-        return sum(len(item.text) for item in self.items)
-
 
 def number_items(documents: Iterable[Document], judged: int) -> Iterator[Item]:
     """Documents as items of `judged` characters at most, cut at line ends where there are any."""
