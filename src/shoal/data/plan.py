@@ -52,7 +52,11 @@ class Plan:
     def real_share(
         self, global_batch: int, micro_batch: int, world: int = 1, strategy: Literal["interleaved", "blocks"] = "interleaved"
     ) -> float:
-        """Share of the positions that models compute which hold a token, in batches like these."""
+        """Share of the positions that models compute which hold a token, in batches like these.
+
+        Raises `CorpusError` for more ranks than a step has sequences.
+        """
+        self.sizes.check_ranks(world)
         steps = max(1, self.rows.samples // global_batch)
         chosen = np.unique(np.linspace(0, steps - 1, min(steps, STEPS_MEASURED)).astype(np.int64))
         positions = (chosen[:, None] * global_batch + np.arange(global_batch)).reshape(-1)
