@@ -141,8 +141,14 @@ def test_a_corpus_of_lines_is_another_one_than_of_files_in_both_directions(prepa
 def test_another_tokenizer_is_refused(prepared, source):
     directory = prepared(source).directory
     data = Data(sources=[str(source)], shard_megabytes=0.02, held_out=0.2)
-    with pytest.raises(CorpusError, match=r"tokenizer is .* there, .*'char'.* here"):
+    with pytest.raises(
+        CorpusError, match=r"tokenizer\.fingerprint is '.*' there, None here, .*kind is None there, 'char' here"
+    ):
         prepare(data, Tokenizer(kind="char"), directory)
+    other = directory.with_name("char")
+    prepare(data, Tokenizer(kind="char"), other)
+    with pytest.raises(CorpusError, match=r"tokenizer\.special is None there, \['<\|0\|>', .*'<\|5\|>', \.\.\.\] here\."):
+        prepare(data, Tokenizer(kind="char", special=[f"<|{number}|>" for number in range(100)]), other)
 
 
 def test_a_folder_with_other_files_is_refused(prepared, source, tmp_path):
