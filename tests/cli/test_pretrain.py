@@ -43,6 +43,17 @@ def test_a_dry_run_says_how_many_positions_are_real_and_counts_real_tokens(shoal
     assert f"{rows['samples']:,} {kind}, {rows['real_share']:.2%} of positions real" in shoal(*words).out
 
 
+def test_a_dry_run_of_growing_steps_counts_what_they_read_and_refuses_ranks_that_the_first_leaves_empty(
+    shoal: Shoal, corpus: Path
+) -> None:
+    growth = ["--schedule.batch_start", 4, "--schedule.batch_until", 0.6]  # steps of 4, 8, 12, 16, 16
+    words = ["pretrain", "--dry-run", "--json", "--data.directory", corpus, "--model.context", 48, *growth, *TINY]
+    rows = json.loads(shoal(*words).out)["rows"]
+    assert rows["epochs"][""] == pytest.approx((4 + 8 + 12 + 16 + 16) / rows["samples"])
+    refused = shoal(*words, "--world", 8)
+    assert (refused.code, refused.error) == (2, "schedule.batch_start is 4, less than one sequence for each of 8 ranks")
+
+
 def test_the_corpora_of_a_mixture_are_not_prepared_as_one(shoal: Shoal) -> None:
     told = shoal("prepare", "--data.mixture", "[a, b]").error
     assert told.startswith("'data.mixture' names corpora that are prepared one by one")

@@ -165,8 +165,7 @@ def _dry_run(recipe: Recipe, arguments: Arguments, workers: int) -> dict[str, An
 def _rows(recipe: Recipe, plan: Plan, ranks: int, steps: int | None) -> dict[str, Any]:
     """The run's rows: their kind and number, what share of their positions is real, and how often each corpus is read."""
     train = recipe.train
-    end = steps * train.global_batch if steps is not None else None
-    read = plan.order.read_before(end) if end is not None else []
+    read = plan.order.read_before(plan.sizes.position_after(steps)) if steps is not None else []
     return {
         "kind": recipe.data.rows,
         "samples": plan.rows.samples,

@@ -9,6 +9,7 @@ What cleans (`data/cleaning/`) takes sources and gives one source of what it let
 and the corpus come from there, and its settings are part of the corpus's.
 """
 
+import reprlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -123,17 +124,19 @@ def _settings(data: Data, tokenizer: TokenizerChoice, sources: Sequence[Source])
         "held_out_by": data.held_out_by,
         "shard_megabytes": data.shard_megabytes,
         "tokenizer": tokenizer_settings(tokenizer),
-        **({"documents": data.documents} if data.documents != "file" else {}),
+        "documents": data.documents,
         "clean": clean_settings(data.clean, data.text_field) if is_on(data.clean) else None,
     }
 
 
 def _refuse_other(directory: Path, there: dict[str, Any], here: dict[str, Any], ignore: str = "") -> None:
+    there = {"documents": "file"} | there  # a corpus from before lines could be documents
     differing = [key for key in here if there.get(key) != here[key] and key != ignore]
     if not differing:
         return
     names = {key: f"{key} is {there.get(key)} there, {here[key]} here" for key in differing}
     names["source_fingerprints"] = "the sources' files have other names, sizes or times than then"
+    names["tokenizer"] = _differing_keys("tokenizer", there.get("tokenizer", {}), here["tokenizer"])
     names["clean"] = _differing_cleaning(there.get("clean") or {}, here.get("clean") or {})
     raise CorpusError(
         f"{directory} holds another corpus: {'; '.join(names[key] for key in differing)}. "
@@ -144,8 +147,14 @@ def _refuse_other(directory: Path, there: dict[str, Any], here: dict[str, Any], 
 def _differing_cleaning(there: dict[str, Any], here: dict[str, Any]) -> str:
     if not there or not here:
         return f"it is {'cleaned' if there else 'not cleaned'} there, {'cleaned' if here else 'not cleaned'} here"
-    differing = [key for key in here if there.get(key) != here[key]]
-    return ", ".join(f"clean.{key} is {there.get(key)} there, {here[key]} here" for key in differing)
+    return _differing_keys("clean", there, here)
+
+
+def _differing_keys(section: str, there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Long values, as the special tokens of a task, are cut."""
+    differing = [key for key in there | here if there.get(key) != here.get(key)]
+    shown = {key: [reprlib.repr(settings.get(key)) for settings in (there, here)] for key in differing}
+    return ", ".join(f"{section}.{key} is {then} there, {now} here" for key, (then, now) in shown.items())
 
 
 def _claim(directory: Path, settings: dict[str, Any]) -> None:
@@ -161,7 +170,7 @@ def _claim(directory: Path, settings: dict[str, Any]) -> None:
         for leftover in directory.glob(".*.tmp"):
             leftover.unlink()
         if there != settings:
-            for name in (*TOKENIZER_FILES, REPORT):
+            for name in (*TOKENIZER_FILES, REPORT, CLEANING_REPORT):
                 (directory / name).unlink(missing_ok=True)
             write_json(claim, settings)
         return
@@ -216,7 +225,7 @@ def _reported_texts(sources: Sequence[Source], stage: str, report: Report) -> It
     done, reported, whole = 0, 0, _total_bytes(sources)
     for document in chain.from_iterable(sources):
         yield document.text
-        done += len(document.text)
+        done += len(document.text.encode())
         if done - reported > 1_000_000:
             reported = done
             report(Progress(stage, done, whole))
