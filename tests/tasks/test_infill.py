@@ -52,6 +52,18 @@ def test_prefix_middle_and_suffix_are_the_text(length: int, key: np.uint64, suff
     assert text.prefix == 0
 
 
+def test_a_line_is_cut_out_between_two_line_ends() -> None:
+    breaks = np.zeros(8, dtype=bool)
+    breaks[0] = True
+    ids = np.array([1, 2, 0, 0, 3, 4, 5, 0, 6])
+    cut = Middle(PRE, SUF, MID, END, breaks)
+    texts = [cut.rewrite(ids, np.uint64(key), 0.5) for key in range(60)]
+    middles = {tuple(text.tokens[text.filled][:-1].tolist()) for text in texts}
+    assert middles == {(1, 2), (3, 4, 5), (6,)}
+    without = Middle(PRE, SUF, MID, END, np.ones(8, dtype=bool)).rewrite(ids, np.uint64(1), 0.0)
+    assert np.array_equal(without.tokens, Middle(PRE, SUF, MID, END).rewrite(ids, np.uint64(1), 0.0).tokens)
+
+
 @settings(deadline=None, max_examples=60)
 @given(length=st.integers(2, 200), key=KEYS, share=st.floats(0.05, 0.9), mean=st.floats(1, 8))
 def test_spans_in_place_of_their_sentinels_are_the_text(length: int, key: np.uint64, share: float, mean: float) -> None:

@@ -87,7 +87,8 @@ class Infill:
         self.spans: Spans | None = None
         if settings.form == "middle":
             prefix, suffix, middle = (tokenizer.special(name) for name in FILL_IN)
-            self.middle = Middle(prefix, suffix, middle, self.end)
+            breaks = None if settings.unit == "stretch" else line_ends(tokenizer)
+            self.middle = Middle(prefix, suffix, middle, self.end, breaks)
         if self.middle is None:
             sentinels = np.array([tokenizer.special(name) for name in SENTINELS])
             if not (0 < settings.cut < 1 and settings.mean_span >= 1):
@@ -196,6 +197,11 @@ class Infill:
             found["eval_filled_loss"] = sums["filled_loss"] / sums["filled"]
             found["eval_bpb"] = sums["filled_loss"] / math.log(2) / sums["bytes"]
         return found
+
+
+def line_ends(tokenizer: TextTokenizer) -> NDArray[np.bool_]:
+    """Which tokens hold a line end [vocabulary]."""
+    return np.array(["\n" in tokenizer.decode([token]) for token in range(tokenizer.vocabulary)])
 
 
 def pieces_of(tokens: Ids, documents: NDArray[np.int32] | None, end: int) -> list[tuple[Ids, bool]]:
