@@ -14,6 +14,7 @@ from shoal.core.errors import InputError, Interrupted, ShoalError
 from shoal.core.native import matrices
 from shoal.core.recipe import Model
 from shoal.core.run_directory import RunDirectory
+from shoal.tasks import Task
 from shoal.train.loop import train
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone, run_ranks
@@ -216,6 +217,29 @@ def test_weights_to_start_from_may_come_from_a_folder(corpus: Path, tmp_path: Pa
     again.telemetry.close()
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name])
+
+
+@dataclasses.dataclass
+class NowAndThen:
+    """A task that finds nothing to learn in every second step."""
+
+    task: Task
+    steps: int = 0
+
+    def batch(self, *arguments: Any) -> Any:
+        self.steps += 1
+        return self.task.batch(*arguments)
+
+    def loss(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(value * (self.steps % 2) for value in self.task.loss(*arguments))  # type: ignore[return-value]
+
+
+def test_a_step_without_a_target_is_a_step_whose_loss_is_zero(corpus: Path, tmp_path: Path) -> None:
+    parts = build_parts(tiny_recipe(corpus, train={"max_skipped": 0}), tmp_path, alone())
+    train(dataclasses.replace(parts, task=NowAndThen(parts.task)))
+    parts.telemetry.close()
+    told = losses(read_metrics(RunDirectory(tmp_path).metrics)[0])
+    assert told[1::2] == [0.0] * 10 and min(told[::2]) > 1
 
 
 def test_going_on_where_nothing_was_saved_is_refused_and_changes_nothing(corpus: Path, tmp_path: Path) -> None:
