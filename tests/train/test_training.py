@@ -11,11 +11,14 @@ import torch
 
 from shoal.core import native
 from shoal.core.errors import InputError, Interrupted, ShoalError
+from shoal.core.files import write_json
 from shoal.core.native import matrices
 from shoal.core.recipe import Model
 from shoal.core.run_directory import RunDirectory
+from shoal.data.shards import Corpus
 from shoal.tasks import Task
 from shoal.train.loop import train
+from shoal.train.sizes import estimate
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone, run_ranks
 from tests.train.runs import build_parts, run_training, tiny_recipe
@@ -217,6 +220,12 @@ def test_weights_to_start_from_may_come_from_a_folder(corpus: Path, tmp_path: Pa
     again.telemetry.close()
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name])
+    # a run's folder will do, and what can't be started from is told before anything is
+    size, run = sum(value.numel() for value in parts.model.parameters()), Model(init_from=str(tmp_path))
+    assert estimate(dataclasses.replace(recipe, model=run), Corpus.open(corpus).vocabulary, 1)["parameters"] == size
+    write_json(folder / "config.json", config | {"model_type": "bart"})
+    with pytest.raises(InputError, match=r"model type 'bart' is not supported"):
+        estimate(recipe, Corpus.open(corpus).vocabulary, 1)
 
 
 @dataclasses.dataclass

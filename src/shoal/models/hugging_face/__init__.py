@@ -4,7 +4,7 @@ Pure mapping between dictionaries; nothing is read or written here. Adding a fam
 `encoders.py`: its `config.json` both ways, and rules between its names and ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +23,8 @@ from shoal.models.transformer import Transformer
 FAMILIES: dict[str, Family] = DECODERS | ENCODERS
 
 __all__ = [
-    "FAMILIES", "build", "config_from_hugging_face", "config_to_hugging_face", "family", "fuse_qkv", "split_qkv",
-    "weights_from_hugging_face", "weights_to_hugging_face",
+    "FAMILIES", "build", "config_from_hugging_face", "config_to_hugging_face", "family", "fuse_qkv", "shape_with_heads",
+    "split_qkv", "weights_from_hugging_face", "weights_to_hugging_face",
 ]  # fmt: skip
 
 
@@ -54,6 +54,11 @@ def config_from_hugging_face(config: Mapping[str, Any]) -> TransformerConfig:
         raise ValueError(f"config.json is damaged: {error}") from None
 
 
+def shape_with_heads(config: Mapping[str, Any], names: Collection[str]) -> TransformerConfig:
+    """As `config_from_hugging_face`, with the heads that weights of these names have, whatever it says of them."""
+    return _family_named(config).heads(config_from_hugging_face(config), names)
+
+
 def weights_to_hugging_face(model: Transformer) -> dict[str, Tensor]:
     """The model's weights under the names, and in the orientation, of its Hugging Face architecture."""
     chosen = FAMILIES[family(model.config)]
@@ -79,8 +84,7 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], **dropouts: 
 
     An encoder has the heads that its weights have. `ValueError` for what is not supported or does not fit.
     """
-    shape = _family_named(config).heads(config_from_hugging_face(config), weights.keys())
-    shape = replace(shape, **changed(dropouts))
+    shape = replace(shape_with_heads(config, weights.keys()), **changed(dropouts))
     ours = weights_from_hugging_face(weights, shape)
     model = Transformer(shape).materialise()
     model.load_state_dict(ours)
