@@ -11,7 +11,7 @@ from shoal.core.recipe_file import build_recipe
 from shoal.data.batch_sizes import BatchSizes
 from shoal.plan.forecast import COPY, MAPPED, Shape, foretell, numbers
 from shoal.plan.network import Meeting
-from shoal.plan.rehearsal import Rehearsal, passes
+from shoal.plan.rehearsal import Extent, Rehearsal, passes, rehearse
 
 REHEARSAL = Rehearsal(
     start=7.0, first=3.0, passes=1, step=2.0, waiting=0.25, more=1.5, between=0.01, evaluation=0.5, batch=0.75, end=4.0,
@@ -96,3 +96,11 @@ def test_numbers_are_plain_and_add_up() -> None:
 
 def test_passes_are_those_of_the_fullest_rank() -> None:
     assert [passes(batch, 2, 3) for batch in (1, 6, 7, 12, 13)] == [1, 1, 2, 2, 3]
+
+
+def test_a_rehearsal_is_no_run_to_lose_patience_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+    monkeypatch.setattr("shoal.plan.rehearsal._run", lambda shortened, *_: tried.append(shortened) or REHEARSAL)
+    recipe = build_recipe({"train": {"steps": 900}, "evaluation": {"every": 50, "patience": 1, "min_improvement": 9.0}})
+    rehearse(recipe, 1, Extent(data_ranks=1, at_once=16, passes=1, held_out=45, seconds=1.0))
+    assert tried[0].evaluation.every and not tried[0].evaluation.patience

@@ -125,6 +125,18 @@ def test_rows_are_full_and_every_piece_sees_itself_alone(form: str) -> None:
             assert high <= (following[0] if len(following) else 128)
 
 
+@pytest.mark.parametrize("form", ["middle", "spans"])
+def test_a_row_is_rewritten_alike_however_far_it_is_padded(form: str) -> None:
+    infill = task(form=form, rate=1.0, cut=0.5, mean_span=1.0)  # sentinels for half of the text, for which there is no room
+    rows = windows(8, 96)
+    tokens = np.where(np.arange(96) < 31, rows.tokens, -1)
+    tokens[:, [0, 30]] = END
+    near, far = (infill.rows(Sequences(tokens[:, :width], rows.following[:, :width], rows.keys)) for width in (32, 96))
+    assert near.read == far.read > 7 * 28
+    for name in ("tokens", "targets", "filled", "aside", "high"):
+        assert np.array_equal(getattr(near, name), getattr(far, name)[:, :32]), name
+
+
 def test_what_is_blanked_depends_on_the_rows_key_alone() -> None:
     rows, infill = windows(6, 64), task()
     together = infill.rows(rows)

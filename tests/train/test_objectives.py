@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 from shoal.core import recipe
 from shoal.core.errors import Interrupted, RecipeError
+from shoal.core.files import read_json, write_json
 from shoal.core.run_directory import RunDirectory
 from shoal.data.prepare import prepare
 from shoal.data.special_tokens import FILL_IN, MASK, SENTINELS
@@ -145,3 +146,18 @@ def test_a_model_of_the_wrong_kind_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(RecipeError, match=told):
         estimate(tiny_recipe(task_corpus, **sections), 400, 2)
+
+
+@pytest.mark.parametrize("kind", [BertForPreTraining, BertModel])
+def test_a_folder_has_the_heads_of_its_weights_whatever_it_says(task_corpus: Path, tmp_path: Path, kind: Any) -> None:
+    shape = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    kind(BertConfig(**shape)).save_pretrained(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    write_json(tmp_path / "config.json", config | {"architectures": ["BertForMaskedLM"]})  # as Google's say
+    made = make("masked with sentence order", task_corpus, model={})
+    made = dataclasses.replace(made, model=recipe.Model(init_from=str(tmp_path)))
+    if kind is BertForPreTraining:
+        assert estimate(made, 400, 1)["parameters"] == sum(p.numel() for p in kind(BertConfig(**shape)).parameters())
+        return
+    with pytest.raises(RecipeError, match="this one is a body alone"):
+        estimate(made, 400, 1)

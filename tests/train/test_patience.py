@@ -60,6 +60,11 @@ def test_figures_that_are_no_losses_should_rise() -> None:
     assert patience.over and patience.best_step == 2
 
 
+def test_the_loss_on_one_corpus_of_a_mixture_should_fall() -> None:
+    patience = Patience(allowed=2, metric="eval_loss/books")
+    assert judged(patience, [3.0, 2.0, 2.5]) == [True, True, False]
+
+
 def test_a_figure_that_is_not_finite_is_never_the_best() -> None:
     patience = Patience(allowed=2)
     assert judged(patience, [math.nan, 3.0, math.nan, math.nan]) == [False, True, False, False]

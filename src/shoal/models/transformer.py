@@ -74,7 +74,8 @@ class Transformer(nn.Module):
         at = slice(start, end) if reach is None else reach.positions()
         x_BTD = self.embedding(tokens_BT)
         if self.position is not None:
-            x_BTD = x_BTD + self.position.weight[at]
+            # looked up: the gradient of an index would be summed in whatever order threads come
+            x_BTD = x_BTD + (self.position.weight[at] if isinstance(at, slice) else self.position(at))
         if self.segment is not None:
             kinds = None if segments_BT is None else segments_BT.clamp(max=self.config.segments - 1)
             x_BTD = x_BTD + (self.segment.weight[0] if kinds is None else self.segment(kinds))

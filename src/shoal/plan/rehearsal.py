@@ -112,7 +112,8 @@ def _shorten(recipe: Recipe, steps: int, extent: Extent) -> Recipe:
         tree["train"] |= {"micro_batch": 0, "global_batch": 2 * sequences if several else sequences}
         tree["schedule"] |= {"batch_start": sequences if several else 0, "batch_until": 0.5}
     tree["evaluation"] |= {
-        "every": steps // 4, "sequences": sequences, "final_sequences": LONG_EVALUATION * sequences
+        "every": steps // 4, "sequences": sequences, "final_sequences": LONG_EVALUATION * sequences,
+        "patience": 0,  # so few steps must not end early
     }  # fmt: skip
     tree["checkpoint"]["every"] = 0
     tree["parallel"]["link"] = {"megabits": 0.0, "latency": 0.0}  # what links cost is added by the cost model

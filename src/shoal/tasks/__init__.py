@@ -49,6 +49,11 @@ def check_task(recipe: Recipe, config: TransformerConfig) -> None:
             f"task '{recipe.task}' needs a model that sees only what is before, and 'model.preset' {recipe.model.preset} "
             "sees both ways: use --task masked, or a decoder, e.g. --model.preset gpt2-small or llama-tiny"
         )
+    if recipe.task == "masked" and not config.transform:
+        raise RecipeError(
+            "task 'masked' needs a model with a head that tells the masked words, and this one is a body alone, as "
+            "BertModel is: start from a BertForMaskedLM or ModernBertForMaskedLM, or from a preset"
+        )
     if recipe.task == "masked" and recipe.masked.relation != "none" and not config.relation:
         raise RecipeError(
             f"'masked.relation' is {recipe.masked.relation}, and this model has no layer for it: use a BERT, e.g. "

@@ -23,6 +23,7 @@ from torch import Tensor
 from shoal.core.errors import RecipeError
 from shoal.core.recipe import Recipe
 from shoal.data.draws import subkeys, uniforms
+from shoal.data.grouping import padded
 from shoal.data.sequences import Framing, Sequences
 from shoal.data.special_tokens import FILL_IN, SENTINELS
 from shoal.data.tokenizer import TextTokenizer
@@ -134,9 +135,11 @@ class Infill:
         for row, tokens in enumerate(sequences.tokens):
             documents = None if sequences.documents is None else sequences.documents[row]
             pieces = pieces_of(tokens, documents, self.end)
-            filled = 0
+            # as far as the row would be padded by itself: where it is among longer ones depends on ranks and micro-batch
+            own = int(padded(np.count_nonzero(tokens >= 0) + np.array(len(pieces) * self.framing.spare)))
+            filled, room = 0, min(len(tokens), own)
             for (ids, ended), key in zip(pieces, subkeys(sequences.keys[row], len(pieces)), strict=True):
-                text = self.rewrite(ids, ended, key, len(tokens) - filled)
+                text = self.rewrite(ids, ended, key, room - filled)
                 if text is not None:
                     filled = rows.put(row, filled, text)
         return rows

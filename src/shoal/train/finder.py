@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from shoal.core.errors import InputError, ShoalError
+from shoal.core.errors import InputError, Interrupted, ShoalError
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe, recipe_tree
 from shoal.core.run_directory import RunDirectory
@@ -131,6 +131,8 @@ def find_rate(recipe: Recipe, world: World, steps: int, quiet: bool = False) -> 
         )
         try:
             train(parts)
+        except Interrupted:
+            raise Interrupted("interrupted; the test of learning rates keeps nothing to go on from") from None
         finally:
             watch.shown.close()
     return watch.curve
@@ -197,7 +199,7 @@ def _of_test(recipe: Recipe, steps: int) -> Recipe:
     tree = recipe_tree(recipe)
     tree["train"] |= {"steps": steps + 1, "tokens": 0, "minutes": 0.0, "max_skipped": steps}
     tree["schedule"]["batch_start"] = 0
-    tree["checkpoint"]["every"] = tree["evaluation"]["every"] = 0
+    tree["checkpoint"]["every"] = tree["evaluation"]["every"] = tree["evaluation"]["patience"] = 0
     if recipe.parallel.sync == "local":
         tree["parallel"]["codec"]["kind"] = "none"
     tree["parallel"]["sync"] = "every"

@@ -6,7 +6,7 @@ Pure mapping between dictionaries; nothing is read or written here. Adding a fam
 `encoders.py`: its `config.json` both ways, and rules between its names and ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +25,12 @@ from shoal.models.transformer import Transformer
 
 FAMILIES: dict[str, Family] = DECODERS | ENCODERS
 
+_NOTHING = torch.empty(0)
+"""Stands for weights where only their names matter."""
+
 __all__ = [
-    "FAMILIES", "build", "config_from_hugging_face", "config_to_hugging_face", "family", "fuse_qkv", "split_qkv",
-    "weights_from_hugging_face", "weights_to_hugging_face",
+    "FAMILIES", "build", "config_from_hugging_face", "config_to_hugging_face", "family", "fuse_qkv", "shape_with_heads",
+    "split_qkv", "weights_from_hugging_face", "weights_to_hugging_face",
 ]  # fmt: skip
 
 
@@ -57,6 +60,15 @@ def config_from_hugging_face(config: Mapping[str, Any]) -> TransformerConfig:
         raise ValueError(f"config.json has no {error}") from None
     except (TypeError, AttributeError) as error:
         raise ValueError(f"config.json is damaged: {error}") from None
+
+
+def shape_with_heads(config: Mapping[str, Any], names: Collection[str]) -> TransformerConfig:
+    """As `config_from_hugging_face`, with the heads that weights of these names have, whatever it says of them."""
+    if config.get("model_type") in RELATIVES:
+        config, weights = _as_bert(config, dict.fromkeys(names, _NOTHING))
+        names = weights.keys()
+    shape = _family_named(config).heads(config_from_hugging_face(config), names)
+    return heads.from_config(config["model_type"], shape, config, names)
 
 
 def weights_to_hugging_face(model: Transformer) -> dict[str, Tensor]:
@@ -89,9 +101,7 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], **dropouts: 
     """
     if config.get("model_type") in RELATIVES:
         config, weights = _as_bert(config, weights)
-    shape = _family_named(config).heads(config_from_hugging_face(config), weights.keys())
-    shape = heads.from_config(config["model_type"], shape, config, weights.keys())
-    shape = replace(shape, **changed(dropouts))
+    shape = replace(shape_with_heads(config, weights.keys()), **changed(dropouts))
     ours = weights_from_hugging_face(weights, shape)
     model = Transformer(shape).materialise()
     model.load_state_dict(ours)
