@@ -345,11 +345,13 @@ def _prepared(
 ) -> Prepared:
     train, held_out = (corpus.split(split) for split in SPLITS)
     size = train.bytes + held_out.bytes
+    by_tail = corpus.manifest.get("held_out_by") == "tail"
     return Prepared(
         directory=corpus.directory,
         seconds=seconds,
         bytes=size,
-        documents=train.documents + held_out.documents,
+        # with ends held out, a document is in both
+        documents=max(train.documents, held_out.documents) if by_tail else train.documents + held_out.documents,
         tokens=train.tokens,
         held_out_tokens=held_out.tokens,
         megabytes_per_second=size / 1e6 / tokenizing if tokenizing else 0.0,
