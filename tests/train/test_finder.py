@@ -44,6 +44,8 @@ def test_a_loss_that_never_fell_gives_no_suggestion() -> None:
         suggest(Curve(shares, [4.0] * 60))
     with pytest.raises(ShoalError, match="fell at no rate"):
         suggest(Curve(shares, np.linspace(4, 9, 60).tolist()))
+    with pytest.raises(ShoalError, match="fell at no rate"):
+        suggest(Curve([], []))
 
 
 def test_smoothing_starts_at_the_first_loss_and_follows() -> None:
@@ -78,7 +80,10 @@ def test_real_steps_fall_then_leave_and_nothing_is_left_behind(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     recipe = tiny_recipe(
-        corpus, optimizer={"kind": optimizer, "learning_rate": 0.01}, checkpoint={"every": 5}, evaluation={"every": 5}
+        corpus,
+        optimizer={"kind": optimizer, "learning_rate": 0.01},
+        checkpoint={"every": 5},
+        evaluation={"every": 5, "patience": 1},
     )
     curve = find(alone(), recipe, 60)
     found = suggest(curve)
