@@ -21,7 +21,7 @@ SHORT = {
     "--megabits": "--parallel.link.megabits",
     "--on-error": "--data.on_error",
 }
-"""Recipe keys that are typed so often that they go without their section."""
+"""Recipe keys that are typed so often that they go without their section, too."""
 
 
 def parse(verb: str, command: ModuleType, words: list[str]) -> tuple[Any, list[str]]:
@@ -57,7 +57,9 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 def _print_recipe_keys() -> None:
     table = Table("key", "default", "meaning", title="recipe keys, in the recipe's file or as --section.key value", box=None)
+    shorter = {key: f", {short}" for short, key in SHORT.items()}
     for key, accepted, default, meaning in recipe_keys():
         choices = f" ({accepted})" if "," in accepted else ""
-        table.add_row(f"--{key}", "" if default in (None, "", []) else str(default), meaning + choices)
+        names = f"--{key}{shorter.get(f'--{key}', '')}"
+        table.add_row(names, "" if default in (None, "", []) else str(default), meaning + choices)
     Console(file=sys.stdout).print(table)
