@@ -70,7 +70,9 @@ def _split(words: list[str], short: Mapping[str, str], bare: Set[str]) -> tuple[
 
 def _print_recipe_keys() -> None:
     table = Table("key", "default", "meaning", title="recipe keys, in the recipe's file or as --section.key value", box=None)
+    shorter = {key: f", {short}" for short, key in SHORT.items()}
     for key, accepted, default, meaning in recipe_keys():
         choices = f" ({accepted})" if "," in accepted else ""
-        table.add_row(f"--{key}", "" if default in (None, "", []) else str(default), meaning + choices)
+        names = f"--{key}{shorter.get(f'--{key}', '')}"
+        table.add_row(names, "" if default in (None, "", []) else str(default), meaning + choices)
     Console(file=sys.stdout).print(table)

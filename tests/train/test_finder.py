@@ -45,6 +45,8 @@ def test_a_loss_that_never_fell_gives_no_suggestion() -> None:
         suggest(Curve(shares, [4.0] * 60))
     with pytest.raises(ShoalError, match="fell at no rate"):
         suggest(Curve(shares, np.linspace(4, 9, 60).tolist()))
+    with pytest.raises(ShoalError, match="fell at no rate"):
+        suggest(Curve([], []))
 
 
 def test_smoothing_starts_at_the_first_loss_and_follows() -> None:

@@ -40,6 +40,8 @@ from shoal.data.workers import Job, Record, tokenize_units, total
 
 CLAIM = "preparing.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+AFTER_CLEANING = ("held_out", "held_out_by", "shard_megabytes", "tokenizer")
+"""Settings that cleaned text doesn't depend on."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,11 @@ def _claim(directory: Path, settings: dict[str, Any]) -> None:
     claim = directory / CLAIM
     if claim.exists():
         there = read_json(claim)
-        if any(directory.glob("unit-*.json")) or any((directory / FOLDER).glob("*.json")):
-            _refuse_other(directory, there, settings, ignore="source_fingerprints")
+        units = any(directory.glob("unit-*.json"))
+        if units or any((directory / FOLDER).glob("*.json")):
+            # text that is cleaned may become any tokens: a vocabulary was too large, say
+            then = there if units else there | {key: settings[key] for key in AFTER_CLEANING}
+            _refuse_other(directory, then, settings, ignore="source_fingerprints")
         for leftover in directory.glob(".*.tmp"):
             leftover.unlink()
         if there != settings:

@@ -44,9 +44,10 @@ def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transf
     if settings.init_from:
         model = read_model(settings).to(device)
         if model.config.vocabulary < vocabulary:
+            folder = find_model_directory(Path(settings.init_from))
             raise InputError(
                 f"{recipe.corpus_directory} has a vocabulary of {vocabulary}, the model only {model.config.vocabulary}; "
-                f"prepare the corpus with the model's tokenizer: --tokenizer.path {settings.init_from}"
+                f"prepare the corpus with the model's tokenizer: --tokenizer.path {folder}"
             )
         _check_tokenizer(recipe)
         return model

@@ -12,7 +12,7 @@ from tests.core.limits import largest_file
 from texts import words_of
 
 from shoal.commands.prepare import Arguments, run
-from shoal.core.errors import CorpusError, Interrupted, RecipeError, ShoalError
+from shoal.core.errors import CorpusError, InputError, Interrupted, RecipeError, ShoalError
 from shoal.core.files import read_json
 from shoal.core.recipe import Clean, Data, Tokenizer
 from shoal.data.cleaning import batches
@@ -36,9 +36,9 @@ def source(tmp_path):
     return write(tmp_path / "text.jsonl", texts)
 
 
-def make(source, directory, workers=1, clean=CLEAN, **data):
+def make(source, directory, workers=1, clean=CLEAN, vocabulary=300, **data):
     settings = {"sources": [str(source)], "held_out": 0.1, "shard_megabytes": 0.1, **data}
-    return prepare(Data(**settings, clean=Clean(**clean)), Tokenizer(vocabulary=300), directory, workers=workers)
+    return prepare(Data(**settings, clean=Clean(**clean)), Tokenizer(vocabulary=vocabulary), directory, workers=workers)
 
 
 def content_of(directory):
@@ -100,6 +100,15 @@ def test_what_was_left_out_is_told_though_a_run_went_on_after_cleaning(source, t
 
 def interrupt(*_):
     raise KeyboardInterrupt
+
+
+def test_cleaned_text_may_become_other_tokens_than_was_asked_for_at_first(source, tmp_path, monkeypatch):
+    expected = make(source, tmp_path / "expected")
+    with pytest.raises(InputError, match=r"the text yields only \d+ tokens; use --tokenizer\.vocabulary"):
+        make(source, tmp_path / "corpus", vocabulary=100_000)
+    monkeypatch.setattr(Cleaner, "clean", interrupt)
+    assert make(source, tmp_path / "corpus").cleaning == expected.cleaning
+    assert content_of(tmp_path / "corpus") == content_of(tmp_path / "expected")
 
 
 def test_a_corpus_cleaned_otherwise_is_refused_and_the_difference_named(source, tmp_path):
