@@ -6,14 +6,15 @@
     shoal evaluate runs/sst2 --data dev.tsv
 
 A run is evaluated at its own task, on the held-out text of its own corpora, laid into rows as it was in training; a model by
-itself needs --text or --corpus, and continues text if it is a decoder, finds masked tokens if it is an encoder.
+itself needs --text or --corpus, and continues text if it is a decoder, finds masked tokens if it is an encoder. A model that
+was fine-tuned is evaluated at what it was fine-tuned for: on the examples that its run held out, or on --data.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from rich.console import Console
@@ -22,8 +23,8 @@ from shoal.core.errors import InputError
 from shoal.core.model_directory import find_model_directory
 from shoal.core.recipe import Examples, Recipe
 from shoal.core.recipe_file import build_recipe, read_recipe, recipe_tree
-from shoal.data.examples.readers import read_examples
-from shoal.data.examples.splits import read_splits
+from shoal.data.examples.readers import has_known_format, read_examples
+from shoal.data.examples.splits import ADVICE, read_splits
 from shoal.data.plan import HeldOut, open_corpora, plan_evaluation
 from shoal.data.readers import Faults
 from shoal.data.rows import StreamRows
@@ -36,6 +37,7 @@ from shoal.parallel.world import World
 from shoal.serve.generation import LanguageModel, load_language_model
 from shoal.tasks import TASKS, check_task
 from shoal.train.evaluation import Evaluator
+from shoal.train.figure_tables import SPLITS, figure_tables
 from shoal.train.labelled_model import LabelledModel, evaluate_labelled, is_labelled, read_labelled_model
 from shoal.train.telemetry import describe_metrics
 
@@ -57,7 +59,7 @@ class Arguments:
     columns: str = ""
     """Which column of --data is what, as '{text: sentence}', where they have no usual names."""
     predictions: Path | None = None
-    """A file for what is predicted of each example of --data."""
+    """A file for what is predicted of each example, a JSON object a line."""
     batch: int = 32
     """Sequences, or labelled examples, at once."""
     json: bool = False
@@ -105,25 +107,43 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
 def _evaluate_labelled(arguments: Arguments, labelled: LabelledModel) -> dict[str, Any]:
     if arguments.text or arguments.corpus or arguments.task:
         raise InputError(f"{arguments.model}: was fine-tuned for '{labelled.name}', at which --data evaluates it")
-    own = find_model_directory(arguments.model).parent / "recipe.yaml"
-    settings = read_recipe(own).examples if own.exists() else Examples()
-    if arguments.columns:
-        settings = read_recipe(None, ["--examples.columns", arguments.columns]).examples
+    settings = _example_settings(arguments)
+    faults = Faults(settings.on_error == "skip", ADVICE)
+    roles = labelled.task.roles
     if arguments.data:
-        examples = list(read_examples(arguments.data, labelled.task.roles, settings, Faults()))
-    elif own.exists():
-        splits = read_splits(settings, labelled.task.roles)
-        examples = splits.test or splits.validation
+        splits = {"eval": list(read_examples(arguments.data, roles, settings, faults, "validation"))}
     else:
-        raise InputError(f"{arguments.model}: not a run's folder; say what to evaluate on by --data")
-    evaluated = evaluate_labelled(labelled, examples, arguments.batch, arguments.predictions)
-    result = {"model": str(arguments.model), "task": labelled.name, "examples": len(examples), **evaluated}
+        found = read_splits(settings, roles)
+        faults = found.faults
+        splits = {"eval": found.validation} | ({"test": found.test} if found.test else {})
+    evaluated = evaluate_labelled(labelled, splits, faults, arguments.batch, arguments.predictions)
+    count = sum(map(len, splits.values())) - faults.count
+    result = {"model": str(arguments.model), "task": labelled.name, "examples": count, "examples_left_out": faults.count}
+    result |= evaluated
     if not arguments.json:
-        Console(highlight=False).print(
-            f"{labelled.name}: loss {result['eval_loss']:.4f}[bold]{describe_metrics(result, digits=4)}[/bold], "
-            f"over {len(examples):,} examples"
-        )
+        console = Console(highlight=False)
+        for name, examples in splits.items():
+            console.print(
+                f"{labelled.name}: {SPLITS[name]} loss {result[f'{name}_loss']:.4f}"
+                f"[bold]{describe_metrics(result, digits=4, split=name)}[/bold], over {len(examples):,} examples"
+            )
+            for table in figure_tables(result, name):
+                console.print(table)
     return result
+
+
+def _example_settings(arguments: Arguments) -> Examples:
+    """How the run's own recipe reads examples, but for what is said otherwise."""
+    own = find_model_directory(arguments.model).parent / "recipe.yaml"
+    if not own.exists() and not arguments.data:
+        raise InputError(f"{arguments.model}: not a run's folder; say what to evaluate on by --data")
+    settings: Any = read_recipe(own).examples if own.exists() else Examples()
+    if arguments.columns:
+        columns = read_recipe(None, ["--examples.columns", arguments.columns]).examples.columns
+        settings = replace(settings, columns=columns)
+    if arguments.data and all(has_known_format(Path(name)) for name in arguments.data):
+        settings = replace(settings, format="auto")
+    return cast(Examples, settings)
 
 
 def _evaluate(

@@ -25,7 +25,9 @@ from shoal.core.recipe_file import read_recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.parallel.world import is_rank
 from shoal.tasks import LABELLED
-from shoal.train.finetune import check_finetuning, finetuning, finetuning_defaults
+from shoal.train.figure_tables import figure_tables
+from shoal.train.finetune import Examined, check_finetuning, examine, finetuning, finetuning_defaults
+from shoal.train.labelled_report import labelled_sections
 from shoal.train.overfitting import Curves
 from shoal.train.repeats import run_seeds
 from shoal.train.report import write_report
@@ -100,16 +102,20 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
 
 def _finetune(start: Start, recipe: Recipe) -> dict[str, Any] | None:
     """One run, with its report."""
+    examined: list[Examined] = []  # where this process trains, it need not read all of it again
     result = run_on_ranks(
         start,
         recipe,
-        check=lambda: None,
+        check=lambda: examined.append(examine(recipe)),
         train=lambda folder, resume: run_training(
-            recipe, Session(folder, resume, start.quiet), partial(finetuning, run=folder)
+            recipe,
+            Session(folder, resume, start.quiet),
+            partial(finetuning, run=folder, examined=examined.pop() if examined else None),
         ),
     )
     if result is not None:
-        write_report(RunDirectory(start.runs / recipe.name), [])
+        folder = RunDirectory(start.runs / recipe.name)
+        write_report(folder, [], labelled_sections(folder, result))
     return result
 
 
@@ -131,10 +137,17 @@ def _tell(folder: RunDirectory, result: dict[str, Any]) -> None:
         console.print(
             f"\n{why}the best model, of step {best['best_step']:,}, is written ({best['metric']} {best['best']:.4f})"
         )
+    test = ""
+    if "test_loss" in result:
+        test = f"\ntest loss [bold]{result['test_loss']:.4f}[/bold]{describe_metrics(result, split='test')}"
     console.print(
         f"\n{result['steps']:,} steps, {result['epochs']:.2f} epochs in {result['seconds']:.0f} s, "
         f"{result['tokens_per_second_median']:,.0f} tokens/s\n"
-        f"held-out loss [bold]{result['eval_loss']:.4f}[/bold]{describe_metrics(result)}\n"
-        f"model        {folder.model}   (shoal evaluate {folder.root})\n"
+        f"held-out loss [bold]{result['eval_loss']:.4f}[/bold]{describe_metrics(result)}{test}"
+    )
+    for table in figure_tables(result, "test" if "test_loss" in result else "eval"):
+        console.print("", table, sep="\n")
+    console.print(
+        f"\nmodel        {folder.model}   (shoal evaluate {folder.root})\n"
         f"predictions  {folder.predictions}\nreport       {folder.report}"
     )

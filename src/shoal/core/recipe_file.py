@@ -302,17 +302,18 @@ def _accepted(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return str(schema["const"])
     kind = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
-            "array": f"a list of {_plural(schema)}",
-            "object": "a mapping to numbers", "null": "null"}.get(schema.get("type", ""), "a value")  # fmt: skip
+            "array": f"a list of {_plural(schema.get('items', {}))}",
+            "object": f"a mapping to {_plural(schema.get('additionalProperties', {}))}",
+            "null": "null"}.get(schema.get("type", ""), "a value")  # fmt: skip
     words = {"exclusiveMinimum": "above", "minimum": "from", "maximum": "to", "exclusiveMaximum": "below"}
     bounds = [f"{word} {schema[key]}" for key, word in words.items() if key in schema]
     pattern = [f"of the form {schema['pattern']}"] if "pattern" in schema else []
     return " ".join([kind, *bounds, *pattern])
 
 
-def _plural(array: dict[str, Any]) -> str:
-    """What the items of a list are called."""
-    items = array.get("items", {})
+def _plural(items: dict[str, Any]) -> str:
+    """What the items of a list, or of a mapping, are called; of several kinds, the first."""
+    items = items.get("anyOf", [items])[0]
     if items.get("type") == "array":
-        return f"lists of {_plural(items)}"
+        return f"lists of {_plural(items.get('items', {}))}"
     return {"string": "texts", "number": "numbers", "integer": "whole numbers"}.get(items.get("type", ""), "values")

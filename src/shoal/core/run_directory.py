@@ -54,6 +54,11 @@ class RunDirectory:
         return self.root / "predictions.jsonl"
 
     @property
+    def confusion(self) -> Path:
+        """Which label a classifier takes for which, as a picture."""
+        return self.root / "confusion.png"
+
+    @property
     def report(self) -> Path:
         """The run's page."""
         return self.root / "report.html"

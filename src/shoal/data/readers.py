@@ -191,17 +191,21 @@ def _read_jsonl(path: Path, name: str, reading: Reading) -> Iterator[Document]:
 
 def numbered_lines(path: Path, name: str, faults: Faults) -> Iterator[tuple[str, str]]:
     """(where, line) of every line that is not blank."""
+    for number, (where, line) in enumerate(byte_lines(path, name)):
+        try:
+            text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+        except UnicodeDecodeError as error:
+            faults.meet(NotUtf8Error(f"{where}: not UTF-8 text at byte {error.start} of the line"))
+            continue
+        yield where, text
+
+
+def byte_lines(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
+    """(where, line) of every line that is not blank, as it is in the file."""
     with _opened(path, name) as file:
         for number, line in enumerate(cast(Iterable[bytes], file), 1):
-            if line.isspace():
-                continue
-            where = f"{name}:{number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                faults.meet(NotUtf8Error(f"{where}: not UTF-8 text at byte {error.start} of the line"))
-                continue
-            yield where, text
+            if not line.isspace():
+                yield f"{name}:{number}", line
 
 
 def _line_text(line: str, text_field: str, where: str) -> str:
@@ -212,12 +216,13 @@ def _line_text(line: str, text_field: str, where: str) -> str:
     if not isinstance(row, dict):
         raise InputError(f"{where}: a line must be a JSON object with a field '{text_field}'")
     text = row_text(row, text_field, where)
-    if not _is_encodable(text):
+    if not is_encodable(text):
         raise InputError(f"{where}: holds half a surrogate pair (\\ud800 to \\udfff), which no text has")
     return text
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can write it: JSON can spell what it can't."""
     try:
         text.encode()
     except UnicodeEncodeError:

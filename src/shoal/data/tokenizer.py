@@ -24,6 +24,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from shoal.core.errors import InputError
 from shoal.core.files import read_json, write_json, write_text
 from shoal.data.encoder import LLAMA3_PATTERN, Encode, open_encoder
+from shoal.data.frames import Frame, around, ask_frame, says_frame
 from shoal.data.special_tokens import END_OF_TEXT, SEPARATOR, config_keys, spellings
 
 KNOWN_ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", SEPARATOR)
@@ -90,6 +91,13 @@ class TextTokenizer:
     @cached_property
     def _encode(self) -> Encode:
         return open_encoder(self.library.to_str())
+
+    @cached_property
+    def frames(self) -> dict[int, Frame]:
+        """What stands around one text, and around two: as its post-processor says, else `begin`, text, end, text, end."""
+        if says_frame(self.library):
+            return {texts: ask_frame(self.library, texts) for texts in (1, 2)}
+        return {texts: around(self.special("begin"), self.end_of_text, texts) for texts in (1, 2)}
 
     def write(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, for `AutoTokenizer.from_pretrained(folder)`."""

@@ -58,6 +58,10 @@ class LabelledTask(Task, Protocol):
         """What predictions are made of, for each piece of the batch, on the CPU; `final`: it may take its time."""
         ...
 
+    def evaluated(self, model: Transformer, batch: Batch, final: bool) -> tuple[dict[str, Tensor], list[Any]]:
+        """What `sums` and `outputs` give; a task that has both of one pass through the model says so here."""
+        return self.sums(model, batch), self.outputs(model, batch, final)
+
     def predict(self, examples: Sequence[Example], outputs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
         """A prediction for each example, ready for JSON, from its pieces' outputs."""
         ...
@@ -81,7 +85,9 @@ def labelled_batch(sequences: Sequences, device: torch.device) -> Batch:
     tokens = on_device(sequences.tokens, device)
     if labels is None:
         none = torch.zeros(0, dtype=torch.int64, device=device)
-        return Batch(tokens.clamp(min=0), torch.full_like(tokens, -100), 0, pieces=Pieces(none, none, [], {}))
+        place = torch.arange(tokens.shape[1], dtype=torch.int32, device=device).expand_as(tokens)
+        alone = Reach(place, place + 1)  # a joined row may be longer than the model's context
+        return Batch(tokens.clamp(min=0), torch.full_like(tokens, -100), 0, alone, pieces=Pieces(none, none, [], {}))
     return Batch(
         tokens.clamp(min=0),
         on_device(labels.targets, device),

@@ -20,9 +20,11 @@ from shoal.data.batch_sizes import BatchSizes
 from shoal.data.examples.augment import Augmentation
 from shoal.data.examples.example import Example
 from shoal.data.examples.rows import LabelledRows, Layout, Sample, Vary
-from shoal.data.examples.splits import read_splits
+from shoal.data.examples.splits import check_not_empty, read_splits
+from shoal.data.examples.texts import framing_tokenizer
 from shoal.data.order import Order
 from shoal.data.plan import Plan
+from shoal.data.readers import Faults
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models import hugging_face
 from shoal.models.foreign import Foreign
@@ -50,15 +52,19 @@ class Encoded:
     owners: list[int]
 
     @classmethod
-    def of(cls, task: LabelledTask, examples: Sequence[Example]) -> "Encoded":
-        """Every example's samples; `InputError` names the example that can't be used."""
-        samples: list[Sample] = []
-        owners: list[int] = []
-        for number, example in enumerate(examples):
-            its = task.samples(example)
-            samples += its
-            owners += [number] * len(its)
-        return cls(list(examples), samples, owners)
+    def of(cls, task: LabelledTask, examples: Sequence[Example], faults: Faults) -> "Encoded":
+        """Every example's samples; `InputError` names the example that can't be used, unless that is left out."""
+        encoded = cls([], [], [])
+        for example in examples:
+            try:
+                its = task.samples(example)
+            except InputError as error:
+                faults.meet(error)
+                continue
+            encoded.owners.extend([len(encoded.examples)] * len(its))
+            encoded.examples.append(example)
+            encoded.samples.extend(its)
+        return encoded
 
     def rows(self, model: Transformer, layout: Layout = "padded", vary: Vary | None = None) -> LabelledRows:
         """The samples as the model reads them."""
@@ -75,20 +81,51 @@ class Encoded:
         return vary
 
 
-def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
-    """Labelled examples, and the recipe's model with the task's head. Raises `InputError` for what can't work."""
-    base = read_model(recipe.model).to(world.device)
+@dataclass(frozen=True)
+class Examined:
+    """A run's examples, encoded, its model and its task, before anything is made, or removed, for it.
+
+    `length`: tokens of an example, at most. `faults`: what was left out.
+    """
+
+    base: Transformer
+    tokenizer: TextTokenizer
+    length: int
+    task: LabelledTask
+    train: Encoded
+    validation: Encoded
+    test: Encoded
+    faults: Faults
+
+
+def examine(recipe: Recipe) -> Examined:
+    """Read and encode the recipe's examples for its model. Raises `InputError` for what can't work."""
+    base = read_model(recipe.model)
     tokenizer = read_tokenizer(find_model_directory(Path(recipe.model.init_from)))
+    tokenizer = framing_tokenizer(tokenizer, base.config.causal)
     length = min(recipe.examples.length or base.config.context, base.config.context)
     kind = LABELLED[recipe.task]
     splits = read_splits(recipe.examples, kind.roles)
     task = kind(recipe, tokenizer, length, splits.train)
-    make = partial(tuned_model, base.cpu(), recipe, task.head)
+    encoded = {}
+    for name in ("train", "validation", "test"):
+        examples = getattr(splits, name)
+        encoded[name] = Encoded.of(task, examples, splits.faults)
+        if examples:
+            check_not_empty(name, getattr(recipe.examples, name) or recipe.examples.train, encoded[name].examples)
+    return Examined(base, tokenizer, length, task, faults=splits.faults, **encoded)
+
+
+def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examined | None = None) -> Material:
+    """Labelled examples, and the recipe's model with the task's head. Raises `InputError` for what can't work."""
+    examined = examined or examine(recipe)
+    tokenizer, task = examined.tokenizer, examined.task
+    make = partial(tuned_model, examined.base, recipe, task.head)
     model = make().to(world.device)
     freeze(model, recipe.tuning)
-    train, *others = (Encoded.of(task, examples) for examples in (splits.train, splits.validation, splits.test))
     layout: Layout = "joined" if joins(model, recipe) else "padded"
-    augmentation = make_augmentation(recipe, world, task, base, tokenizer, splits.train)
+    train = examined.train
+    augmentation = make_augmentation(recipe, world, task, examined.base, tokenizer, train.examples)
     rows = train.rows(model, layout, None if augmentation is None else train.varied_by(augmentation, task))
     recipe = resolve(recipe, task, rows)
     order = Order(recipe.seed, rows.samples)
@@ -97,7 +134,7 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
     def evaluator(together: int, wire: Wire, data: Axis, precision: AbstractContextManager[None]) -> Evaluate:
         found = [
             LabelledSplit(name, part.examples, part.owners, part.rows(model, layout))
-            for name, part in zip(("eval", "test"), others, strict=True)
+            for name, part in (("eval", examined.validation), ("test", examined.test))
             if part.examples
         ]
         return LabelledEvaluator(
@@ -107,7 +144,7 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
     def write_model(folder: Path, weights: Mapping[str, Tensor], result: dict[str, Any]) -> None:
         trained = make()
         trained.load_state_dict(weights, strict=False)  # what was frozen is as it was
-        write_finetuned(folder, recipe, task, length, tokenizer, trained, result)
+        write_finetuned(folder, recipe, task, examined.length, tokenizer, trained, result)
 
     return Material(
         recipe,
@@ -119,7 +156,8 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
         round(rows.tokens / rows.samples),
         evaluator,
         write_model,
-        tuple(_notes(task, splits.faults.count)),
+        tuple(_notes(examined)),
+        _facts(examined),
     )
 
 
@@ -210,9 +248,23 @@ def check_finetuning(recipe: Recipe) -> None:
         raise RecipeError("no model to start from: give its folder, or a run's, by --model DIR ('model.init_from')")
 
 
-def _notes(task: LabelledTask, left_out: int) -> list[str]:
-    notes = [f"{left_out:,} examples left out, which can't be used"] if left_out else []
-    framed = getattr(task, "framed", None)
+def _notes(examined: Examined) -> list[str]:
+    faults, framed = examined.faults, getattr(examined.task, "framed", None)
+    notes = []
+    if faults.count:
+        notes.append(f"{faults.count:,} examples left out, which can't be used: {'; '.join(faults.first)}")
     if framed is not None and framed.cut:
-        notes.append(f"{framed.cut:,} of {framed.count:,} texts are longer than the model reads, and lost their end")
+        notes.append(
+            f"{framed.cut:,} of {framed.count:,} texts are longer than the {examined.length:,} tokens that the model reads, "
+            "and lost their end"
+        )
     return notes
+
+
+def _facts(examined: Examined) -> dict[str, Any]:
+    framed = getattr(examined.task, "framed", None)
+    return {
+        "examples": {name: len(getattr(examined, name).examples) for name in ("train", "validation", "test")},
+        "examples_left_out": examined.faults.count,
+        "texts_cut": framed.cut if framed is not None else 0,
+    }

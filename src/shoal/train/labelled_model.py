@@ -11,6 +11,8 @@ from shoal.core.files import read_json
 from shoal.core.model_directory import find_model_directory
 from shoal.core.recipe_file import build_recipe
 from shoal.data.examples.example import Example
+from shoal.data.examples.texts import framing_tokenizer
+from shoal.data.readers import Faults
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
@@ -32,31 +34,62 @@ class LabelledModel:
     task: LabelledTask
 
 
+CLASSIFIER = "ForSequenceClassification"
+"""How `transformers` names a model that does what the task `classify` does."""
+
+
 def is_labelled(directory: Path) -> bool:
     """Whether a model's folder, or a run's, says which task it was fine-tuned for."""
     config = find_model_directory(directory) / "config.json"
-    return config.exists() and "shoal_task" in read_json(config)
+    return config.exists() and bool(_said(read_json(config)))
 
 
 def read_labelled_model(directory: Path) -> LabelledModel:
     """A model's folder, or a run's; `InputError` says what is wrong with it."""
     folder = find_model_directory(directory)
     model = read_model(build_recipe({"model": {"init_from": str(folder)}}).model).eval()
-    tokenizer = read_tokenizer(folder)
-    said = read_json(folder / "config.json").get("shoal_task")
-    if not isinstance(said, Mapping) or said.get("name") not in LABELLED or not isinstance(said.get("length"), int):
+    tokenizer = framing_tokenizer(read_tokenizer(folder), model.config.causal)
+    said = _said(read_json(folder / "config.json"))
+    if said.get("name") not in LABELLED:
         raise InputError(f"{folder}: its config.json doesn't say which task it was fine-tuned for")
-    name = said["name"]
+    name, length = said["name"], said.get("length", model.config.context)
     recipe = build_recipe({"task": name, name: said.get("settings", {})})
-    return LabelledModel(model, tokenizer, name, LABELLED[name](recipe, tokenizer, said["length"], []))
+    task: LabelledTask = LABELLED[name](recipe, tokenizer, length, [])
+    if task.head is not None and (task.head.kind, task.head.outputs) != (model.config.head, model.config.outputs):
+        raise InputError(f"{folder}: its weights have no head for the task '{name}' that its config.json says")
+    return LabelledModel(model, tokenizer, name, task)
+
+
+def _said(config: Any) -> Mapping[str, Any]:
+    """What a `config.json` says of the task; empty where it says nothing. A classifier of `transformers` says its labels."""
+    if not isinstance(config, Mapping):
+        return {}
+    if isinstance(config.get("shoal_task"), Mapping):
+        return config["shoal_task"]
+    architecture, labels = (config.get("architectures") or [""])[0], config.get("id2label") or {}
+    if not architecture.endswith(CLASSIFIER) or not labels:
+        return {}
+    names = [str(labels[number]) for number in sorted(labels, key=int)]
+    several = config.get("problem_type") == "multi_label_classification"
+    return {"name": "classify", "settings": {"labels": names, "several": several}}
 
 
 def evaluate_labelled(
-    labelled: LabelledModel, examples: Sequence[Example], batch: int, predictions: Path | None = None
+    labelled: LabelledModel,
+    splits: Mapping[str, Sequence[Example]],
+    faults: Faults,
+    batch: int,
+    predictions: Path | None = None,
 ) -> dict[str, Any]:
-    """The task's figures on some examples; and, where asked, the predictions, a JSON object a line."""
-    task = labelled.task
-    encoded = Encoded.of(task, examples)
-    split = LabelledSplit("eval", encoded.examples, encoded.owners, encoded.rows(labelled.model))
-    evaluator = LabelledEvaluator(task, [split], batch, Wire(World()), Axis(), nullcontext(), predictions=predictions)
+    """The task's figures on each split, by what stands before them; and, where asked, the predictions on the last one.
+
+    These are a JSON object a line. What can't be used is for `faults`.
+    """
+    task, found = labelled.task, []
+    for name, examples in splits.items():
+        encoded = Encoded.of(task, examples, faults)
+        if not encoded.examples:
+            raise InputError("no examples to evaluate on: the files have none, or none that can be used")
+        found.append(LabelledSplit(name, encoded.examples, encoded.owners, encoded.rows(labelled.model)))
+    evaluator = LabelledEvaluator(task, found, batch, Wire(World()), Axis(), nullcontext(), predictions=predictions)
     return evaluator(labelled.model)

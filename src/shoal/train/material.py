@@ -5,7 +5,7 @@ Fine-tuning makes its own (`train.finetune`); the loop, the strategies and the c
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ WriteModel = Callable[[Path, Mapping[str, Tensor], dict[str, Any]], None]
 @dataclass(frozen=True)
 class Material:
     """`recipe` with what only the material tells filled in. `identity`: what must be the same on all ranks, by what it is
-    called. `tokens`: of a row, about. `notes`: what is to be told before the run.
+    called. `tokens`: of a row, about. `notes`: what is to be told before the run; `facts`: what its result tells beside.
 
     `evaluator`: given how many rows are computed at once, the wire, the axis of data ranks and the precision.
     """
@@ -50,6 +50,7 @@ class Material:
     evaluator: Callable[[int, Wire, Axis, AbstractContextManager[None]], Evaluate]
     write_model: WriteModel
     notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 Gather = Callable[[Recipe, World], Material]

@@ -1,15 +1,14 @@
 """`report.html`: a run on one page, in one file that needs nothing from outside."""
 
 import html
-import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shoal.core.files import read_json, write_text
 from shoal.core.run_directory import RunDirectory
-from shoal.tasks import LABELLED
-from shoal.train.overfitting import Curves
-from shoal.train.telemetry import read_metrics
+from shoal.train.charts import draw_chart
+from shoal.train.telemetry import read_metrics, told_figures
 
 STYLE = """
 :root { color-scheme: light dark }
@@ -18,23 +17,25 @@ h1 { margin-bottom: 0 } h2 { margin-top: 2rem; font-size: 1.1rem }
 .numbers { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1.2rem 0 }
 .numbers b { display: block; font-size: 1.5rem } .numbers span { opacity: .7; font-size: .85rem }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem }
-.charts svg { width: 100%; height: auto; background: #fff; border-radius: .4rem }
+.charts svg, .picture svg { max-width: 100%; height: auto; background: #fff; border-radius: .4rem }
+.charts svg { width: 100% }
 pre { background: #8881; padding: .8rem 1rem; border-radius: .4rem; overflow-x: auto; white-space: pre-wrap }
-.prompt { font-weight: bold; color: #0a7d68 } details { margin-top: 1rem } td { padding: .1rem 1rem .1rem 0 }
+.prompt { font-weight: bold; color: #0a7d68 } details { margin-top: 1rem }
+td, th { padding: .1rem 1rem .1rem 0; text-align: left; vertical-align: top } .figure { text-align: right }
 """
 
 Records = list[dict[str, Any]]
 
 
-def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
-    """Draw the run's page from its files."""
+def write_report(run: RunDirectory, samples: list[dict[str, str]], sections: Sequence[str] = ()) -> None:
+    """Draw the run's page from its files; `sections`: what else is to stand on it, as HTML."""
     result = read_json(run.result)
     training, evaluations = read_metrics(run.metrics)
     title = html.escape(Path(result["run"]).name)
     numbers = [
         ("held-out loss", f"{result['eval_loss']:.4f}"),
-        *([("bits per byte", f"{result['eval_bpb']:.3f}")] if "eval_bpb" in result else []),
-        *([("right of the masked", f"{result['eval_accuracy']:.1%}")] if "eval_accuracy" in result else []),
+        *((f"{before}{after}".strip(), value) for before, value, after in told_figures(result)),
+        *((f"test, {before}{after}".strip(), value) for before, value, after in told_figures(result, split="test")),
         ("tokens", f"{result['tokens']:,}"),
         ("tokens/s", f"{result['tokens_per_second_median']:,.0f}"),
         ("MFU", f"{result['mfu_median']:.0%}"),
@@ -72,7 +73,7 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
 <h1>{title}</h1><p>{html.escape(result["finished"])}, Shoal {html.escape(result["shoal"])}</p>
 <div class="numbers">{cards}</div>
 <div class="charts">{"".join(draw_charts(training, evaluations))}</div>
-{_verdict(result, training, evaluations)}
+{"".join(sections)}
 {"<h2>Ranks</h2><ul>" + events + "</ul>" if happened else ""}
 {"<h2>Samples</h2>" + shown if samples else ""}
 <h2>Machine</h2><table>{rows}</table>
@@ -80,12 +81,6 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
 </html>
 """,
     )
-
-
-def _verdict(result: dict[str, Any], training: Records, evaluations: Records) -> str:
-    """Of a run on labelled examples, which are read again and again: whether it learns them by heart."""
-    said = Curves.of(training, evaluations).verdict() if result.get("task") in LABELLED else ""
-    return f"<p>{html.escape(said)}</p>" if said else ""
 
 
 def draw_charts(training: Records, evaluations: Records) -> list[str]:
@@ -109,29 +104,3 @@ def draw_charts(training: Records, evaluations: Records) -> list[str]:
         draw_chart("Learning rate", [("", tokens, column("lr"), "-")], from_zero=True),
         draw_chart("Milliseconds a step", waits, from_zero=True),
     ]
-
-
-def draw_chart(title: str, lines: list[tuple[str, list[float], list[float], str]], *, from_zero: bool = False) -> str:
-    """One chart over millions of tokens, as an SVG text; lines are (name, x, y, format)."""
-    import matplotlib  # takes a second to import: only when a page is drawn
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
-    for name, across, up, style in lines:
-        axes.plot(across, up, style, label=name, linewidth=1.2, markersize=3)
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.set_xlabel("million tokens")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    shown = [value for _, _, up, _ in lines for value in up]
-    if from_zero:
-        # the first step compiles; it would flatten all the others
-        axes.set_ylim(0, 1.3 * sorted(shown)[int(0.98 * (len(shown) - 1))] or 1)
-    if len(lines) > 1:
-        axes.legend(frameon=False, fontsize=9)
-    text = io.StringIO()
-    figure.savefig(text, format="svg")
-    pyplot.close(figure)
-    return text.getvalue().partition("<!DOCTYPE")[2].partition(">")[2]

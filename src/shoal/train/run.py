@@ -68,7 +68,7 @@ def finish(
     parts: Parts, material: Material, run: RunDirectory, peak: float, evaluated: dict[str, float], memory: list[int]
 ) -> dict[str, Any]:
     """Write model and result of a trained run; `peak`: the ranks' matrix peak, and `memory`: what each has had at most."""
-    result = _result(parts, run, peak, evaluated, memory)
+    result = {**_result(parts, run, peak, evaluated, memory), **material.facts}
     material.write_model(run.model, trained_weights(parts), result)
     write_json(run.result, result)
     return result

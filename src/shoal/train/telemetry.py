@@ -221,19 +221,26 @@ def _describe_evaluation(record: Record) -> str:
     return f"step {record['step']}: held-out loss {record['eval_loss']:.4f}{describe_metrics(record)}"
 
 
-def describe_metrics(evaluated: Record, digits: int = 3) -> str:
+def describe_metrics(evaluated: Record, digits: int = 3, split: str = "eval") -> str:
     """What an evaluation tells beside its loss, in words."""
-    told = (
-        form.format(evaluated[f"eval_{name}"], digits=digits)
-        for name, form in FIGURES.items()
-        if f"eval_{name}" in evaluated
-    )
-    return "".join(f", {text}" for text in told)
+    return "".join(f", {before}{value}{after}" for before, value, after in told_figures(evaluated, digits, split))
+
+
+def told_figures(evaluated: Record, digits: int = 3, split: str = "eval") -> list[tuple[str, str, str]]:
+    """(what stands before it, figure, what stands behind it) of what an evaluation tells beside its loss."""
+    told = []
+    for name, form in FIGURES.items():
+        if f"{split}_{name}" in evaluated:
+            before, after = form.index("{"), form.rindex("}") + 1
+            value = form[before:after].format(evaluated[f"{split}_{name}"], digits=digits)
+            told.append((form[:before], value, form[after:]))
+    return told
 
 
 FIGURES = {
     "bpb": "{:.{digits}f} bits per byte",
     "accuracy": "{:.1%} right",
     "macro_f1": "macro-F1 {:.{digits}f}",
+    "micro_f1": "micro-F1 {:.{digits}f}",
 }
 """How figures of evaluations are told, without `eval_`; those that are not here stand in the files alone."""

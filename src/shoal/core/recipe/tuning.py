@@ -3,11 +3,14 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict
+from pydantic import BeforeValidator, Field, Strict
 
 from shoal.core.recipe.fields import Count, Fraction, Momentum, NonNegative, Positive, PositiveFloat, section
 
 Format = Literal["auto", "jsonl", "csv", "tsv", "parquet", "datasets", "conll", "squad", "lines"]
+
+Column = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, int) else given)]
+"""A column's name, or, of a table without names, its number."""
 
 
 @section
@@ -17,7 +20,7 @@ class Examples:
     train: list[str] = field(default_factory=list)
     """Files to learn from: JSONL, CSV, TSV, Parquet, a `datasets` folder, or what the task has of its own; `--data`."""
     validation: list[str] = field(default_factory=list)
-    """Files to choose the best model by; empty: `held_out` of the training files."""
+    """Files to choose the best model by; empty: a `datasets` folder's own split, else `held_out` of the training files."""
     test: list[str] = field(default_factory=list)
     """Files that only the last evaluation reads; empty: the validation's."""
     held_out: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.1
@@ -26,14 +29,15 @@ class Examples:
     """`hash`: chosen by their text, so that equal ones stay together; `tail`: the last ones of the files."""
     format: Format = "auto"
     """How the files are written; `auto`: by their endings."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Which column is what, as `{text: sentence, label: stars}`; others are found by their usual names."""
+    columns: dict[str, Column] = field(default_factory=dict)
+    """Which column is what, as `{text: sentence, label: stars}`; others are found by their usual names. Of a table without
+    names, by number: `{label: 1, text: 2}`."""
     header: Annotated[bool, Strict()] | None = None
     """CSV and TSV: whether the first line names the columns (null: if it holds usual names)."""
     on_error: Literal["stop", "skip"] = "stop"
     """An example that can't be used: stop there, or leave it out and count it."""
     limit: Count = 0
-    """Examples of each split, at most (0: all)."""
+    """Examples of each split, at most, evenly spread over its files (0: all)."""
     length: Count = 0
     """Tokens of an example, at most; longer ones are cut at their end, and counted (0: the model's context)."""
 
@@ -102,10 +106,10 @@ class Classify:
     """Task `classify`: one label a text or pair of texts, or several."""
 
     labels: list[str] = field(default_factory=list)
-    """The labels, in the order of their numbers; empty: those of the training examples, sorted."""
+    """The labels by their numbers, which files may have instead; empty: those of the training examples, sorted."""
     several: Annotated[bool, Strict()] = False
     """A text may have several labels, or none: the label column holds a list."""
     weights: Literal["none", "balanced"] = "none"
-    """What an example counts: all alike, or so that all labels weigh the same."""
+    """What an example counts in training: all alike, or so that all labels weigh the same."""
     focal: NonNegative = 0.0
     """Focal loss's exponent (Lin et al. 2017, arXiv:1708.02002); 0: cross entropy."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.core.errors import InputError
+from shoal.data.readers import is_encodable
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,12 @@ class Example:
     where: str
 
     def text(self, role: str) -> str:
-        """The text of a role; `InputError` where it is something else."""
+        """The text of a role; `InputError` where it is something else, or what no text can be."""
         value = self.values.get(role)
         if not isinstance(value, str):
             raise InputError(f"{self.where}: the {role} is {_kind(value)}, not text")
+        if not is_encodable(value):
+            raise InputError(f"{self.where}: the {role} holds half a surrogate pair (\\ud800 to \\udfff), which no text has")
         return value
 
     def texts(self, role: str) -> list[str]:
@@ -51,7 +54,8 @@ def choose_columns(columns: Sequence[str], roles: Sequence[Role], given: Mapping
         )
     chosen: dict[str, str] = {}
     for role in roles:
-        usual = {column.lower(): column for column in reversed(columns)}
+        taken = {*chosen.values(), *given.values()}  # a column is one thing
+        usual = {column.lower(): column for column in reversed(columns) if column not in taken}
         name = given.get(role.name) or next((usual[name] for name in role.names if name in usual), None)
         if name is None and not role.needed:
             continue

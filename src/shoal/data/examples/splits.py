@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from shoal.core.errors import InputError
 from shoal.core.recipe import Examples
 from shoal.data.examples.example import Example, Role
-from shoal.data.examples.readers import read_examples
+from shoal.data.examples.readers import SPLITS, read_examples, splits_of
 from shoal.data.readers import Faults
 
 ADVICE = "; mend it, or leave out what can't be used: --examples.on_error skip"
@@ -27,9 +28,11 @@ def read_splits(settings: Examples, roles: Sequence[Role]) -> Splits:
     """Read all files; `InputError` for what is wrong with one, or for a split in which nothing is."""
     if not settings.train:
         raise InputError("no examples to learn from: give their files by --data FILE, or as 'examples.train'")
+    settings = _with_own_validation(settings)
     faults = Faults(settings.on_error == "skip", ADVICE)
     train, validation, test = (
-        list(read_examples(files, roles, settings, faults)) for files in (settings.train, settings.validation, settings.test)
+        list(read_examples(files, roles, settings, faults, split))
+        for split, files in (("train", settings.train), ("validation", settings.validation), ("test", settings.test))
     )
     if not settings.validation:
         train, validation = _divided(train, settings, roles)
@@ -37,10 +40,30 @@ def read_splits(settings: Examples, roles: Sequence[Role]) -> Splits:
         ("train", settings.train, train), ("validation", settings.validation or settings.train, validation),
         ("test", settings.test, test),
     ):  # fmt: skip
-        if files and not split:
-            raise InputError(f"{', '.join(files)}: no examples for '{name}'; give more, or other files: --examples.{name}")
-    limit = settings.limit or None
-    return Splits(train[:limit], validation[:limit], test[:limit], faults)
+        if files:
+            check_not_empty(name, files, split)
+    limit = settings.limit
+    return Splits(_limited(train, limit), _limited(validation, limit), _limited(test, limit), faults)
+
+
+def check_not_empty(name: str, files: Sequence[str], examples: Sequence[Any]) -> None:
+    """`InputError` for a split in which nothing is, or of which everything was left out."""
+    if not examples:
+        raise InputError(f"{', '.join(files)}: no examples for '{name}'; give more, or other files: --examples.{name}")
+
+
+def _with_own_validation(settings: Examples) -> Examples:
+    """A `datasets` folder that has a split for validation beside the one for training is read for both."""
+    if settings.validation or not all({*SPLITS["validation"]} & {*splits_of(spec)} for spec in settings.train):
+        return settings
+    return cast(Examples, replace(cast(Any, settings), validation=settings.train))
+
+
+def _limited(examples: list[Example], limit: int) -> list[Example]:
+    """As many, evenly spread: files often have one label after the other."""
+    if not limit or len(examples) <= limit:
+        return examples
+    return [examples[number * len(examples) // limit] for number in range(limit)]
 
 
 def _divided(examples: list[Example], settings: Examples, roles: Sequence[Role]) -> tuple[list[Example], list[Example]]:

@@ -1,11 +1,12 @@
 """A text, or a pair of texts, as a model reads it: special tokens around, cut where it is too long."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.data.frames import says_frame, with_frame
 from shoal.data.tokenizer import TextTokenizer
 
 
@@ -17,33 +18,43 @@ class Framed:
     cut: int = 0
 
 
+def framing_tokenizer(tokenizer: TextTokenizer, causal: bool) -> TextTokenizer:
+    """The tokenizer with its model's way of framing texts in it, so that other programs frame them in the same way."""
+    if says_frame(tokenizer.library):
+        return tokenizer
+    library = with_frame(tokenizer.library, tokenizer.special("begin"), tokenizer.end_of_text, causal)
+    return replace(tokenizer, library=library, config={"pad_token": tokenizer.end} | tokenizer.config)
+
+
 def frame_texts(
     tokenizer: TextTokenizer, texts: Sequence[str], length: int, framed: Framed
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(tokens, segments) of one text or two: `[CLS] A [SEP] B [SEP]`, or, without such tokens, a text's end in their place.
+    """(tokens, segments) of one text or two, with the special tokens of the tokenizer's frame (`data.frames`).
 
     What is longer than `length` loses its end; of two texts, always the one that is longer then loses a token.
     """
-    begin, end = tokenizer.special("begin"), tokenizer.end_of_text
-    between = max(1, _special_tokens(tokenizer, True) - _special_tokens(tokenizer, False))  # RoBERTa has two
     parts = [tokenizer.encode(text) for text in texts]
-    room = length - (begin != end) - 1 - between * (len(parts) - 1)
+    room = length - frame_size(tokenizer, len(parts))
     framed.count += 1
     if sum(map(len, parts)) > room:
         framed.cut += 1
         parts = cut_longest(parts, room)
-    tokens = [np.array([begin] if begin != end else [], dtype=np.int64)]
-    segments = [np.zeros(len(tokens[0]), dtype=np.int64)]
+    return frame_parts(tokenizer, parts)
+
+
+def frame_parts(tokenizer: TextTokenizer, parts: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(tokens, segments) of one text or two that are tokens already, and fit."""
+    frame = tokenizer.frames[len(parts)]
+    tokens, segments = [frame.special[0]], [frame.segments[0]]
     for number, part in enumerate(parts):
-        ends = between if number < len(parts) - 1 else 1
-        tokens += [part, np.full(ends, end, dtype=np.int64)]
-        segments.append(np.full(len(part) + ends, number, dtype=np.int64))
+        tokens += [part, frame.special[number + 1]]
+        segments += [np.full(len(part), frame.kinds[number], dtype=np.int64), frame.segments[number + 1]]
     return np.concatenate(tokens), np.concatenate(segments)
 
 
-def _special_tokens(tokenizer: TextTokenizer, pair: bool) -> int:
-    """How many special tokens the tokenizer's own framing adds."""
-    return tokenizer.library.num_special_tokens_to_add(pair)
+def frame_size(tokenizer: TextTokenizer, parts: int) -> int:
+    """How many special tokens stand around and between so many texts."""
+    return tokenizer.frames[parts].size
 
 
 def cut_longest(parts: Sequence[NDArray[np.int64]], room: int) -> list[NDArray[np.int64]]:

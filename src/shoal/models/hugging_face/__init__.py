@@ -46,7 +46,8 @@ def config_to_hugging_face(config: TransformerConfig, end_of_text: int | None = 
         "model_type": kind, "vocab_size": config.vocabulary, "tie_word_embeddings": config.tied,
         "bos_token_id": end_of_text, "eos_token_id": end_of_text, "dtype": "float32",
     }  # fmt: skip
-    return common | FAMILIES[kind].to_config(config) | dropout_to_hugging_face(kind, config) | heads.to_config(kind, config)
+    head = heads.to_config(kind, config, end_of_text)
+    return common | FAMILIES[kind].to_config(config) | dropout_to_hugging_face(kind, config) | head
 
 
 def config_from_hugging_face(config: Mapping[str, Any]) -> TransformerConfig:

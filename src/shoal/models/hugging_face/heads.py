@@ -46,7 +46,7 @@ def is_theirs(family: str, config: TransformerConfig) -> bool:
     return not config.pooler and config.transform == (family == "modernbert")
 
 
-def to_config(family: str, config: TransformerConfig) -> dict[str, Any]:
+def to_config(family: str, config: TransformerConfig, end_of_text: int | None = None) -> dict[str, Any]:
     """What `config.json` says of the head."""
     if not config.head:
         return {}
@@ -56,6 +56,8 @@ def to_config(family: str, config: TransformerConfig) -> dict[str, Any]:
     }
     if is_theirs(family, config):
         said["architectures"] = [ARCHITECTURES[family] + ENDINGS[config.head]]
+        if config.causal and config.head == "sequence":
+            said["pad_token_id"] = end_of_text  # a padded row's last token is found by it
         if family == "modernbert":
             said["classifier_pooling"] = "mean" if config.pooling == "mean" else "cls"
     return said
@@ -77,7 +79,7 @@ def from_config(
         return shape
     outputs = 2 if kind == "span" else len(config.get("id2label") or {}) or config.get("num_labels", 2)
     pooling: Pooling = "last" if shape.causal else "mean" if config.get("classifier_pooling") == "mean" else "first"
-    return replace(shape, head=kind, outputs=outputs, pooling=pooling)
+    return replace(shape, head=kind, outputs=outputs, pooling=pooling, tied=True)  # there is no projection to tie
 
 
 def rules(family: str, config: TransformerConfig) -> Iterator[Rule]:
