@@ -134,7 +134,7 @@ class Classify(LabelledTask):
         predictions: list[dict[str, Any]] = []
         for example, (probabilities,) in zip(examples, outputs, strict=True):
             told = np.flatnonzero(probabilities >= THRESHOLD) if self.several else [int(np.argmax(probabilities))]
-            names, true = ([self.labels[number] for number in its] for its in (told, self.numbers_of(example)))
+            names, true = ([self.labels[number] for number in its] for its in (told, sorted(self.numbers_of(example))))
             each = {label: round(float(value), 6) for label, value in zip(self.labels, probabilities, strict=True)}
             if self.several:
                 predictions.append({"labels": names, "true": true, "probabilities": each})
