@@ -36,7 +36,7 @@ from shoal.train.search import search
 from shoal.train.start import Start, run_on_ranks
 from shoal.train.telemetry import describe_metrics, read_metrics
 
-SHORT = {"--model": "--model.init_from", "--data": "--examples.train"}
+SHORT = {"--model": "--model.init_from", "--data": "--examples.train", "--on-error": "--examples.on_error"}
 """Recipe keys that go without their section here."""
 
 

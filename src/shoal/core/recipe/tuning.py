@@ -22,7 +22,7 @@ class Examples:
     validation: list[str] = field(default_factory=list)
     """Files to choose the best model by; empty: a `datasets` folder's own split, else `held_out` of the training files."""
     test: list[str] = field(default_factory=list)
-    """Files that only the last evaluation reads; empty: the validation's."""
+    """Files that only the last evaluation reads; empty: what chooses the best model also judges it."""
     held_out: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.1
     """Share of the training examples kept for validation, where it has no files."""
     held_out_by: Literal["hash", "tail"] = "hash"
