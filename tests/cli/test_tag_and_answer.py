@@ -54,6 +54,17 @@ def write_questions(path: Path, count: int, seed: int) -> None:
     path.write_text(json.dumps({"version": "2.0", "data": [{"title": "sea", "paragraphs": questions}]}))
 
 
+def as_text(lines: list[list[str]]) -> dict[str, Any]:
+    """The same sentence as a text with entities, here of one B and the I's behind it."""
+    entities: list[list[Any]] = []
+    for place, (_, tag) in enumerate(lines):
+        if tag.startswith("B-"):
+            entities.append([place, place, tag[2:]])
+        if tag != "O":
+            entities[-1][1] = place + 1
+    return {"text": "".join(letter for letter, _ in lines), "entities": entities}
+
+
 def equal_figures(result: dict[str, Any], again: dict[str, Any]) -> bool:
     figures = {name for name in again if name.startswith("eval_") and name != "eval_seconds"}
     assert again["eval_loss"] == pytest.approx(result["eval_loss"], rel=1e-5)
@@ -70,6 +81,10 @@ def test_entities_are_learnt_and_evaluated_alike(shoal: Shoal, base: Path) -> No
     assert result["eval_f1"] > 0.9
     assert result["eval_labels"]["PER"]["entities"] == 30
     assert equal_figures(result, json.loads(shoal("evaluate", "runs/run", "--json").out))
+    sentences = [block.split("\n") for block in Path("dev.conll").read_text().strip().split("\n\n")]
+    rows = [as_text([line.split(" ") for line in sentence]) for sentence in sentences]
+    Path("dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert equal_figures(result, json.loads(shoal("evaluate", "runs/run", "--data", "dev.jsonl", "--json").out))
     lines = [json.loads(line) for line in Path("runs/run/predictions.jsonl").read_text().splitlines()]
     assert lines[1]["where"] == "dev.conll:" + str(len(lines[0]["tokens"]) + 2)
     found = lines[0]["prediction"]["entities"][0]
@@ -119,13 +134,14 @@ def test_what_examples_can_not_be_used_is_told(
     assert not Path("runs/run/model").exists()
 
 
-def test_long_sentences_and_contexts_are_told_once(shoal: Shoal, base: Path) -> None:
+def test_long_sentences_and_what_is_left_out_are_told_once(shoal: Shoal, base: Path) -> None:
     write_sentences(Path("train.conll"), 20, 1)
     text = Path("train.conll").read_text()
-    Path("train.conll").write_text(text + text.replace("\n\n", "\n"))
+    Path("train.conll").write_text(text + text.replace("\n\n", "\n") + "\n江 I-PER\n")
     words = ["--model", base, "--data", "train.conll", "--examples.validation", "train.conll"]
     noisy = [word for word in QUICK if word != "--quiet"]
-    outcome = shoal("finetune", "--task", "tag", *words, *noisy, "--train.steps", "1")
+    outcome = shoal("finetune", "--task", "tag", *words, *noisy, "--train.steps", "1", "--examples.on_error", "skip")
+    assert outcome.err.count("2 examples left out, which can't be used: train.conll:") == 1
     assert outcome.err.count("2 of 40 sentences are longer than the model reads, and were divided") == 1
     write_questions(Path("train.json"), 20, 1)
     words = ["--model", base, "--data", "train.json", "--examples.validation", "train.json", "--examples.length", "12"]

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import List as DatasetsList
 
 from shoal.core.errors import InputError
 from shoal.core.recipe import Examples
@@ -88,6 +90,17 @@ def test_a_text_is_cut_into_words_signs_and_chinese_characters() -> None:
     assert sentence.words == ["Ada", "'", "s", "2", "naïve", "हिन्दी", "鱼", "群", "。"]
     assert sentence.spaced == [False, False, False, True, True, True, True, False, False]
     assert sentence.entities == [Entity("PER", 0, 1), Entity("X", 6, 8)]
+
+
+def test_tags_that_are_numbers_have_the_names_that_the_folder_gives_them(tmp_path: Path) -> None:
+    names = ClassLabel(names=["O", "B-X", "I-X"])
+    features = Features({"tokens": DatasetsList(Value("string")), "ner_tags": DatasetsList(names)})
+    dataset = Dataset.from_dict({"tokens": [["a", "b", "c"]], "ner_tags": [[0, 1, 2]]}, features)
+    dataset.save_to_disk(tmp_path / "folder")
+    dataset.to_parquet(tmp_path / "rows.parquet")
+    for name in ("folder", "rows.parquet"):
+        (example,) = read(tmp_path / name, TAG_ROLES)
+        assert read_sentence(example, "bio", "word").entities == [Entity("X", 1, 3)]
 
 
 @pytest.mark.parametrize(

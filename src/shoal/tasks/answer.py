@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.core.errors import InputError
+from shoal.core.errors import InputError, RecipeError
 from shoal.core.recipe import Recipe
 from shoal.data.examples.alignment import Aligner
 from shoal.data.examples.answers import ROLES, has_answer, read_answers, tokens_of, window_starts
@@ -45,7 +45,10 @@ class Answer(LabelledTask):
 
     def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, length: int, examples: Sequence[Example]) -> None:
         """Questions may have no answer if some of the examples have none, where the recipe doesn't say it."""
-        self.tokenizer, self.length = tokenizer, length
+        self.tokenizer = tokenizer
+        self.room = length - frame_size(tokenizer, 2)
+        if self.room < 2:
+            raise RecipeError(f"'examples.length' is {length}, in which no question and context have room")
         said = recipe.answer
         unanswerable = said.unanswerable
         if unanswerable is None:
@@ -72,11 +75,10 @@ class Answer(LabelledTask):
         context, places = self.characters(example.text("context"))
         if not len(context):
             raise InputError(f"{example.where}: the context is empty")
-        room = self.length - frame_size(self.tokenizer, 2)
         self.questions += 1
-        self.shortened += len(question) > room // 2
-        question = question[: room // 2]
-        room -= len(question)
+        self.shortened += len(question) > self.room // 2
+        question = question[: self.room // 2]
+        room = self.room - len(question)
         starts = window_starts(len(context), room, self.settings.stride)
         self.windowed += len(starts) > 1
         first, last = tokens_of(answers[0], places) if answers else (-1, -1)

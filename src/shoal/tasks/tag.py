@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.core.errors import InputError
+from shoal.core.errors import InputError, RecipeError
 from shoal.core.recipe import Recipe
 from shoal.data.examples.alignment import Aligner
 from shoal.data.examples.entities import (
@@ -54,7 +54,10 @@ class Tag(LabelledTask):
     def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, length: int, examples: Sequence[Example]) -> None:
         """The scheme and the types are those of the examples, where the recipe doesn't say them."""
         _check_seqeval()
-        self.tokenizer, self.length, self.aligner = tokenizer, length, Aligner(tokenizer)
+        self.tokenizer, self.aligner = tokenizer, Aligner(tokenizer)
+        self.room = length - frame_size(tokenizer, 1)
+        if self.room < 1:
+            raise RecipeError(f"'examples.length' is {length}, in which no word has room beside the special tokens")
         said = recipe.tag
         scheme = said.scheme if said.scheme != "auto" else scheme_of(map(tags_of, examples))
         learned = said.learned if said.learned != "auto" else "bioes" if scheme == "bioes" else "bio"
@@ -91,9 +94,9 @@ class Tag(LabelledTask):
             )
         tags = write_tags(sentence.entities, len(sentence.words), self.settings.learned)
         tokens = self.aligner.words(sentence.words, sentence.spaced)
-        room = self.length - frame_size(self.tokenizer, 1)
-        tokens = [of_word[:room] for of_word in tokens]
-        parts = divide([len(of_word) for of_word in tokens], [word[-1:] in SENTENCE_ENDS for word in sentence.words], room)
+        tokens = [of_word[: self.room] for of_word in tokens]
+        ends = [word[-1:] in SENTENCE_ENDS for word in sentence.words]
+        parts = divide([len(of_word) for of_word in tokens], ends, self.room)
         self.sentences += 1
         self.divided += len(parts) > 1
         return [(self._piece(tokens[part], tags[part]),) for part in parts]
