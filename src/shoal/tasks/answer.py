@@ -8,6 +8,8 @@ its target, as have questions without an answer.
 What is told is the part of the context, in whichever window, whose two scores have the largest sum. Where there may be no
 answer, none is told if the first token's two scores, of the window where their sum is least, are above that by more than
 `answer.threshold` (Devlin et al., on SQuAD 2.0).
+
+Shape suffixes: P pieces (windows), L tokens of the longest, N of all rows.
 """
 
 from collections.abc import Mapping, Sequence

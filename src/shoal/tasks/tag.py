@@ -6,6 +6,8 @@ the likeliest of them. Figures are `seqeval`'s, strict: an entity counts if its 
 
 A sentence that is longer than the model reads is divided: each part ends after the last sign that ends a sentence in its
 second half, or else where it is full. So every word is read, and every entity counts.
+
+Shape suffixes: N tokens of all rows, A of them that have a label, L labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +33,7 @@ from shoal.data.examples.entities import (
     read_tags,
     scheme_of,
     write_tags,
-)  # fmt: skip
+)
 from shoal.data.examples.example import Example
 from shoal.data.examples.rows import NO_TARGET, Piece, Sample
 from shoal.data.examples.sentences import ROLES, Sentence, kinds_of, read_sentence, tags_of

@@ -15,7 +15,7 @@ from shoal.core.recipe.fields import (
     PositiveFloat,
     Switch,
     section,
-)  # fmt: skip
+)
 
 Format = Literal["auto", "jsonl", "csv", "tsv", "parquet", "datasets", "conll", "squad", "lines"]
 
