@@ -1,13 +1,14 @@
 """What a task's examples are, as far as choosing a model needs it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shoal.core.recipe import Recipe
 from shoal.data.cleaning.draft import Draft
 from shoal.data.cleaning.language import open_language
 from shoal.data.examples.example import Example
+from shoal.data.examples.sentences import put_together
 from shoal.data.examples.splits import read_splits
 from shoal.data.tokenizer import TextTokenizer
 from shoal.plan.choice import Facts
@@ -27,11 +28,16 @@ def read_facts(recipe: Recipe, tokenizer: TextTokenizer | None) -> Facts:
     """Of the recipe's training examples; tokens by a tokenizer, or guessed without. `InputError` as reading them raises."""
     examples = read_splits(recipe.examples, LABELLED[recipe.task].roles).train
     chosen = examples[:: max(1, len(examples) // LOOKED_AT)]
-    texts = ["\n".join(_texts(example.values)) for example in chosen]
+    texts = ["\n".join(_texts(_read(example.values))) for example in chosen]
     language = _language(texts)
     lengths = [_tokens(text, language, tokenizer) for text in texts]
     labels = Counter(str(label) for example in examples if (label := _label(example)) is not None)
     return Facts(len(examples), language, sum(lengths) / len(lengths), max(lengths), dict(labels))
+
+
+def _read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model reads of an example, and not what it is to tell of words, or of parts of the text."""
+    return {role: value for role, value in values.items() if role not in ("tags", "entities", "answers")}
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -42,7 +48,7 @@ def _texts(value: Any) -> Iterator[str]:
         for part in value.values():
             yield from _texts(part)
     elif isinstance(value, list | tuple):
-        yield " ".join(part for part in value if isinstance(part, str)) or ""
+        yield put_together([part for part in value if isinstance(part, str)])[0]
         for part in value:
             if not isinstance(part, str):
                 yield from _texts(part)

@@ -8,11 +8,13 @@ from shoal.core.recipe import Recipe
 from shoal.data.shards import TokenStream
 from shoal.data.tokenizer import TextTokenizer
 from shoal.models.config import TransformerConfig
+from shoal.tasks.answer import Answer
 from shoal.tasks.causal import Causal
 from shoal.tasks.classify import Classify
 from shoal.tasks.infill import Infill
 from shoal.tasks.labelled import LabelledTask
 from shoal.tasks.masked import Masked
+from shoal.tasks.tag import Tag
 from shoal.tasks.task import Batch, Task
 
 TASKS: dict[str, Callable[[Recipe, TextTokenizer, TokenStream | None], Task]] = {
@@ -24,6 +26,8 @@ TASKS: dict[str, Callable[[Recipe, TextTokenizer, TokenStream | None], Task]] = 
 
 LABELLED: dict[str, Any] = {
     "classify": Classify,
+    "tag": Tag,
+    "answer": Answer,
 }
 """Tasks of fine-tuning, each a class that is a `LabelledTask`."""
 
@@ -74,12 +78,14 @@ __all__ = [
     "ENCODERS",
     "LABELLED",
     "TASKS",
+    "Answer",
     "Batch",
     "Causal",
     "Classify",
     "Infill",
     "LabelledTask",
     "Masked",
+    "Tag",
     "Task",
     "check_objective",
     "check_task",

@@ -6,7 +6,7 @@ from shoal.core.recipe import Recipe
 from shoal.models.hugging_face.heads import ENDINGS
 from shoal.train.telemetry import describe_metrics
 
-PIPELINES = {"classify": "text-classification"}
+PIPELINES = {"classify": "text-classification", "tag": "token-classification", "answer": "question-answering"}
 """A task's pipeline on the hub."""
 
 

@@ -258,7 +258,7 @@ def _notes(examined: Examined) -> list[str]:
             f"{framed.cut:,} of {framed.count:,} texts are longer than the {examined.length:,} tokens that the model reads, "
             "and lost their end"
         )
-    return notes
+    return [*notes, *getattr(examined.task, "notes", [])]
 
 
 def _facts(examined: Examined) -> dict[str, Any]:

@@ -55,13 +55,20 @@ def learning_curve(run: RunDirectory, result: Result) -> str:
     return f'<h2>Learning curve</h2>{verdict}<div class="charts">{"".join(charts)}</div>'
 
 
+def _labels(run: RunDirectory, result: Result) -> list[str]:
+    """Figures of each label."""
+    split = "test" if "test_labels" in result else "eval"
+    each = result[f"{split}_labels"]
+    names = list(next(iter(each.values()), ()))
+    rows = [[label, *(_figure(figures[name]) for name in names)] for label, figures in each.items()]
+    return [f"<h2>Labels, on {SPLITS[split]} examples</h2>" + _table(["label", *names], rows, figures=len(names))]
+
+
 def _classify(run: RunDirectory, result: Result) -> list[str]:
     """Figures of each label, what is taken for what, and what was told wrongly with most confidence."""
     split = "test" if "test_labels" in result else "eval"
     each, matrix = result[f"{split}_labels"], result.get(f"{split}_confusion")
-    names = list(next(iter(each.values())))
-    rows = [[label, *(_figure(figures[name]) for name in names)] for label, figures in each.items()]
-    sections = [f"<h2>Labels, on {SPLITS[split]} examples</h2>" + _table(["label", *names], rows, figures=len(names))]
+    sections = _labels(run, result)
     if matrix:
         labels = list(each)
         picture = draw_confusion(labels, matrix, run.confusion)
@@ -75,7 +82,7 @@ def _classify(run: RunDirectory, result: Result) -> list[str]:
     return sections
 
 
-SECTIONS: dict[str, Callable[[RunDirectory, Result], list[str]]] = {"classify": _classify}
+SECTIONS: dict[str, Callable[[RunDirectory, Result], list[str]]] = {"classify": _classify, "tag": _labels}
 """By task; others have the learning curve alone."""
 
 

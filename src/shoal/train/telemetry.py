@@ -242,5 +242,7 @@ FIGURES = {
     "accuracy": "{:.1%} right",
     "macro_f1": "macro-F1 {:.{digits}f}",
     "micro_f1": "micro-F1 {:.{digits}f}",
+    "exact": "{:.1%} exact",
+    "f1": "F1 {:.{digits}f}",
 }
 """How figures of evaluations are told, without `eval_`; those that are not here stand in the files alone."""

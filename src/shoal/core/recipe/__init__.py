@@ -15,19 +15,19 @@ from shoal.core.recipe.model import Model
 from shoal.core.recipe.parallel import Codec, Link, Local, Parallel, Server
 from shoal.core.recipe.tasks import Infill, Masked, Samples
 from shoal.core.recipe.training import Checkpoint, Evaluation, Lookahead, Optimizer, Regular, Schedule, Train
-from shoal.core.recipe.tuning import Augment, Classify, Examples, Lora, Tuning
+from shoal.core.recipe.tuning import Answer, Augment, Classify, Examples, Lora, Tag, Tuning
 
 __all__ = [
-    "Augment", "Checkpoint", "Classify", "Clean", "Codec", "Data", "Evaluation", "Examples", "Infill", "Link", "Local",
-    "Lookahead", "Lora", "Masked", "Model", "Optimizer", "Parallel", "Recipe", "Regular", "Samples", "Schedule", "Server",
-    "Tokenizer", "Train", "Tuning",
+    "Answer", "Augment", "Checkpoint", "Classify", "Clean", "Codec", "Data", "Evaluation", "Examples", "Infill", "Link",
+    "Local", "Lookahead", "Lora", "Masked", "Model", "Optimizer", "Parallel", "Recipe", "Regular", "Samples", "Schedule",
+    "Server", "Tag", "Tokenizer", "Train", "Tuning",
 ]  # fmt: skip
 
 
 Objective = Literal["causal", "masked", "infill"]
 """What is learned from text alone."""
 
-Labelled = Literal["classify"]
+Labelled = Literal["classify", "tag", "answer"]
 """What is learned from labelled examples."""
 
 
@@ -61,6 +61,8 @@ class Recipe:
     search: dict[str, list[Any] | dict[str, Any]] = field(default_factory=dict)
     """What `finetune --search` tries: by key, a list of values, or `{low: 1e-5, high: 1e-3, log: true}`."""
     classify: Classify = field(default_factory=Classify)
+    tag: Tag = field(default_factory=Tag)
+    answer: Answer = field(default_factory=Answer)
 
     @property
     def verb(self) -> str:

@@ -5,7 +5,17 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Strict
 
-from shoal.core.recipe.fields import Count, Fraction, Momentum, NonNegative, Positive, PositiveFloat, section
+from shoal.core.recipe.fields import (
+    Count,
+    Finite,
+    Fraction,
+    Momentum,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Switch,
+    section,
+)
 
 Format = Literal["auto", "jsonl", "csv", "tsv", "parquet", "datasets", "conll", "squad", "lines"]
 
@@ -113,3 +123,33 @@ class Classify:
     """What an example counts in training: all alike, or so that all labels weigh the same."""
     focal: NonNegative = 0.0
     """Focal loss's exponent (Lin et al. 2017, arXiv:1708.02002); 0: cross entropy."""
+
+
+@section
+class Tag:
+    """Task `tag`: entities in a sentence, as one tag a word."""
+
+    types: list[str] = field(default_factory=list)
+    """Types of entities, in the order of their numbers; empty: those of the training examples, sorted."""
+    scheme: Literal["auto", "bio", "bioes", "iob1"] = "auto"
+    """How tags of the files mark where an entity begins and ends; `auto`: as those of the training examples do."""
+    learned: Literal["auto", "bio", "bioes"] = "auto"
+    """How the model's do; `auto`: as the files' (BIO for IOB1)."""
+    units: Literal["word", "character"] = "word"
+    """What is tagged of a text that is not given as tokens: words, signs and Chinese characters; or every character."""
+    subwords: Literal["first", "all"] = "first"
+    """Which tokens of a word learn its tag; the first is what tells it, either way."""
+
+
+@section
+class Answer:
+    """Task `answer`: the part of a text that answers a question."""
+
+    stride: Count = 128
+    """Tokens that a window of a long text has in common with the next."""
+    longest: Positive = 30
+    """Tokens of an answer, at most."""
+    unanswerable: Switch = None
+    """Whether a text may not answer its question (null: whether that happens in the training examples)."""
+    threshold: Finite = 0.0
+    """By how much "no answer" must score above the best answer to be told, where there may be none."""

@@ -29,16 +29,22 @@ class Example:
         value = self.values.get(role)
         if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(part, str) for part in value):
             raise InputError(f"{self.where}: the {role} are {_kind(value)}, not a list of texts")
+        if not all(map(is_encodable, value)):
+            raise InputError(f"{self.where}: the {role} hold half a surrogate pair (\\ud800 to \\udfff), which no text has")
         return list(value)
 
 
 @dataclass(frozen=True)
 class Role:
-    """A column that a task wants: `names` under which files usually have it, best first; `needed`: it can't do without."""
+    """A column that a task wants: `names` under which files usually have it, best first; `needed`: it can't do without.
+
+    `instead`: a role before it, which does as well.
+    """
 
     name: str
     names: tuple[str, ...]
     needed: bool = True
+    instead: str = ""
 
 
 def _kind(value: Any) -> str:
@@ -57,7 +63,7 @@ def choose_columns(columns: Sequence[str], roles: Sequence[Role], given: Mapping
         taken = {*chosen.values(), *given.values()}  # a column is one thing
         usual = {column.lower(): column for column in reversed(columns) if column not in taken}
         name = given.get(role.name) or next((usual[name] for name in role.names if name in usual), None)
-        if name is None and not role.needed:
+        if name is None and (not role.needed or role.instead in chosen):
             continue
         if name is None or name not in columns:
             missing = f"no column '{name}'" if name else f"no column for the {role.name} ({', '.join(role.names)})"

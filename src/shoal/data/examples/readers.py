@@ -1,4 +1,4 @@
-"""Files of labelled examples, a row at a time: JSONL, CSV, TSV, Parquet, `datasets` folders, two texts side by side.
+"""Files of labelled examples, a row at a time: JSONL, CSV, TSV, Parquet, `datasets` folders, CoNLL columns, SQuAD's JSON.
 
 Adding a format is one reader here, one line in `READERS`, and one row in the tests.
 """
@@ -12,7 +12,9 @@ from typing import Any, cast
 from shoal.core.errors import InputError
 from shoal.core.files import read_json
 from shoal.core.recipe import Examples
+from shoal.data.examples.conll import read_conll
 from shoal.data.examples.example import Example, Role, choose_columns
+from shoal.data.examples.squad import read_squad
 from shoal.data.readers import COMPRESSIONS, Faults, byte_lines, opened_text
 
 Rows = Iterator[tuple[str, Mapping[str, Any] | InputError]]
@@ -215,7 +217,11 @@ def _with_names(row: dict[str, Any], label_names: Mapping[str, list[str]]) -> di
 
 READERS: dict[str, Reader] = {
     "jsonl": _jsonl, "csv": _delimited(","), "tsv": _delimited("\t"), "parquet": _parquet, "datasets": _datasets,
+    "conll": read_conll, "squad": read_squad,
 }  # fmt: skip
 """By `examples.format`."""
 
-ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+ENDINGS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".json": "squad",
+    ".conll": "conll", ".bio": "conll", ".iob": "conll", ".iob2": "conll", ".bioes": "conll",
+}  # fmt: skip

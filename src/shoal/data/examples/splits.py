@@ -70,14 +70,15 @@ def _divided(examples: list[Example], settings: Examples, roles: Sequence[Role])
     if settings.held_out_by == "tail":
         kept = len(examples) - round(settings.held_out * len(examples))
         return examples[:kept], examples[kept:]
-    held_out = [_share(example, roles[0].name) < settings.held_out for example in examples]
+    held_out = [_share(example, roles) < settings.held_out for example in examples]
     return (
         [example for example, out in zip(examples, held_out, strict=True) if not out],
         [example for example, out in zip(examples, held_out, strict=True) if out],
     )
 
 
-def _share(example: Example, role: str) -> float:
-    """A number from 0 to 1 that the example's input alone decides."""
-    digest = hashlib.blake2b(repr(example.values[role]).encode(errors="surrogatepass"), digest_size=8).digest()
+def _share(example: Example, roles: Sequence[Role]) -> float:
+    """A number from 0 to 1 that the first of the roles that the example has, its input, decides alone."""
+    name = next((role.name for role in roles if role.name in example.values), "")
+    digest = hashlib.blake2b(repr(example.values.get(name)).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
