@@ -171,14 +171,23 @@ class Transformer(nn.Module):
 
         6 a weight that multiplies (embedding look-ups do not; the output projection, and what is before it, a `projected`
         share of the tokens), and attention's two products, 12 × heads × head_dim a position seen: on average half of the
-        sequence where attention is causal (PaLM's appendix B counts all, as if the masked half were computed).
+        sequence where attention is causal (PaLM's appendix B counts all, as if the masked half were computed). A weight that
+        is not learnt takes 4; below all that is learnt, there is no backward pass: 2, and attention a third.
         """
         config = self.config
-        inner = sum(p.numel() for p in self.blocks.parameters() if p.dim() == 2)
         outer = config.vocabulary * config.dim + (config.dim**2 if self.transform is not None else 0)
         near = min(tokens, 2 * config.window + 1)
-        seen = sum(near if block.local else tokens for block in self.blocks) * (0.5 if config.causal else 1.0)
-        return 6.0 * (inner + projected * outer) + 12.0 * seen * config.heads * config.head_dim
+        reached = self.embedding.weight.requires_grad
+        total = 0.0
+        for block in self.blocks:
+            matrices = [p for p in block.parameters() if p.dim() == 2]
+            reached = reached or any(p.requires_grad for p in block.parameters())
+            seen = (near if block.local else tokens) * (0.5 if config.causal else 1.0)
+            learnt = sum(p.numel() for p in matrices if p.requires_grad)
+            inner = sum(p.numel() for p in matrices)
+            total += (4.0 if reached else 2.0) * inner + 2.0 * learnt
+            total += (12.0 if reached else 4.0) * seen * config.heads * config.head_dim
+        return total + 2.0 * projected * outer * (1 + reached + self.head_weight.requires_grad)
 
 
 class Block(nn.Module):

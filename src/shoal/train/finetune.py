@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoal.core import native
 from shoal.core.errors import InputError, RecipeError
-from shoal.core.model_directory import find_model_directory, write_model_directory
+from shoal.core.model_directory import find_model_directory, write_adapter_directory, write_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe, merged, recipe_tree
 from shoal.core.run_directory import RunDirectory
@@ -24,15 +24,18 @@ from shoal.data.order import Order
 from shoal.data.plan import Plan
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models import hugging_face
+from shoal.models.hugging_face.adapters import adapter_files, changes_from_hugging_face
+from shoal.models.lora import Changes, changes_of, fold
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import LABELLED, LabelledTask
 from shoal.train.cards import finetuned_card
+from shoal.train.features import looked_up
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
 from shoal.train.material import Evaluate, Material
-from shoal.train.models import read_model
+from shoal.train.models import read_adapter, read_model
 from shoal.train.schedule import Budget
 from shoal.train.tuning import freeze, tuned_model
 
@@ -63,26 +66,29 @@ class Encoded:
 
 def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
     """Labelled examples, and the recipe's model with the task's head. Raises `InputError` for what can't work."""
-    base = read_model(recipe.model).to(world.device)
+    base = read_model(recipe.model, changed=recipe.tuning.what != "lora")
     tokenizer = read_tokenizer(find_model_directory(Path(recipe.model.init_from)))
     length = min(recipe.examples.length or base.config.context, base.config.context)
     kind = LABELLED[recipe.task]
     splits = read_splits(recipe.examples, kind.roles)
     task = kind(recipe, tokenizer, length, splits.train)
-    make = partial(tuned_model, base.cpu(), recipe, task.head)
+    make = partial(tuned_model, base, recipe, task.head, _changes(recipe, base))
     model = make().to(world.device)
     freeze(model, recipe.tuning)
+    parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora." not in name)
     train, *others = (Encoded.of(task, examples) for examples in (splits.train, splits.validation, splits.test))
     layout: Layout = "joined" if joins(model, recipe) else "padded"
-    rows = train.rows(model, layout)
+    rows, *held_out = (part.rows(model, layout) for part in (train, *others))
+    notes = _notes(task, splits.faults.count)
+    model, (rows, *held_out), told = looked_up(model, [rows, *held_out], recipe, world)
     recipe = resolve(recipe, task, rows)
     order = Order(recipe.seed, rows.samples)
     sizes = BatchSizes.of(recipe, rows.tokens / rows.samples)
 
     def evaluator(together: int, wire: Wire, data: Axis, precision: AbstractContextManager[None]) -> Evaluate:
         found = [
-            LabelledSplit(name, part.examples, part.owners, part.rows(model, layout))
-            for name, part in zip(("eval", "test"), others, strict=True)
+            LabelledSplit(name, part.examples, part.owners, its)
+            for name, part, its in zip(("eval", "test"), others, held_out, strict=True)
             if part.examples
         ]
         return LabelledEvaluator(
@@ -92,6 +98,9 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
     def write_model(folder: Path, weights: Mapping[str, Tensor], result: dict[str, Any]) -> None:
         trained = make()
         trained.load_state_dict(weights, strict=False)  # what was frozen is as it was
+        if recipe.tuning.what == "lora":
+            write_adapter(run.adapter, recipe, trained)
+            fold(trained)
         write_finetuned(folder, recipe, task, length, tokenizer, trained, result)
 
     return Material(
@@ -102,9 +111,10 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
         Plan(rows, order, sizes),
         Budget.of(recipe.train),
         round(rows.tokens / rows.samples),
+        parameters,
         evaluator,
         write_model,
-        tuple(_notes(task, splits.faults.count)),
+        (*notes, *told),
     )
 
 
@@ -133,6 +143,26 @@ def joins(model: Transformer, recipe: Recipe) -> bool:
         and not config.dropped("attention")
         and native.available()
     )
+
+
+def _changes(recipe: Recipe, base: Transformer) -> Changes | None:
+    """Those of the adapter that is to be trained on."""
+    adapter = read_adapter(recipe.model) if recipe.tuning.what == "lora" else None
+    try:
+        return None if adapter is None else changes_from_hugging_face(adapter, base.config)
+    except ValueError as error:
+        raise InputError(f"{recipe.model.adapter or recipe.model.init_from}: {error}") from None
+
+
+def write_adapter(folder: Path, recipe: Recipe, model: Transformer) -> None:
+    """Write what was learnt beside the model's weights, for those who have them."""
+    plain = {name: value for name, value in model.state_dict().items() if ".lora." not in name}
+    whole = Transformer(model.config).materialise()
+    whole.load_state_dict(plain)
+    base = str(find_model_directory(Path(recipe.model.init_from)).resolve())
+    weights = hugging_face.weights_to_hugging_face(whole)
+    config, tensors = adapter_files(changes_of(model), model.config, weights, base, recipe.tuning.lora.dropout)
+    write_adapter_directory(folder, config, tensors)
 
 
 def write_finetuned(
@@ -183,6 +213,10 @@ def check_finetuning(recipe: Recipe) -> None:
         raise RecipeError(f"'task' is {recipe.task}, which shoal pretrain is for; accepted here: {', '.join(LABELLED)}")
     if recipe.parallel.sync == "server":
         raise RecipeError("'parallel.sync' server is for shoal pretrain; accepted here: auto, every, local")
+    if recipe.tuning.what == "lora" and recipe.parallel.tensor > 1:
+        raise RecipeError(
+            "'parallel.tensor' above 1 divides matrices that 'tuning.what' lora changes as wholes; take parallel.shard zero3"
+        )
     if not recipe.model.init_from:
         raise RecipeError("no model to start from: give its folder, or a run's, by --model DIR ('model.init_from')")
 
