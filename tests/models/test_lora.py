@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from shoal.core.model_directory import (
     read_adapter_directory,
@@ -127,6 +127,22 @@ def test_shoal_computes_the_same_from_an_adapter_that_peft_wrote(tmp_path: Path,
     assert_close(logits_of(whole, tokens), expected)
     adapt(model, changes_from_hugging_face(adapter, config))
     assert_close(logits_of(model, tokens), expected)
+
+
+def test_an_adapter_under_a_head_of_our_own_is_one_of_the_body(tmp_path: Path) -> None:
+    config = replace(CLASSIFIER, pooling="mean", pooler=False)
+    body, model = random_model(replace(config, head="", outputs=0)), random_model(config)
+    write(tmp_path / "base", body)
+    adapt(model, random_changes(config, ["value", "down"]))
+    tokens = random_tokens(config)
+    changes, expected, hidden = changes_of(model), logits_of(model, tokens), model(tokens)
+    fold(model)
+    files = adapter_files(changes, config, hugging_face.weights_to_hugging_face(model), "base", 0.0)
+    write_adapter_directory(tmp_path / "adapter", *files)
+    theirs = PeftModel.from_pretrained(AutoModel.from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
+    assert_close(theirs(input_ids=tokens).last_hidden_state, hidden)
+    adapter = Adapter.parse(*read_adapter_directory(tmp_path / "adapter"))
+    assert_close(logits_of(hugging_face.build(*merged(*read_model_directory(tmp_path / "base"), adapter)), tokens), expected)
 
 
 def test_an_adapter_brings_its_head_to_a_body_without_one(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ side by side: A of all, B with blocks of zeros, the rank the sum of theirs.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,6 @@ A, B = ".lora_A.weight", ".lora_B.weight"
 
 TASKS: dict[Kind, str] = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS"}
 """`peft`'s names of what a head is for."""
-
-NO_HEAD = {True: "CAUSAL_LM", False: "FEATURE_EXTRACTION"}
-"""Where there is none, by whether the model is a decoder."""
 
 TURNED = ("gpt2",)
 """Families whose matrices are kept the other way round."""
@@ -95,7 +92,7 @@ def changes_from_hugging_face(adapter: Adapter, config: TransformerConfig) -> di
     places = _places(config)
     found: dict[str, dict[str, Change]] = {}
     for module, change in adapter.changes.items():
-        name = module if module in places else next((place for place in places if place.endswith("." + module)), None)
+        name = _found(module, places)
         if name is None:
             raise ValueError(f"the adapter changes '{module}', which is none of the matrices of the model's blocks")
         targets = places[name]
@@ -144,12 +141,13 @@ def adapter_files(
     (rank, alpha), _ = Counter((ranks[name], alphas[name]) for name in theirs).most_common(1)[0]
     special = [name for name in theirs if (ranks[name], alphas[name]) != (rank, alpha)]
     modules, saved = _modules_of_head(kind, config, weights)
+    none = "CAUSAL_LM" if config.causal and not config.head else "FEATURE_EXTRACTION"
     content: dict[str, Any] = {
-        "peft_type": "LORA", "task_type": TASKS[config.head] if config.head else NO_HEAD[config.causal],
+        "peft_type": "LORA", "task_type": TASKS[config.head] if is_theirs(kind, config) and config.head else none,
         "base_model_name_or_path": base, "inference_mode": True,
         "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "bias": "none", "fan_in_fan_out": kind in TURNED,
         "rank_pattern": {name: ranks[name] for name in special}, "alpha_pattern": {name: alphas[name] for name in special},
-        "target_modules": list(theirs), "modules_to_save": modules or None,
+        "target_modules": list(theirs), "modules_to_save": modules if is_theirs(kind, config) else None,
     }  # fmt: skip
     if config.head and not is_theirs(kind, config):
         content["shoal_head"] = {"kind": config.head, "outputs": config.outputs, "pooling": config.pooling}
@@ -187,7 +185,8 @@ def _head(kind: str, adapter: Adapter) -> dict[str, Any]:
 def _places(config: TransformerConfig) -> dict[str, tuple[tuple[str, str], ...]]:
     """By their module: of which of our modules, and targets in these, it has the rows, in their order."""
     chosen = FAMILIES[family(config)]
-    prefix = chosen.prefix if config.causal or config.transform or config.head else ""
+    whole = is_theirs(family(config), config) if config.head else config.causal or config.transform
+    prefix = chosen.prefix if whole else ""  # of what `peft` puts it into: with a head of the family's, or the body alone
     places: dict[str, tuple[tuple[str, str], ...]] = {}
     for rule in chosen.rules(config, prefix):
         inner = [(ours, ours.split(".", 2)[2]) for ours in rule.ours if ours.startswith("blocks.")]
@@ -199,12 +198,12 @@ def _places(config: TransformerConfig) -> dict[str, tuple[tuple[str, str], ...]]
     return places
 
 
-def _found(name: str, weights: Mapping[str, Tensor]) -> str | None:
-    """A tensor's name in a file, which may be of the body alone, or of more than that."""
-    if name in weights:
+def _found(name: str, names: Collection[str]) -> str | None:
+    """What a name is among others, which may be of the body alone, or of more than that."""
+    if name in names:
         return name
     bare = name.partition(".")[2]
-    return bare if bare in weights else next((other for other in weights if other.endswith("." + name)), None)
+    return bare if bare in names else next((other for other in names if other.endswith("." + name)), None)
 
 
 def _of_module(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
