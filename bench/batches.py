@@ -1,6 +1,6 @@
 """What each kind of rows makes of a corpus: how many positions hold a token, how often texts are cut, what reading costs.
 
-    python bench/batches.py data/gpt-demo data/notes --context 256 1024
+    python bench/batches.py data/demo data/notes --context 256 1024
 
 Prints the table of docs/batches.md. Shares are exact counts, or over 4,096 steps of a longer epoch; only the last column
 depends on the machine.

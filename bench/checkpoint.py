@@ -45,7 +45,7 @@ def measure(recipe: Path, corpus: Path, steps: int, every: int) -> Result:
     keys = ["--data.directory", str(corpus), "--train.minutes", "0", "--train.steps", str(steps), "--evaluation.every", "0"]
     chosen = read_recipe(recipe, [*keys, "--checkpoint.every", str(every), "--evaluation.final_sequences", "16"])
     with join("cpu") as world, TemporaryDirectory(dir=ROOT / ".bench") as folder:
-        parts = build(chosen, RunDirectory(Path(folder)), world, quiet=True)
+        parts, _ = build(chosen, RunDirectory(Path(folder)), world, quiet=True)
         timed = TimedCheckpoints(parts.checkpoints.folder, 1)
         timed.calls, timed.copies = [], []
         train(dataclasses.replace(parts, checkpoints=timed))

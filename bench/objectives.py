@@ -184,7 +184,10 @@ def masked(recipe: Path, name: str, steps: int, workers: int, limit: int, fresh:
         f"Trained {result['steps']:,} steps, {result['tokens']:,} tokens, in {result['seconds']:.0f} s on "
         f"{result['world_size']} ranks × {result['threads']} threads.",
     ]
-    notes += [f"{sample['prompt']!r}: {'; '.join(sample['text'].split())}" for sample in result.get("samples", [])]
+    notes += [
+        f"{sample['prompt']!r}: {'; '.join(line.strip() for line in sample['text'].strip().splitlines())}"
+        for sample in result.get("samples", [])
+    ]
     columns = ["", "found", "nats a token"]
     publish(
         "masked-accuracy",

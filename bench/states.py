@@ -34,7 +34,7 @@ def main(
     given = ["--data.directory", str(corpus), "--parallel.shard", shard, "--parallel.tensor", str(tensor)]
     chosen = read_recipe(recipe, [*given, "--train.compile", "off", *(f"--{key}" for key in keys)])
     with join("cpu", threads=1) as world, TemporaryDirectory() as folder:
-        parts = build(chosen, RunDirectory(Path(folder)), world, quiet=True)
+        parts, _ = build(chosen, RunDirectory(Path(folder)), world, quiet=True)
         wire = parts.sync.wire
         for _ in range(steps):
             wire.sent.clear()

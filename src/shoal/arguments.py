@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from types import ModuleType
 from typing import Any
 
@@ -30,9 +30,10 @@ LISTS = {f"--{key}" for key, accepted, *_ in recipe_keys() if accepted.startswit
 
 def parse(verb: str, command: ModuleType, words: list[str]) -> tuple[Any, list[str]]:
     """(the verb's `Arguments`, overrides); exits with 2 after a message for words that are not understood."""
-    takes_recipe = "recipe" in {field.name for field in dataclasses.fields(command.Arguments)}
+    options = {field.name for field in dataclasses.fields(command.Arguments)}
+    takes_recipe = "recipe" in options
     own: dict[str, str] = getattr(command, "SHORT", {})
-    rest, overrides = _split(words, SHORT | own) if takes_recipe else (words, [])
+    rest, overrides = _split(words, SHORT | own, RECIPE_WORDS - options) if takes_recipe else (words, [])
     try:
         arguments = tyro.cli(command.Arguments, args=rest, prog=f"shoal {verb}", description=command.__doc__)
     except SystemExit as leaving:
@@ -42,8 +43,8 @@ def parse(verb: str, command: ModuleType, words: list[str]) -> tuple[Any, list[s
     return arguments, overrides
 
 
-def _split(words: list[str], short: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Take out recipe keys: words that begin with -- and have a dot, or a recipe's word, and the value after them.
+def _split(words: list[str], short: Mapping[str, str], bare: Set[str]) -> tuple[list[str], list[str]]:
+    """Take out recipe keys: words that begin with -- and have a dot, or a recipe's word (`bare`), and the value after them.
 
     Several values of a `short` key that is a list are its items.
     """
@@ -55,7 +56,7 @@ def _split(words: list[str], short: Mapping[str, str]) -> tuple[list[str], list[
         listed = short.get(key) in LISTS
         key = short.get(key, key)
         word = key + equals + value
-        if key.startswith("--") and ("." in key or key[2:].replace("-", "_") in RECIPE_WORDS):
+        if key.startswith("--") and ("." in key or key[2:].replace("-", "_") in bare):
             overrides.append(word)
             if "=" not in word:
                 values = [pending.pop()] if pending else []
@@ -69,7 +70,9 @@ def _split(words: list[str], short: Mapping[str, str]) -> tuple[list[str], list[
 
 def _print_recipe_keys() -> None:
     table = Table("key", "default", "meaning", title="recipe keys, in the recipe's file or as --section.key value", box=None)
+    shorter = {key: f", {short}" for short, key in SHORT.items()}
     for key, accepted, default, meaning in recipe_keys():
         choices = f" ({accepted})" if "," in accepted else ""
-        table.add_row(f"--{key}", "" if default in (None, "", []) else str(default), meaning + choices)
+        names = f"--{key}{shorter.get(f'--{key}', '')}"
+        table.add_row(names, "" if default in (None, "", []) else str(default), meaning + choices)
     Console(file=sys.stdout).print(table)

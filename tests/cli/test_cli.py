@@ -45,6 +45,7 @@ def test_help_of_a_verb_with_a_recipe_lists_every_key(shoal: Shoal, verb: str) -
     assert "--optimizer.lookahead.every" in shown
     assert "--train.precision" in shown
     assert "fp32, bf16" in shown
+    assert "--data.on_error, --on-error" in shown
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,13 @@ def test_a_corpus_of_another_tokenizer_is_told(shoal: Shoal, model: Path, corpus
     assert outcome.error.startswith("other was prepared with another tokenizer: its vocabulary is 999, the model's ")
 
 
+def test_the_field_of_a_run_is_that_of_the_text_it_is_evaluated_on(shoal: Shoal, model: Path) -> None:
+    shutil.copytree(model, "run/model")
+    Path("run/recipe.yaml").write_text("data:\n  text_field: content\n")
+    Path("rows.jsonl").write_text('{"content": "the shoal swims"}\n')
+    assert json.loads(shoal("evaluate", "run", "--text", "rows.jsonl", "--json").out)["bytes"] == 15
+
+
 def test_a_damaged_corpus_is_told(shoal: Shoal, model: Path, corpus: Path) -> None:
     shutil.copytree(corpus, "cut")
     shard = next(Path("cut").glob("held_out-*.bin"))

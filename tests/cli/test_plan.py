@@ -1,6 +1,7 @@
 """`shoal plan`, as it is typed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from shoal.core.recipe import Recipe
 from shoal.plan import rehearsal
 from shoal.plan.rehearsal import Extent, Rehearsal, run_shoal
 from tests.cli.conftest import Shoal
+from tests.plan.test_forecast import REHEARSAL
 
 TINY = ["--model.preset", "qwen3-tiny", "--model.layers=2", "--model.dim", "32", "--model.heads", "2"]
 TINY += ["--model.hidden", "64", "--model.context", "16", "--train.compile", "off", "--train.device", "cpu"]
@@ -54,6 +56,50 @@ def test_more_machines_and_a_slow_link_change_how_ranks_meet(shoal: Shoal, corpu
     assert outcome.code == 0, outcome.err
     for shown in ("parameters", "a rank", "tokens/s", "sync local, int4 on the wire", "plain fp32 would reach", "It fits"):
         assert shown in outcome.out
+    assert "Start it with" not in outcome.out  # one command would not start several machines
+
+
+@pytest.fixture
+def lines(shoal: Shoal) -> Path:
+    """A corpus of short documents."""
+    Path("lines.txt").write_text("".join(f"the shoal swims {'on ' * (number % 9)}\n" for number in range(400)))
+    words = ["--data.sources", "lines.txt", "--data.documents", "line", "--data.directory", "data/lines"]
+    assert shoal("prepare", *words, "--data.held_out", "0.2", "--tokenizer.kind", "char").code == 0
+    return Path("data/lines")
+
+
+@pytest.fixture
+def extents(monkeypatch: pytest.MonkeyPatch) -> list[Extent]:
+    """What rehearsals are asked for, none of which takes place."""
+    asked: list[Extent] = []
+
+    def rehearse(recipe: Recipe, workers: int, extent: Extent) -> Rehearsal:
+        asked.append(extent)
+        return REHEARSAL
+
+    monkeypatch.setattr("shoal.commands.plan.rehearse", rehearse)
+    return asked
+
+
+def test_a_plan_counts_real_tokens_as_the_run_does_and_says_how_to_start_it(
+    shoal: Shoal, lines: Path, extents: list[Extent]
+) -> None:
+    words = ["--data.directory", lines, *TINY, "--model.context", "48", "--data.rows", "grouped", "--train.tokens", "20_000"]
+    planned = json.loads(shoal("plan", *words, "--json", "--quiet").out)["forecast"]
+    resolved = json.loads(shoal("pretrain", "--dry-run", *words, "--json").out)
+    assert (planned["steps"], planned["tokens"]) == (resolved["steps"], resolved["tokens"])
+    assert planned["steps"] > 20_000 / 16 / 48
+    told = shoal("plan", *words, "--quiet").out
+    assert f"Start it with: shoal pretrain --data.directory {lines} --model.preset qwen3-tiny" in told
+
+
+def test_all_corpora_of_a_mixture_are_planned_with(shoal: Shoal, lines: Path, extents: list[Extent]) -> None:
+    shutil.copytree(lines, "data/more")
+    words = [*TINY, "--train.steps", "9", "--quiet", "--json"]
+    one = json.loads(shoal("plan", "--data.directory", lines, *words).out)["forecast"]["evaluation_seconds"]
+    two = json.loads(shoal("plan", "--data.mixture", "[lines, more]", *words).out)["forecast"]["evaluation_seconds"]
+    assert extents[1].held_out == 2 * extents[0].held_out
+    assert two - REHEARSAL.evaluation == pytest.approx(2 * (one - REHEARSAL.evaluation))
 
 
 def test_what_does_not_fit_is_not_tried_but_the_mildest_change_is(
@@ -88,6 +134,7 @@ def test_a_learning_rate_is_found_by_ranks_and_told_as_it_is_typed(shoal: Shoal,
         (["--machines", "0"], "--machines is 0; accepted: a whole number above 0"),
         (["missing.yaml"], "missing.yaml: no such recipe"),
         ([], "data/run: no corpus there"),
+        (["--picture", "rates.png"], "--picture draws what --find-lr has found: give both"),
         (["--parallel.sync", "server"], "'parallel.sync' is server: parameter servers can't be rehearsed"),
         (["--train.stepz", "3"], "--train.stepz is not a recipe key; the nearest is 'train.steps'"),
     ],
@@ -97,6 +144,13 @@ def test_what_can_not_be_planned_is_told_in_one_line(shoal: Shoal, tmp_path: Pat
     assert outcome.code == 2
     assert outcome.error.startswith(told)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_of_the_model_that_lies_on_several_machines_is_not_rehearsed(shoal: Shoal, corpus: Path) -> None:
+    words = ["plan", "--data.directory", corpus, *TINY, "--train.steps", "4", "--tensor", "2"]
+    outcome = shoal(*words, "--machines", "2", "--workers", "1")
+    assert outcome.code == 2
+    assert outcome.error.startswith("--workers is 1, and 2 ranks divide a copy of the model")
 
 
 def test_a_recipe_without_an_end_is_told_before_anything_starts(shoal: Shoal, corpus: Path) -> None:

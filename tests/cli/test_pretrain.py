@@ -43,6 +43,57 @@ def test_a_dry_run_says_how_many_positions_are_real_and_counts_real_tokens(shoal
     assert f"{rows['samples']:,} {kind}, {rows['real_share']:.2%} of positions real" in shoal(*words).out
 
 
+def test_a_dry_run_of_growing_steps_counts_what_they_read_and_refuses_ranks_that_the_first_leaves_empty(
+    shoal: Shoal, corpus: Path
+) -> None:
+    growth = ["--schedule.batch_start", 4, "--schedule.batch_until", 0.6]  # steps of 4, 8, 12, 16, 16
+    words = ["pretrain", "--dry-run", "--json", "--data.directory", corpus, "--model.context", 48, *growth, *TINY]
+    rows = json.loads(shoal(*words).out)["rows"]
+    assert rows["epochs"][""] == pytest.approx((4 + 8 + 12 + 16 + 16) / rows["samples"])
+    refused = shoal(*words, "--world", 8)
+    assert (refused.code, refused.error) == (2, "schedule.batch_start is 4, less than one sequence for each of 8 ranks")
+
+
+def test_a_dry_run_counts_the_epochs_of_a_batch_that_grows(shoal: Shoal, corpus: Path) -> None:
+    words = ["--dry-run", "--json", "--data.directory", corpus, *TINY, "--model.context", 16, "--schedule.batch_start", 4]
+    facts = json.loads(shoal("pretrain", *words, "--schedule.batch_until", "0.8").out)
+    assert facts["tokens"] < 5 * 16 * 16
+    assert facts["rows"]["epochs"][""] == pytest.approx(facts["tokens"] / 16 / facts["rows"]["samples"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--samples.prompts", "日"], "'samples.prompts': the character '日' (U+65E5) is not in the character vocabulary"),
+        (
+            ["--task", "masked", "--model.preset", "bert-mini", "--samples.prompts", "the sea"],
+            "'samples.prompts': 'the sea' has no [MASK], which stands where a word is to be found",
+        ),
+        (
+            ["--task", "masked", "--model.preset=bert-mini", "--model.context=8", "--samples.prompts", "the sea [MASK]"],
+            "'samples.prompts': the text has 11 tokens, the model's context is 8",
+        ),
+        (
+            ["--task", "infill", "--model.context", "64", "--samples.prompts", "the [MASK] sea"],
+            "'samples.prompts': 80 tokens leave no room for the text around them in a context of 64",
+        ),
+        (
+            ["--task", "infill", "--samples.prompts", "[MASK] the [MASK]"],
+            "'samples.prompts': '[MASK] the [MASK]' has 2 [MASK], and a model that fills in fills one",
+        ),
+    ],
+)
+def test_prompts_that_no_sample_can_be_made_of_are_told_before_the_run(shoal: Shoal, words: list[str], told: str) -> None:
+    Path("text.txt").write_text("the sea and the shoal\n" * 50)
+    task = words[:2] if words[0] == "--task" else []
+    made = ["--data.sources", "text.txt", "--data.held_out_by", "tail", "--tokenizer.kind", "char"]
+    assert shoal("prepare", *task, *made).code == 0
+    outcome = shoal("pretrain", *TINY, *words)
+    assert outcome.code == 2
+    assert outcome.error.startswith(told)
+    assert not Path("runs").exists()
+
+
 def test_the_corpora_of_a_mixture_are_not_prepared_as_one(shoal: Shoal) -> None:
     told = shoal("prepare", "--data.mixture", "[a, b]").error
     assert told.startswith("'data.mixture' names corpora that are prepared one by one")

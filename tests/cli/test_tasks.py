@@ -42,6 +42,9 @@ def test_a_model_that_fills_in_shows_the_text_completed(shoal: Shoal, filler: Pa
     found = json.loads(outcome.out)
     assert found["prompt"] == "the [MASK] sea"
     shown = shoal("generate", filler, "--prompt", "the [MASK] sea", "--tokens", 6).out
+    assert "has 2 [MASK], and a model that fills in fills one" in shoal(
+        "generate", filler, "--prompt", "[MASK] the [MASK]"
+    ).error  # fmt: skip
     assert shown == f"the{found['text']} sea\n" or shown == f"the {found['text']} sea\n"
 
 
@@ -54,4 +57,7 @@ def test_a_model_is_evaluated_at_the_task_of_its_kind_or_a_given_one(shoal: Shoa
     assert infill["task"] == "infill" and infill["eval_bpb"] > 0
     assert "task 'causal' needs a model that sees only" in shoal(
         "evaluate", encoder, "--text", "text.txt", "--task", "causal"
+    ).error  # fmt: skip
+    assert f"and {filler} sees only what is before" in shoal(
+        "evaluate", filler, "--text", "text.txt", "--task", "masked"
     ).error  # fmt: skip

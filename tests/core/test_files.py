@@ -41,7 +41,7 @@ def test_a_folder_that_a_file_is_in_the_way_of_is_named(tmp_path: Path) -> None:
         write_text(tmp_path / "file" / "below" / "a.txt", "x")
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": ', b"[1, 2", b"\xff\xfe", b"plain words", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"[1, 2", b"\xff\xfe", b"plain words", b"[" * 100_000, b"1" * 5000])
 def test_damaged_json_is_told_with_its_path(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.json: not valid JSON"):

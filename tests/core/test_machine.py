@@ -43,3 +43,12 @@ def test_the_compiler_is_the_one_that_the_environment_names(monkeypatch: pytest.
 
 def test_what_is_free_is_some_of_what_is_there() -> None:
     assert 0 < machine.available_memory_bytes() <= machine.total_memory_bytes()
+
+
+def test_of_a_container_s_share_files_that_were_read_are_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    for name, content in (("max", "9000000"), ("current", "7000000"), ("stat", "anon 2000000\ninactive_file 4000000\n")):
+        (tmp_path / f"memory.{name}").write_text(content)
+    assert machine.available_memory_bytes() == 6_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.available_memory_bytes() > 9_000_000

@@ -9,7 +9,12 @@ import torch
 
 from shoal.core.errors import InputError
 from shoal.core.files import write_json, write_text
-from shoal.core.model_directory import find_model_directory, read_model_directory, write_model_directory
+from shoal.core.model_directory import (
+    find_model_directory,
+    read_model_directory,
+    read_model_names,
+    write_model_directory,
+)
 from shoal.core.tensors import write_tensors
 
 CONFIG = {"model_type": "gpt2", "eos_token_id": 3}
@@ -81,7 +86,7 @@ def test_weights_in_several_files_are_read_together(tmp_path: Path) -> None:
     write_tensors(tmp_path / "two.safetensors", {"b": torch.zeros(3)})
     places = {"a": "one.safetensors", "b": "two.safetensors"}
     write_json(tmp_path / "model.safetensors.index.json", {"weight_map": places})
-    assert read_model_directory(tmp_path)[1].keys() == {"a", "b"}
+    assert read_model_directory(tmp_path)[1].keys() == read_model_names(tmp_path)[1] == {"a", "b"}
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -112,8 +117,9 @@ INDEX = "model.safetensors.index.json"
 def test_a_damaged_folder_is_told_with_what_is_wrong(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     write(tmp_path / "model")
     damage(tmp_path / "model")
-    with pytest.raises(InputError, match=message):
-        read_model_directory(tmp_path / "model")
+    for read in (read_model_directory, read_model_names):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / "model")
 
 
 def test_what_is_no_folder_is_told(tmp_path: Path) -> None:

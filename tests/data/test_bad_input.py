@@ -29,6 +29,7 @@ BROKEN = [
     b'{"text": 7}',
     b'{"text": "\xff"}',
     b'{"text": "\\udc00"}',
+    b'{"text": "many digits", "number": ' + b"1" * 5000 + b"}",
 ]
 
 
@@ -148,6 +149,8 @@ def test_tokens_that_the_vocabulary_has_not_are_noticed_before_a_model_sees_them
         file.write(b"\xff\xff")
     with pytest.raises(CorpusError, match=r"holds the token 65535, its vocabulary has only 300: .*shoal doctor --corpus"):
         stream.windows(np.array([0]), 4)
+    with pytest.raises(CorpusError, match="holds the token 65535"):
+        stream.take(np.array([7, 0]))
 
 
 def test_an_altered_shard_is_named_by_prepare_and_by_doctor(corpus, tmp_path):

@@ -129,11 +129,26 @@ def test_another_corpus_is_refused_and_the_difference_named(prepared, source):
     assert content_of(source.parent / "corpus") == before
 
 
+def test_a_corpus_of_lines_is_another_one_than_of_files_in_both_directions(prepared, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(sentences(100)))
+    keys = {"held_out": 0.5, "held_out_by": "tail"}
+    for first, second in (("line", "file"), ("file", "line")):
+        assert not prepared(tmp_path / "text.txt", directory=first, documents=first, **keys).already
+        with pytest.raises(CorpusError, match=f"documents is {first} there, {second} here"):
+            prepared(tmp_path / "text.txt", directory=first, documents=second, **keys)
+
+
 def test_another_tokenizer_is_refused(prepared, source):
     directory = prepared(source).directory
     data = Data(sources=[str(source)], shard_megabytes=0.02, held_out=0.2)
-    with pytest.raises(CorpusError, match=r"tokenizer is .* there, .*'char'.* here"):
+    with pytest.raises(
+        CorpusError, match=r"tokenizer\.fingerprint is '.*' there, None here, .*kind is None there, 'char' here"
+    ):
         prepare(data, Tokenizer(kind="char"), directory)
+    other = directory.with_name("char")
+    prepare(data, Tokenizer(kind="char"), other)
+    with pytest.raises(CorpusError, match=r"tokenizer\.special is None there, \['<\|0\|>', .*'<\|5\|>', \.\.\.\] here\."):
+        prepare(data, Tokenizer(kind="char", special=[f"<|{number}|>" for number in range(100)]), other)
 
 
 def test_a_folder_with_other_files_is_refused(prepared, source, tmp_path):

@@ -7,6 +7,7 @@ import string
 
 import pytest
 from corpora import sentences
+from tokenizers import AddedToken
 
 from shoal.core.errors import InputError
 from shoal.core.recipe import Tokenizer
@@ -87,6 +88,14 @@ def test_settings_name_what_a_tokenizer_depends_on_and_old_ones_stay_as_they_wer
     assert all(tokenizer_settings(choice) != plain for choice in changed)
     wordpieces = [tokenizer_settings(Tokenizer(kind="wordpiece", lowercase=lower)) for lower in (True, False)]
     assert wordpieces[0] != wordpieces[1]
+
+
+def test_a_token_that_a_tokenizer_has_and_a_text_could_yield_becomes_special_where_it_is(bpe):
+    library = type(bpe.library).from_str(bpe.library.to_str())
+    library.add_tokens([AddedToken("<|fim_prefix|>", special=False)])
+    qwen = with_special(type(bpe)(library, bpe.end, bpe.config), ["<|fim_prefix|>", "<|fim_suffix|>"])
+    assert [qwen.special(name) - bpe.vocabulary for name in ("<|fim_prefix|>", "<|fim_suffix|>")] == [0, 1]
+    assert bpe.vocabulary not in qwen.encode("a <|fim_prefix|>")
 
 
 def test_an_ordinary_token_can_not_be_made_special(bpe):

@@ -15,8 +15,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForPreTraining,
-    BertForSequenceClassification,
     BertModel,
     ModernBertConfig,
     ModernBertForMaskedLM,
@@ -257,7 +257,7 @@ def test_an_encoder_that_shoal_would_not_compute_exactly_is_refused(
 
 
 def test_a_head_of_another_task_is_refused_by_name(tmp_path: Path) -> None:
-    BertForSequenceClassification(BertConfig(**SMALL)).save_pretrained(tmp_path)
+    BertForMultipleChoice(BertConfig(**SMALL)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"the weights have 'classifier\.bias', for which config\.json has no place"):
         hugging_face.build(*read_model_directory(tmp_path))
 

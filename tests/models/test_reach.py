@@ -1,5 +1,7 @@
 """Intervals of attention: documents keep to themselves, whatever stands beside them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -72,3 +74,25 @@ def test_without_borders_a_document_depends_on_its_neighbours(config: Transforme
     model = random_model(config).double()
     tokens = random_tokens(config, batch=1, length=24)
     assert not torch.allclose(model(tokens)[:, 12:], model(tokens[:, 12:]))
+
+
+@pytest.mark.parametrize("config", [GPT2, BERT], ids=["gpt2", "bert"])
+def test_gradients_of_packed_rows_have_the_same_bits_whenever_two_threads_sum_them(config: TransformerConfig) -> None:
+    config = replace(config, layers=1, dim=64, head_dim=16, context=256)
+    tokens = random_tokens(config, batch=16, length=256)
+    documents = torch.arange(4).repeat_interleave(64).expand(16, 256)
+
+    def gradient(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        model = random_model(config)
+        assert model.position is not None
+        model(tokens, reach=Reach.of_documents(documents, config.causal)).square().sum().backward()
+        assert model.position.weight.grad is not None
+        return model.position.weight.grad
+
+    before = torch.get_num_threads()
+    try:
+        first = gradient(2)
+        assert all(torch.equal(gradient(2), first) for _ in range(4))
+    finally:
+        torch.set_num_threads(before)

@@ -52,6 +52,7 @@ def test_what_can_not_be_arranged_is_not_suggested() -> None:
 def test_two_sentences_say_whether_it_fits_and_what_to_do() -> None:
     recipe = recipe_of()
     assert sentences("notes", 65.0, 10**9, 4 * 10**9, []).startswith("It fits, and takes 65 s. Start it with")
+    assert sentences(None, 65.0, 10**9, 4 * 10**9, []) == "It fits, and takes 65 s."
     assert "That is nearly all" in sentences("notes", 65.0, 10**9, 11 * 10**8, [])
     found = advise(recipe, memory(1), 16, 1, 12 * 10**9)
     told = sentences("notes", None, 14 * 10**9, 12 * 10**9, found)

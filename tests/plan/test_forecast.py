@@ -11,7 +11,7 @@ from shoal.core.recipe_file import build_recipe
 from shoal.data.batch_sizes import BatchSizes
 from shoal.plan.forecast import COPY, MAPPED, Shape, foretell, numbers
 from shoal.plan.network import Meeting
-from shoal.plan.rehearsal import Rehearsal, passes
+from shoal.plan.rehearsal import Extent, Rehearsal, evaluation_batches, passes, shorten
 
 REHEARSAL = Rehearsal(
     start=7.0, first=3.0, passes=1, step=2.0, waiting=0.25, more=1.5, between=0.01, evaluation=0.5, batch=0.75, end=4.0,
@@ -23,7 +23,7 @@ ALONE = Meeting("every", "none", 0.0, 0.0)
 
 def shape_of(recipe: Any, steps: int | None, data_ranks: int = 2, at_once: int = 2) -> Shape:
     sizes = BatchSizes.of(recipe, 16)
-    return Shape(sizes, steps, 16, data_ranks, at_once, held_out=45, text_bytes=10**9, flops=1e6, parameters=10**6)
+    return Shape(sizes, steps, 16, data_ranks, at_once, held_out=(45,), text_bytes=10**9, flops=1e6, parameters=10**6)
 
 
 @settings(max_examples=60)
@@ -96,3 +96,36 @@ def test_numbers_are_plain_and_add_up() -> None:
 
 def test_passes_are_those_of_the_fullest_rank() -> None:
     assert [passes(batch, 2, 3) for batch in (1, 6, 7, 12, 13)] == [1, 1, 2, 2, 3]
+
+
+def test_evaluations_read_a_share_of_every_corpus() -> None:
+    assert [evaluation_batches((45,), limit, 4) for limit in (0, 1, 4, 5, 99)] == [12, 1, 1, 2, 12]
+    assert [evaluation_batches((45, 10), limit, 4) for limit in (0, 8, 9, 40)] == [15, 2, 4, 8]
+    recipe = build_recipe({"train": {"steps": 5, "global_batch": 4}})
+    alone, two = (
+        foretell(recipe, replace(shape_of(recipe, 5), held_out=held_out), REHEARSAL, ALONE) for held_out in ((45,), (45, 10))
+    )
+    assert two.evaluations - alone.evaluations == pytest.approx(3 * REHEARSAL.batch)
+
+
+def test_tokens_are_real_ones_as_the_run_counts_them() -> None:
+    recipe = build_recipe({"train": {"steps": 5, "global_batch": 4}})
+    found = foretell(recipe, replace(shape_of(recipe, 5), tokens_per_row=6.4), REHEARSAL, ALONE)
+    assert found.tokens == 128
+    assert found.tokens_per_second * found.step == pytest.approx(4 * 6.4)
+
+
+def test_a_rehearsal_reads_the_runs_own_text_to_its_end() -> None:
+    recipe = build_recipe(
+        {
+            "name": "notes",
+            "train": {"steps": 5000, "global_batch": 4},
+            "evaluation": {"every": 50, "patience": 1},
+            "data": {"weights": [[0, 1, 1], [0.001, 1, 3]]},
+        }
+    )
+    short = shorten(recipe, 8, Extent(1, 2, 2, (45, 10), 1.0))
+    assert short.corpus_directories == recipe.corpus_directories == ["data/notes"]
+    assert short.evaluation.patience == 0
+    assert short.data.weights == [[0, 1, 1]]
+    assert (short.evaluation.sequences, short.evaluation.final_sequences) == (4, 12)

@@ -52,6 +52,18 @@ def test_prefix_middle_and_suffix_are_the_text(length: int, key: np.uint64, suff
     assert text.prefix == 0
 
 
+def test_a_line_is_cut_out_between_two_line_ends() -> None:
+    breaks = np.zeros(8, dtype=bool)
+    breaks[0] = True
+    ids = np.array([1, 2, 0, 0, 3, 4, 5, 0, 6])
+    cut = Middle(PRE, SUF, MID, END, breaks)
+    texts = [cut.rewrite(ids, np.uint64(key), 0.5) for key in range(60)]
+    middles = {tuple(text.tokens[text.filled][:-1].tolist()) for text in texts}
+    assert middles == {(1, 2), (3, 4, 5), (6,)}
+    without = Middle(PRE, SUF, MID, END, np.ones(8, dtype=bool)).rewrite(ids, np.uint64(1), 0.0)
+    assert np.array_equal(without.tokens, Middle(PRE, SUF, MID, END).rewrite(ids, np.uint64(1), 0.0).tokens)
+
+
 @settings(deadline=None, max_examples=60)
 @given(length=st.integers(2, 200), key=KEYS, share=st.floats(0.05, 0.9), mean=st.floats(1, 8))
 def test_spans_in_place_of_their_sentinels_are_the_text(length: int, key: np.uint64, share: float, mean: float) -> None:
@@ -111,6 +123,18 @@ def test_rows_are_full_and_every_piece_sees_itself_alone(form: str) -> None:
         for low, high in zip(laid.low[row], laid.high[row], strict=True):
             following = starts[starts > low]
             assert high <= (following[0] if len(following) else 128)
+
+
+@pytest.mark.parametrize("form", ["middle", "spans"])
+def test_a_row_is_rewritten_alike_however_far_it_is_padded(form: str) -> None:
+    infill = task(form=form, rate=1.0, cut=0.5, mean_span=1.0)  # sentinels for half of the text, for which there is no room
+    rows = windows(8, 96)
+    tokens = np.where(np.arange(96) < 31, rows.tokens, -1)
+    tokens[:, [0, 30]] = END
+    near, far = (infill.rows(Sequences(tokens[:, :width], rows.following[:, :width], rows.keys)) for width in (32, 96))
+    assert near.read == far.read > 7 * 28
+    for name in ("tokens", "targets", "filled", "aside", "high"):
+        assert np.array_equal(getattr(near, name), getattr(far, name)[:, :32]), name
 
 
 def test_what_is_blanked_depends_on_the_rows_key_alone() -> None:

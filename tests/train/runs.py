@@ -33,7 +33,7 @@ def tiny_recipe(corpus: Path, **sections: Any) -> Recipe:
 def build_parts(recipe: Recipe, folder: Path, world: World, resume: bool = False) -> Parts:
     """The objects of a run in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return build(recipe, RunDirectory(folder), world, resume=resume, quiet=True)
+    return build(recipe, RunDirectory(folder), world, resume=resume, quiet=True)[0]
 
 
 def run_training(world: World, recipe: Recipe, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:

@@ -1,13 +1,14 @@
 """The learning-rate test: what it suggests from a curve, and that it really trains."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shoal.core.errors import InputError, ShoalError
+from shoal.core.errors import InputError, Interrupted, ShoalError
 from shoal.train.finder import Curve, find_rate, has_diverged, lines, suggest
 from tests.ranks import alone, run_ranks
 from tests.train.runs import tiny_recipe
@@ -44,6 +45,8 @@ def test_a_loss_that_never_fell_gives_no_suggestion() -> None:
         suggest(Curve(shares, [4.0] * 60))
     with pytest.raises(ShoalError, match="fell at no rate"):
         suggest(Curve(shares, np.linspace(4, 9, 60).tolist()))
+    with pytest.raises(ShoalError, match="fell at no rate"):
+        suggest(Curve([], []))
 
 
 def test_smoothing_starts_at_the_first_loss_and_follows() -> None:
@@ -78,8 +81,9 @@ def test_real_steps_fall_then_leave_and_nothing_is_left_behind(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     recipe = tiny_recipe(
-        corpus, optimizer={"kind": optimizer, "learning_rate": 0.01}, checkpoint={"every": 5}, evaluation={"every": 5}
-    )
+        corpus, optimizer={"kind": optimizer, "learning_rate": 0.01}, checkpoint={"every": 5},
+        evaluation={"every": 5, "patience": 1},
+    )  # fmt: skip
     curve = find(alone(), recipe, 60)
     found = suggest(curve)
     assert min(curve.losses) < curve.losses[0] - 0.5
@@ -93,6 +97,12 @@ def test_two_ranks_find_what_one_does(corpus: Path) -> None:
     one, two = find(alone(), recipe, 30), run_ranks(2, find, recipe, 30)
     assert two[0] == two[1]
     assert two[0].losses[:15] == pytest.approx(one.losses[:15], rel=1e-4)
+
+
+def test_who_interrupts_it_is_not_sent_to_a_folder_that_is_gone(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.train.finder.watch_signals", lambda: nullcontext(lambda: True))
+    with pytest.raises(Interrupted, match="keeps nothing to go on from"):
+        find(alone(), tiny_recipe(corpus), 30)
 
 
 def test_what_it_is_not_for_is_told(corpus: Path) -> None:

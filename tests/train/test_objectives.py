@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 from shoal.core import recipe
 from shoal.core.errors import Interrupted, RecipeError
+from shoal.core.files import read_json, write_json
 from shoal.core.run_directory import RunDirectory
 from shoal.data.prepare import prepare
 from shoal.data.special_tokens import FILL_IN, MASK, SENTINELS
 from shoal.train.loop import train
+from shoal.train.material import pretraining
 from shoal.train.run import finish
 from shoal.train.sizes import estimate
 from shoal.train.telemetry import read_metrics
@@ -116,7 +118,7 @@ def test_the_masked_loss_is_that_of_transformers_on_the_model_that_is_written(ta
     made = make("masked", task_corpus, model=BERT)
     parts = build_parts(made, tmp_path, alone())
     metrics = train(parts)
-    finish(parts, RunDirectory(tmp_path), 1.0, metrics, [0])
+    finish(parts, pretraining(parts.recipe, parts.sync.wire.world), RunDirectory(tmp_path), 1.0, metrics, [0])
     parts.telemetry.close()
     theirs: Any = BertForMaskedLM.from_pretrained(tmp_path / "model", local_files_only=True).eval()
     batch = parts.task.batch(parts.batches.next_step()[0][1], torch.device("cpu"))
@@ -144,3 +146,18 @@ def test_a_model_of_the_wrong_kind_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(RecipeError, match=told):
         estimate(tiny_recipe(task_corpus, **sections), 400, 2)
+
+
+@pytest.mark.parametrize("kind", [BertForPreTraining, BertModel])
+def test_a_folder_has_the_heads_of_its_weights_whatever_it_says(task_corpus: Path, tmp_path: Path, kind: Any) -> None:
+    shape = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    kind(BertConfig(**shape)).save_pretrained(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    write_json(tmp_path / "config.json", config | {"architectures": ["BertForMaskedLM"]})  # as Google's say
+    made = make("masked with sentence order", task_corpus, model={})
+    made = dataclasses.replace(made, model=recipe.Model(init_from=str(tmp_path)))
+    if kind is BertForPreTraining:
+        assert estimate(made, 400, 1)["parameters"] == sum(p.numel() for p in kind(BertConfig(**shape)).parameters())
+        return
+    with pytest.raises(RecipeError, match="this one is a body alone"):
+        estimate(made, 400, 1)

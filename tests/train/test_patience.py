@@ -21,6 +21,7 @@ from shoal.parallel.world import World
 from shoal.train.averages import evaluated_weight
 from shoal.train.checkpoint import Checkpoints, Saved
 from shoal.train.loop import train
+from shoal.train.material import pretraining
 from shoal.train.patience import Patience, check_regular
 from shoal.train.report import write_report
 from shoal.train.run import finish
@@ -57,6 +58,11 @@ def test_figures_that_are_no_losses_should_rise() -> None:
     patience = Patience(allowed=2, metric="eval_accuracy")
     assert judged(patience, [0.3, 0.4, 0.4, 0.1]) == [True, True, False, False]
     assert patience.over and patience.best_step == 2
+
+
+def test_the_loss_on_one_corpus_of_a_mixture_should_fall() -> None:
+    patience = Patience(allowed=2, metric="eval_loss/books")
+    assert judged(patience, [3.0, 2.0, 2.5]) == [True, True, False]
 
 
 def test_a_figure_that_is_not_finite_is_never_the_best() -> None:
@@ -115,7 +121,7 @@ def session(world: World, recipe: Recipe, folder: Path, stop_at: int = 0, resume
     try:
         evaluated = train(parts)
         if world.is_main:
-            finish(parts, RunDirectory(folder), 1.0, evaluated, [1])
+            finish(parts, pretraining(parts.recipe, parts.sync.wire.world), RunDirectory(folder), 1.0, evaluated, [1])
         evaluated.pop("eval_seconds")
         return {"step": parts.progress.step, "patience": parts.patience.state_dict(), **evaluated}
     except Interrupted:

@@ -19,7 +19,7 @@ from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.data.shards import Corpus
 from shoal.parallel.world import World
-from shoal.train.averages import averaged_weights, evaluated_weight
+from shoal.train.averages import AverageEvaluator, averaged_weights, evaluated_weight
 from shoal.train.checkpoint import Checkpoints, Saved
 from shoal.train.layout import find_layout
 from shoal.train.loop import Parts, train
@@ -181,6 +181,8 @@ def test_what_is_evaluated_is_the_average_and_training_goes_on_with_the_weights(
     with averaged_weights(parts.sync, parts.optimizer):
         assert plain(parts.model)["eval_loss"] == averaged["eval_loss"]
     assert all(map(torch.equal, held(parts), before))
+    timed = AverageEvaluator(lambda model, final: {"eval_loss": 1.0, "eval_seconds": 2.0}, parts.optimizer, parts.sync)
+    assert timed(parts.model)["eval_seconds"] == 4.0
 
 
 def test_an_average_may_begin_in_mid_run(corpus: Path, tmp_path: Path) -> None:

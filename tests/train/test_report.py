@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shoal.core.run_directory import RunDirectory
 from shoal.train.report import write_report
-from shoal.train.run import Session, pretrain
+from shoal.train.run import Session, run_training
 from tests.train.runs import tiny_recipe
 
 
@@ -13,7 +13,7 @@ def test_the_page_shows_the_run_needs_nothing_from_outside_and_runs_no_script(co
     run = RunDirectory(tmp_path / "tiny")
     run.claim(resume=False, overwrite=False)
     recipe = tiny_recipe(corpus, train={"steps": 4}, evaluation={"every": 2})
-    result = pretrain(recipe, Session(run, quiet=True))
+    result = run_training(recipe, Session(run, quiet=True))
     assert result is not None
     write_report(run, [{"prompt": "<script>alert(1)</script>", "text": "a < b & [/c] \\[/x]"}])
     page = run.report.read_text()

@@ -265,6 +265,9 @@ def plan_of(one: Recipe) -> Any:
     [
         ({"weights": [[0, 1]]}, r"'data.weights' has a line of 2 numbers.*it takes 3"),
         ({"weights": [[0.5, 1, 1]]}, "the first begins at 0"),
+        ({"weights": [[-0.5, 1, 1]]}, "a stage that begins at -0.5: a share of the run, or a step, from 0 on"),
+        ({"weights": [[0, 1, 1], [float("inf"), 1, 2]]}, "begins at inf: a share"),
+        ({"weights": [[0, 1, 1]], "mixture": []}, "those of a mixture: name its corpora"),
         ({"weights": [[0, 1, 1], [9, 1, 2], [0.25, 2, 1]]}, "each later than the one before"),
         ({"weights": [[0, 0, 0]]}, "one is above it"),
         ({"rows": "grouped"}, "'data.rows' grouped is for one corpus"),

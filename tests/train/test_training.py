@@ -11,10 +11,14 @@ import torch
 
 from shoal.core import native
 from shoal.core.errors import InputError, Interrupted, ShoalError
+from shoal.core.files import write_json
 from shoal.core.native import matrices
 from shoal.core.recipe import Model
 from shoal.core.run_directory import RunDirectory
+from shoal.data.shards import Corpus
+from shoal.tasks import Task
 from shoal.train.loop import train
+from shoal.train.sizes import estimate
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone, run_ranks
 from tests.train.runs import build_parts, run_training, tiny_recipe
@@ -216,6 +220,35 @@ def test_weights_to_start_from_may_come_from_a_folder(corpus: Path, tmp_path: Pa
     again.telemetry.close()
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name])
+    # a run's folder will do, and what can't be started from is told before anything is
+    size, run = sum(value.numel() for value in parts.model.parameters()), Model(init_from=str(tmp_path))
+    assert estimate(dataclasses.replace(recipe, model=run), Corpus.open(corpus).vocabulary, 1)["parameters"] == size
+    write_json(folder / "config.json", config | {"model_type": "bart"})
+    with pytest.raises(InputError, match=r"model type 'bart' is not supported"):
+        estimate(recipe, Corpus.open(corpus).vocabulary, 1)
+
+
+@dataclasses.dataclass
+class NowAndThen:
+    """A task that finds nothing to learn in every second step."""
+
+    task: Task
+    steps: int = 0
+
+    def batch(self, *arguments: Any) -> Any:
+        self.steps += 1
+        return self.task.batch(*arguments)
+
+    def loss(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(value * (self.steps % 2) for value in self.task.loss(*arguments))  # type: ignore[return-value]
+
+
+def test_a_step_without_a_target_is_a_step_whose_loss_is_zero(corpus: Path, tmp_path: Path) -> None:
+    parts = build_parts(tiny_recipe(corpus, train={"max_skipped": 0}), tmp_path, alone())
+    train(dataclasses.replace(parts, task=NowAndThen(parts.task)))
+    parts.telemetry.close()
+    told = losses(read_metrics(RunDirectory(tmp_path).metrics)[0])
+    assert told[1::2] == [0.0] * 10 and min(told[::2]) > 1
 
 
 def test_going_on_where_nothing_was_saved_is_refused_and_changes_nothing(corpus: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from shoal.train.optimizers import build_optimizer
 from shoal.train.run import trained_weights
 from shoal.train.tuning import freeze, rate_multiples
 from tests.ranks import alone, run_ranks
-from tests.train.labelled import finetune, labelled_recipe, losses_in, write_encoder, write_texts
+from tests.train.labelled import SHAPE, finetune, labelled_recipe, losses_in, write_encoder, write_texts
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -220,9 +220,12 @@ def test_changes_are_all_that_is_saved_and_are_written_as_an_adapter_and_folded(
 
 def test_layers_learn_at_their_own_rates_as_in_a_torch_optimizer_with_groups() -> None:
     tuning = schema.Tuning(layer_decay=0.5, head_rate=10.0)
-    names = ["embedding.weight", "blocks.0.w", "blocks.2.w", "norm.weight", "pooler.weight", "task_head.score.weight"]
-    multiples = rate_multiples(names, 3, tuning)
-    assert list(multiples.values()) == [0.125, 0.25, 1.0, 1.0, 10.0, 10.0]
+    model = Transformer(replace(SHAPE, vocabulary=9, head="sequence", outputs=2, norm_first=True))
+    every = rate_multiples(model, dict(model.named_parameters()), tuning)
+    expected = {"embedding.weight": 0.125, "blocks.0.attention.qkv.weight": 0.25, "blocks.2.mlp.up.bias": 1.0}
+    expected |= {"norm.weight": 1.0, "pooler.weight": 10.0, "task_head.score.weight": 10.0}
+    assert {name: every[name] for name in expected} == expected
+    names, multiples = list(expected), expected
     mine = {name: torch.nn.Parameter(torch.linspace(-1, 1, 12).view(4, 3)) for name in names}
     theirs = {name: torch.nn.Parameter(value.detach().clone()) for name, value in mine.items()}
     settings = schema.Optimizer(learning_rate=0.01, weight_decay=0.3, beta2=0.999)

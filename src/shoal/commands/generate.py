@@ -2,7 +2,7 @@
 
     shoal generate runs/demo --prompt "def main():" --tokens 100
     shoal generate runs/bert-demo --prompt "for name [MASK] names:"
-    shoal generate runs/infill-demo --prompt "def add(a, b):[MASK]\\n\\nprint(add(1, 2))"
+    shoal generate runs/infill-demo --prompt "x = [MASK] + 1"
 
 With `[MASK]` in the prompt an encoder tells the likeliest words there, and a decoder that was trained to fill in writes what
 could stand between.
@@ -18,7 +18,7 @@ import tyro
 from shoal.core.errors import InputError
 from shoal.serve.filling import BLANK, Layout, fill_masks, read_layout
 from shoal.serve.generation import LanguageModel, generate, load_language_model
-from shoal.serve.samples import make_samples
+from shoal.serve.samples import make_samples, told
 from shoal.serve.sampling import Sampling
 
 
@@ -78,11 +78,14 @@ def _fill(
 ) -> dict[str, Any]:
     """Print the prompt with what belongs at its blanks."""
     result: dict[str, Any] = {"model": str(arguments.model), "prompt": prompt, "seed": arguments.seed}
-    sample = make_samples(language, [prompt], arguments.tokens, sampling, arguments.seed, layout)[0]
+    if language.model.config.causal:
+        sample = make_samples(language, [prompt], arguments.tokens, sampling, arguments.seed, layout)[0]
+    else:
+        found = fill_masks(language, prompt)
+        sample = {"prompt": prompt, "text": told(found)}
+        result["guesses"] = [[asdict(guess) for guess in guesses] for guesses in found]
     if not arguments.json:
         _write(sample["prompt"] + sample["text"] + sample.get("after", "") + "\n")
-    if not language.model.config.causal:
-        result["guesses"] = [[asdict(guess) for guess in guesses] for guesses in fill_masks(language, prompt)]
     return {**result, "text": sample["text"]}
 
 

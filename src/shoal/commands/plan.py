@@ -4,14 +4,19 @@
     shoal plan gpt-demo --workers 2 --json
     shoal plan gpt-demo --workers 2 --machines 4 --parallel.link.megabits 100
     shoal plan gpt-shakespeare --find-lr --picture rates.png
+    shoal plan --task classify --data train.tsv
 
 The recipe is rehearsed: a short run with as many ranks as there will be, in a folder that is thrown away. It takes about as
 long as the run needs to start, and some seconds. With --machines, other machines are taken to be like this one, each with a
 link as the recipe gives it (1 Gbit/s where it gives none). --find-lr trains some steps at growing learning rates instead,
 and says which to take.
+
+With a task of `shoal finetune`, the examples are looked at (language, length, labels, number) and the machine is
+measured: it says which kind of model to take, and how much of it to train, with time and memory, and why.
 """
 
 import os
+import shlex
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -21,33 +26,48 @@ from typing import Annotated, Any
 import torch
 import tyro
 from rich.console import Console
+from rich.table import Column, Table
 
 from shoal.core.errors import InputError
 from shoal.core.files import read_json, write_json
 from shoal.core.machine import available_memory_bytes
+from shoal.core.model_directory import find_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import read_recipe, write_recipe
 from shoal.data.batch_sizes import BatchSizes, sequences_at_once
-from shoal.data.shards import Corpus
+from shoal.data.plan import open_corpora, plan_evaluation
+from shoal.data.tokenizer import read_tokenizer
 from shoal.models.transformer import Transformer
 from shoal.parallel.launch import ERROR_FOLDER, launch
 from shoal.parallel.world import is_rank, join
-from shoal.plan import advice, table
+from shoal.plan import advice, choice, table
+from shoal.plan.choice import DECODERS, ENCODERS, READERS, Facts, Known
+from shoal.plan.examples import read_facts
 from shoal.plan.forecast import Forecast, Shape, foretell, numbers
 from shoal.plan.network import Group, find_meeting, link_of
 from shoal.plan.picture import draw
 from shoal.plan.rehearsal import Extent, passes, rehearse
 from shoal.train.exact import resolve
 from shoal.train.finder import Curve, find_rate, lines, suggest
+from shoal.train.finetune import finetuning_defaults
 from shoal.train.layout import find_layout
+from shoal.train.material import build_task, plan_rows
+from shoal.train.models import read_model
 from shoal.train.setup import matrix_peak
 from shoal.train.sizes import estimate, transformer_config
 
 USUAL_MEGABITS, USUAL_LATENCY = 1000.0, 0.0002
 """Of a link between machines that nobody describes: Ethernet in one room."""
 
+USUAL_MINUTES = 60.0
+"""For fine-tuning, where the recipe names no `train.minutes`."""
+
 USUAL_SHARE = 0.5
 """Of the matrix peak, to guess how many steps a rehearsal has time for."""
+
+
+SHORT = {"--model": "--model.init_from", "--data": "--examples.train"}
+"""Recipe keys that go without their section here."""
 
 
 @dataclass(frozen=True)
@@ -84,54 +104,149 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
         if count < 1:
             raise InputError(f"--{name} is {count}; accepted: a whole number above 0")
     recipe = read_recipe(arguments.recipe, overrides)
+    if recipe.verb == "finetune":
+        recipe = read_recipe(arguments.recipe, overrides, finetuning_defaults)
+        found = _choose(recipe, arguments)
+        if arguments.output is not None:
+            write_json(arguments.output, found)
+        return found
     if recipe.parallel.sync == "server":
         raise InputError("'parallel.sync' is server: parameter servers can't be rehearsed; plan with parallel.sync every")
     if is_rank() and ERROR_FOLDER not in os.environ:
         raise InputError("shoal plan starts its ranks itself (--workers N): run it alone, without torchrun or srun")
     if arguments.find_lr:
         return _find_rate(recipe, arguments)
-    found = _plan(recipe, arguments)
+    if arguments.picture is not None:
+        raise InputError("--picture draws what --find-lr has found: give both")
+    found = _plan(recipe, arguments, overrides)
     if arguments.output is not None:
         write_json(arguments.output, found)
     return found
 
 
-def _plan(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
-    corpus = Corpus.open(Path(recipe.corpus_directory))
-    ranks = arguments.workers * arguments.machines
-    facts = estimate(recipe, corpus.vocabulary, ranks)
-    shape = _shape(recipe, corpus, facts, ranks)
-    memory, free = _memory_of(corpus, ranks), _free_memory(recipe, arguments.workers)
+def _choose(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
+    """Which model to fine-tune for the recipe's examples, and how; of the recipe's own model, where it names one."""
+    own = find_model_directory(Path(recipe.model.init_from)) if recipe.model.init_from else None
+    facts = read_facts(recipe, read_tokenizer(own) if own is not None else None)
+    if own is not None:
+        model = read_model(recipe.model)
+        inner = sum(weight.numel() for weight in model.blocks.parameters())
+        weights = sum(weight.numel() for weight in model.parameters())
+        models: tuple[Known, ...] = (
+            Known(recipe.model.init_from, (facts.language,), weights, inner, model.config.layers, model.config.dim),
+        )
+    else:
+        models = ENCODERS if recipe.task in READERS else DECODERS
+    device = torch.device("cuda" if _on_gpu(recipe, 1) else "cpu")
+    peak, memory = matrix_peak(device, recipe.train.precision), _free_memory(recipe, 1)
+    seconds = 60 * (recipe.train.minutes or USUAL_MINUTES)
+    found = choice.advise(recipe.task, facts, models, peak, memory, seconds, recipe.train.epochs or 3.0)
+    if not arguments.json:
+        _show_choice(recipe, facts, found, peak)
+    return {
+        "task": recipe.task,
+        "examples": asdict(facts),
+        "matrix_peak_flops": peak,
+        "memory_free_bytes": memory,
+        "options": [asdict(one) for one in found.options],
+        "taken": asdict(found.taken) if found.taken else None,
+        "reasons": found.reasons,
+    }
+
+
+def _show_choice(recipe: Recipe, facts: Facts, found: choice.Advice, peak: float) -> None:
+    labels = f", {len(facts.labels)} labels" if facts.labels else ""
+    _print(
+        f"{facts.examples:,} examples in '{facts.language}', about {facts.mean_tokens:.0f} tokens each (longest "
+        f"{facts.longest_tokens:,}){labels}; this machine computes {peak / 1e9:,.0f} GFLOP/s\n"
+    )
+    shown = Table(Column("model", overflow="fold"), "weights", "trained", "time", "memory", "", box=None)
+    for one in found.options:
+        mark = "← take this" if one == found.taken else "" if one.fits else "does not fit"
+        minutes = f"{one.seconds / 60:,.1f} min"
+        shown.add_row(one.model, f"{one.weights / 1e6:,.0f}M", one.what, minutes, f"{one.memory / 1e9:.1f} GB", mark)
+    Console(highlight=False).print(shown)
+    for reason in found.reasons:
+        _print(f"- {reason}")
+    if found.taken:
+        given = f"--model {found.taken.model} --data {' '.join(recipe.examples.train)}"
+        _print(f"\nshoal finetune --task {recipe.task} {given} --tuning.what {found.taken.what}")
+
+
+def _plan(recipe: Recipe, arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
+    text, ranks = Text.of(recipe), arguments.workers * arguments.machines
+    facts = estimate(recipe, text.vocabulary, ranks, text.tokens_per_row)
+    _check_machines(recipe, arguments)
+    shape = _shape(recipe, text, facts, ranks)
+    memory, free = _memory_of(text, ranks), _free_memory(recipe, arguments.workers)
     each = free // arguments.workers
-    planned, keys = recipe, dict[str, Any]()
+    planned, keys, typed = recipe, dict[str, Any](), _typed(arguments, overrides)
     suggestions = advice.advise(recipe, memory, shape.at_once, shape.data_ranks, each)
     if facts["memory_bytes"] > each:
         # what would bring the machine to its knees is not tried; the mildest change that fits is
         harmless = [one for one in suggestions if one.fits and "model.preset" not in one.keys]
         if not harmless:
-            return _tell(Plan(recipe, facts, None, free, suggestions, keys), arguments)
+            return _tell(Plan(recipe, facts, None, free, suggestions, keys, typed), arguments)
         planned, keys = harmless[0].apply(recipe), harmless[0].keys
-        shape = _shape(planned, corpus, estimate(planned, corpus.vocabulary, ranks), ranks)
-    forecast = _rehearsed(planned, corpus, shape, arguments)
+        shape = _shape(planned, text, facts, ranks)
+    forecast = _rehearsed(planned, text, shape, arguments)
     if not keys:  # what was measured says how far the formula is off
         off = forecast.memory - facts["memory_bytes"]
         suggestions = advice.advise(
             recipe, lambda other: memory(other) + off, shape.at_once, shape.data_ranks, each
         )  # fmt: skip
-    return _tell(Plan(recipe, facts, forecast, free, suggestions, keys), arguments)
+    return _tell(Plan(recipe, facts, forecast, free, suggestions, keys, typed), arguments)
 
 
-def _rehearsed(recipe: Recipe, corpus: Corpus, shape: Shape, arguments: Arguments) -> Forecast:
+@dataclass(frozen=True)
+class Text:
+    """What a recipe's run reads, as far as a plan needs it: rows of so many real tokens on average, the sizes of steps,
+    held-out rows of each corpus, bytes of the token files, and the share of tokens that the task projects.
+    """
+
+    vocabulary: int
+    tokens_per_row: float
+    sizes: BatchSizes
+    held_out: tuple[int, ...]
+    bytes: int
+    projected: float
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Text":
+        """The recipe's corpora, laid out as its run would; raises what that would."""
+        corpora = open_corpora(recipe)
+        task, vocabulary = build_task(recipe, corpora[0]), corpora[0].vocabulary
+        context = transformer_config(recipe, vocabulary).context
+        plan = plan_rows(recipe, corpora, task, context)
+        held_out = plan_evaluation(recipe, corpora, context, task.framing).values()
+        shards = [shard for corpus in corpora for shard in corpus.split("train").shards]
+        return cls(
+            vocabulary, plan.tokens_per_row, plan.sizes, tuple(one.rows.samples for one in held_out),
+            sum(shard.path.stat().st_size for shard in shards), task.projected,
+        )  # fmt: skip
+
+
+def _check_machines(recipe: Recipe, arguments: Arguments) -> None:
+    """`InputError` where ranks of several machines hold one copy of the model, which those of one could not rehearse."""
+    together = max(1, recipe.parallel.shard_ranks) * recipe.parallel.tensor
+    if arguments.machines > 1 and arguments.workers % together:
+        raise InputError(
+            f"--workers is {arguments.workers}, and {together} ranks divide a copy of the model (parallel.shard_ranks × "
+            f"parallel.tensor): a rehearsal needs them on one machine; give a multiple of {together}"
+        )
+
+
+def _rehearsed(recipe: Recipe, text: Text, shape: Shape, arguments: Arguments) -> Forecast:
     workers, machines, ranks = arguments.workers, arguments.machines, arguments.workers * arguments.machines
     link = recipe.parallel.link
     wire = link_of(
         recipe, workers, machines, link.megabits or USUAL_MEGABITS, link.latency or USUAL_LATENCY
     )  # fmt: skip
-    config = transformer_config(recipe, corpus.vocabulary)
+    config = transformer_config(recipe, text.vocabulary)
     here, widest = workers // recipe.parallel.tensor, shape.sizes.largest
     device = torch.device("cuda" if _on_gpu(recipe, workers) else "cpu")
     peak = matrix_peak(device, recipe.train.precision)
-    guess = shape.flops * shape.context * shape.at_once * here / (USUAL_SHARE * peak)
+    guess = shape.flops * shape.tokens_per_row * shape.at_once * here / (USUAL_SHARE * peak)
     most = passes(widest, shape.data_ranks, shape.at_once)
     extent = Extent(here, shape.at_once, most, shape.held_out, guess)
     console = Console(stderr=True, quiet=arguments.quiet)
@@ -139,7 +254,7 @@ def _rehearsed(recipe: Recipe, corpus: Corpus, shape: Shape, arguments: Argument
         rehearsal = rehearse(recipe, workers, extent)
     if machines > 1:
         alike = advice.changed(recipe, {"train.micro_batch": shape.at_once})
-        elsewhere, seen = (estimate(alike, corpus.vocabulary, count)["memory_bytes"] for count in (ranks, workers))
+        elsewhere, seen = (estimate(alike, text.vocabulary, count)["memory_bytes"] for count in (ranks, workers))
         rehearsal = replace(
             rehearsal, peak_flops=rehearsal.peak_flops * machines, memory=rehearsal.memory + elsewhere - seen
         )  # fmt: skip
@@ -150,26 +265,25 @@ def _rehearsed(recipe: Recipe, corpus: Corpus, shape: Shape, arguments: Argument
     return foretell(recipe, shape, rehearsal, meeting)
 
 
-def _shape(recipe: Recipe, corpus: Corpus, facts: dict[str, Any], ranks: int) -> Shape:
+def _shape(recipe: Recipe, text: Text, facts: dict[str, Any], ranks: int) -> Shape:
     recipe = resolve(recipe, ranks)
-    config = transformer_config(recipe, corpus.vocabulary)
+    config = transformer_config(recipe, text.vocabulary)
     data_ranks = ranks // recipe.parallel.tensor
-    held_out, text = corpus.split("held_out").tokens, corpus.split("train").shards
     return Shape(
-        BatchSizes.of(recipe, config.context),
+        text.sizes,
         facts["steps"],
-        config.context,
+        text.tokens_per_row,
         data_ranks,
         sequences_at_once(recipe, data_ranks),
-        -(-(held_out - 1) // config.context),
-        sum(shard.path.stat().st_size for shard in text),
-        Transformer(config).flops_per_token(config.context),
+        text.held_out,
+        text.bytes,
+        Transformer(config).flops_per_token(config.context, text.projected),
         facts["parameters"],
     )
 
 
-def _memory_of(corpus: Corpus, ranks: int) -> advice.Memory:
-    return lambda recipe: int(estimate(recipe, corpus.vocabulary, ranks)["memory_bytes"])
+def _memory_of(text: Text, ranks: int) -> advice.Memory:
+    return lambda recipe: int(estimate(recipe, text.vocabulary, ranks)["memory_bytes"])
 
 
 def _on_gpu(recipe: Recipe, workers: int) -> bool:
@@ -186,7 +300,10 @@ def _free_memory(recipe: Recipe, workers: int) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found; with `keys`, the forecast is of the recipe with these, as it would not fit without."""
+    """What was found; with `keys`, the forecast is of the recipe with these, as it would not fit without.
+
+    `typed`: what the run is started with, None where no one command does.
+    """
 
     recipe: Recipe
     facts: dict[str, Any]
@@ -194,6 +311,7 @@ class Plan:
     free: int
     suggestions: list[advice.Suggestion]
     keys: dict[str, Any]
+    typed: str | None
 
     @property
     def memory(self) -> int:
@@ -244,7 +362,7 @@ def _show(plan: Plan, arguments: Arguments, needed: int, shown: list[advice.Sugg
         for reason in forecast.meeting.reasons:
             _print(reason)
     total = forecast.total if forecast else None
-    _print("\n" + table.sentences(_typed(arguments), total, needed, plan.free, plan.suggestions))
+    _print("\n" + table.sentences(plan.typed, total, needed, plan.free, plan.suggestions))
     for one in shown:
         _print(f"  {'fits' if one.fits else 'too large still'}: {table.words(one)}")
 
@@ -253,13 +371,18 @@ def _print(text: str) -> None:
     Console(highlight=False).print(text, markup=False, soft_wrap=True)
 
 
-def _typed(arguments: Arguments) -> str:
-    """The recipe and the ranks, as `shoal pretrain` takes them."""
-    return str(arguments.recipe or "") + (f" --workers {arguments.workers}" if arguments.workers > 1 else "")
+def _typed(arguments: Arguments, overrides: list[str]) -> str | None:
+    """The recipe, what is changed in it, and the ranks, as `shoal pretrain` takes them; None on several machines."""
+    if arguments.machines > 1:
+        return None
+    recipe = [str(arguments.recipe)] if arguments.recipe else []
+    workers = ["--workers", str(arguments.workers)] if arguments.workers > 1 else []
+    runs = ["--runs", str(arguments.runs)] if arguments.runs != Path("runs") else []
+    return shlex.join([*recipe, *overrides, *workers, *runs])
 
 
 def _find_rate(recipe: Recipe, arguments: Arguments) -> dict[str, Any] | None:
-    estimate(recipe, Corpus.open(Path(recipe.corpus_directory)).vocabulary, arguments.workers)
+    estimate(recipe, open_corpora(recipe)[0].vocabulary, arguments.workers)
     if arguments.workers > 1 and not is_rank():
         curve = _launched(recipe, arguments)
     else:

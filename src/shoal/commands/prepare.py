@@ -35,7 +35,7 @@ class Arguments:
     debug: bool = False
     """Show tracebacks."""
     workers: int = 0
-    """Threads that tokenize (0: one a core)."""
+    """Processes that clean, and threads that tokenize (0: one a core)."""
 
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:

@@ -24,12 +24,15 @@ from shoal.core.machine import command_started
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import read_recipe, recipe_tree
 from shoal.core.run_directory import RunDirectory
+from shoal.data.batch_sizes import sequences_at_once
 from shoal.data.plan import Plan, open_corpora
+from shoal.data.tokenizer import read_tokenizer
 from shoal.serve.generation import load_language_model
-from shoal.serve.samples import make_samples
+from shoal.serve.samples import check_prompts, make_samples
 from shoal.serve.sampling import Sampling
 from shoal.tasks import check_objective
 from shoal.train.cluster import check_cluster, pretrain_on_servers
+from shoal.train.exact import resolve
 from shoal.train.layout import find_layout, rows
 from shoal.train.material import build_task, plan_rows
 from shoal.train.model_directory import infill_layout
@@ -129,10 +132,12 @@ def _tell(folder: RunDirectory, result: dict[str, Any], samples: list[dict[str, 
 
 def _plan(recipe: Recipe) -> tuple[Plan, int]:
     """(what the recipe's run reads, the corpora's vocabulary)."""
-    corpora = open_corpora(recipe)
-    vocabulary = corpora[0].vocabulary
+    corpora, samples = open_corpora(recipe), recipe.samples
+    vocabulary, tokenizer = corpora[0].vocabulary, read_tokenizer(corpora[0].tokenizer_path)
     context = transformer_config(recipe, vocabulary).context
-    return plan_rows(recipe, corpora, build_task(recipe, corpora[0]), context), vocabulary
+    plan = plan_rows(recipe, corpora, build_task(recipe, corpora[0]), context)
+    check_prompts(recipe.task, samples.prompts, samples.tokens, tokenizer, context)
+    return plan, vocabulary
 
 
 def _dry_run(recipe: Recipe, arguments: Arguments, workers: int) -> dict[str, Any]:
@@ -164,13 +169,13 @@ def _dry_run(recipe: Recipe, arguments: Arguments, workers: int) -> dict[str, An
 
 def _rows(recipe: Recipe, plan: Plan, ranks: int, steps: int | None) -> dict[str, Any]:
     """The run's rows: their kind and number, what share of their positions is real, and how often each corpus is read."""
-    train = recipe.train
-    end = steps * train.global_batch if steps is not None else None
-    read = plan.order.read_before(end) if end is not None else []
+    recipe = resolve(recipe, ranks)
+    read = plan.order.read_before(plan.sizes.position_after(steps)) if steps is not None else []
+    together = sequences_at_once(recipe, ranks)
     return {
         "kind": recipe.data.rows,
         "samples": plan.rows.samples,
-        "real_share": plan.real_share(train.global_batch, train.micro_batch, ranks, recipe.data.partition),
+        "real_share": plan.real_share(recipe.train.global_batch, together, ranks, recipe.data.partition),
         "tokens_per_row": plan.tokens_per_row,
         "epochs": {part.name: count / part.samples for part, count in zip(plan.order.parts, read, strict=False)},
     }

@@ -14,6 +14,8 @@ from pathlib import Path
 STARTED = "SHOAL_STARTED"
 """Environment variable with the Unix time at which the user's command began; ranks inherit it."""
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def command_started() -> float:
     """Unix time at which the command that the user typed began (not the rank that it started)."""
@@ -43,16 +45,22 @@ def total_memory_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Memory that new processes may take: what is free here, or what is left of the container's share (cgroup v2)."""
+    """Memory that new processes may take: what is free here, or what is left of the container's share (cgroup v2).
+
+    Files that were read lie in memory until it is wanted for something else, so they count as free in both.
+    """
     free = total_memory_bytes()
     with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, max(0, limit - used))
+        free = _number_after("MemAvailable:", Path("/proc/meminfo")) * 1024
+    with suppress(OSError, ValueError, StopIteration):
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = _number_after("inactive_file", CGROUP / "memory.stat")
+        free = min(free, max(0, limit - used + cached))
     return free
+
+
+def _number_after(name: str, file: Path) -> int:
+    return int(next(words[1] for words in map(str.split, file.read_text().splitlines()) if words[:1] == [name]))
 
 
 def cpu_name() -> str:

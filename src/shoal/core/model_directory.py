@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoal.core.errors import InputError
 from shoal.core.files import make_folder, read_json, remove_folder, sync_folder, write_json, write_text
-from shoal.core.tensors import read_tensors, write_tensors
+from shoal.core.tensors import read_names, read_tensors, write_tensors
 
 
 def write_model_directory(
@@ -100,6 +100,18 @@ def find_model_directory(directory: Path) -> Path:
 
 def read_model_directory(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(content of config.json, weights); `InputError` says what is missing or damaged."""
+    config, files = _read_outline(directory)
+    return config, {name: value for file in files for name, value in read_tensors(file).items()}
+
+
+def read_model_names(directory: Path) -> tuple[dict[str, Any], set[str]]:
+    """(content of config.json, names of the weights, which stay on disk); `InputError` as `read_model_directory`."""
+    config, files = _read_outline(directory)
+    return config, {name for file in files for name in read_names(file)}
+
+
+def _read_outline(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+    """(content of config.json, the files of weights)."""
     directory = find_model_directory(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such model folder")
@@ -119,10 +131,7 @@ def read_model_directory(directory: Path) -> tuple[dict[str, Any], dict[str, Ten
             f"{directory}: has no model.safetensors; weights in other formats (pytorch_model.bin) are pickles, "
             "which Shoal does not read"
         )
-    weights: dict[str, Tensor] = {}
-    for name in names:
-        weights |= read_tensors(directory / name)
-    return config, weights
+    return config, [directory / name for name in names]
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

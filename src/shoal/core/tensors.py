@@ -1,11 +1,12 @@
 """Tensors in safetensors files that are whole or absent, like everything in `core.files`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from shoal.core.errors import InputError, ShoalError
@@ -28,8 +29,20 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors in a safetensors file; `InputError` when it is missing or damaged."""
-    try:
+    with _damage_told(path):
         return load_file(path)
+
+
+def read_names(path: Path) -> set[str]:
+    """The names of the tensors in a safetensors file, none of which is read; `InputError` as `read_tensors`."""
+    with _damage_told(path), safe_open(path, "pt") as opened:
+        return set(opened.keys())
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:

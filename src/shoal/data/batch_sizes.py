@@ -12,7 +12,7 @@ without a word, a run goes on at any world size with the same steps, and each st
 import math
 from dataclasses import dataclass
 
-from shoal.core.errors import RecipeError
+from shoal.core.errors import CorpusError, RecipeError
 from shoal.core.recipe import Recipe
 
 ROUNDING = 1e-9
@@ -69,6 +69,12 @@ class BatchSizes:
     def largest(self) -> int:
         """Sequences of the last step."""
         return self.stages[-1].batch
+
+    def check_ranks(self, world: int) -> None:
+        """Raise `CorpusError` where a step leaves a rank without a sequence."""
+        if self.smallest < world:
+            key = "train.global_batch" if len(self.stages) == 1 else "schedule.batch_start"
+            raise CorpusError(f"{key} is {self.smallest}, less than one sequence for each of {world} ranks")
 
     def at(self, position: int) -> int:
         """Sequences of the step that begins at a position."""

@@ -39,9 +39,7 @@ class TrainingBatches:
         where their number is fixed and not their size.
         """
         self.sizes, self.virtual_shards = sizes or BatchSizes.constant(global_batch), virtual_shards
-        if self.sizes.smallest < world:
-            key = "train.global_batch" if self.sizes.smallest == global_batch else "schedule.batch_start"
-            raise CorpusError(f"{key} is {self.sizes.smallest}, less than one sequence for each of {world} ranks")
+        self.sizes.check_ranks(world)
         self.rows, self.order = rows, order
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.rank, self.world, self.strategy = rank, world, strategy

@@ -8,6 +8,7 @@
 (measured by `shoal pretrain --dry-run`; docs/batches.md has a table.)
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,11 @@ class Plan:
     def real_share(
         self, global_batch: int, micro_batch: int, world: int = 1, strategy: Literal["interleaved", "blocks"] = "interleaved"
     ) -> float:
-        """Share of the positions that models compute which hold a token, in batches like these."""
+        """Share of the positions that models compute which hold a token, in batches like these.
+
+        Raises `CorpusError` for more ranks than a step has sequences.
+        """
+        self.sizes.check_ranks(world)
         steps = max(1, self.rows.samples // global_batch)
         chosen = np.unique(np.linspace(0, steps - 1, min(steps, STEPS_MEASURED)).astype(np.int64))
         positions = (chosen[:, None] * global_batch + np.arange(global_batch)).reshape(-1)
@@ -114,6 +119,8 @@ def plan_training(
     """What the recipe's run reads; the whole run is `expected_steps` of rows of so many tokens."""
     parts = tuple(cut_rows(recipe, corpus, "train", context, framing) for corpus in corpora)
     if len(parts) == 1:
+        if recipe.data.weights:
+            raise RecipeError("'data.weights' are those of a mixture: name its corpora in 'data.mixture', or leave them out")
         group = recipe.train.global_batch if recipe.data.rows == "grouped" else 0
         sizes = BatchSizes.of(recipe, parts[0].tokens / parts[0].samples)
         return Plan(parts[0], Order(recipe.seed, parts[0].samples, group), sizes)
@@ -151,6 +158,10 @@ def _stages(recipe: Recipe, rows: MixedRows, sizes: BatchSizes, steps: int | Non
                 f"begins, and a weight for each of {', '.join(recipe.data.mixture)}"
             )
         begin = line[0]
+        if not 0 <= begin < math.inf:
+            raise RecipeError(
+                f"'data.weights' has a stage that begins at {begin:g}: a share of the run, or a step, from 0 on"
+            )
         if 0 < begin < 1 and steps is None:
             raise RecipeError(
                 f"'data.weights' has a stage that begins at {begin:g} of a run whose length only the clock knows: set "

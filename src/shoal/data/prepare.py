@@ -9,6 +9,7 @@ What cleans (`data/cleaning/`) takes sources and gives one source of what it let
 and the corpus come from there, and its settings are part of the corpus's.
 """
 
+import reprlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,8 @@ from shoal.data.workers import Job, Record, tokenize_units, total
 
 CLAIM = "preparing.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+AFTER_CLEANING = ("held_out", "held_out_by", "shard_megabytes", "tokenizer")
+"""Settings that cleaned text doesn't depend on."""
 
 
 @dataclass(frozen=True)
@@ -123,17 +126,19 @@ def _settings(data: Data, tokenizer: TokenizerChoice, sources: Sequence[Source])
         "held_out_by": data.held_out_by,
         "shard_megabytes": data.shard_megabytes,
         "tokenizer": tokenizer_settings(tokenizer),
-        **({"documents": data.documents} if data.documents != "file" else {}),
+        "documents": data.documents,
         "clean": clean_settings(data.clean, data.text_field) if is_on(data.clean) else None,
     }
 
 
 def _refuse_other(directory: Path, there: dict[str, Any], here: dict[str, Any], ignore: str = "") -> None:
+    there = {"documents": "file"} | there  # a corpus from before lines could be documents
     differing = [key for key in here if there.get(key) != here[key] and key != ignore]
     if not differing:
         return
     names = {key: f"{key} is {there.get(key)} there, {here[key]} here" for key in differing}
     names["source_fingerprints"] = "the sources' files have other names, sizes or times than then"
+    names["tokenizer"] = _differing_keys("tokenizer", there.get("tokenizer", {}), here["tokenizer"])
     names["clean"] = _differing_cleaning(there.get("clean") or {}, here.get("clean") or {})
     raise CorpusError(
         f"{directory} holds another corpus: {'; '.join(names[key] for key in differing)}. "
@@ -144,8 +149,14 @@ def _refuse_other(directory: Path, there: dict[str, Any], here: dict[str, Any], 
 def _differing_cleaning(there: dict[str, Any], here: dict[str, Any]) -> str:
     if not there or not here:
         return f"it is {'cleaned' if there else 'not cleaned'} there, {'cleaned' if here else 'not cleaned'} here"
-    differing = [key for key in here if there.get(key) != here[key]]
-    return ", ".join(f"clean.{key} is {there.get(key)} there, {here[key]} here" for key in differing)
+    return _differing_keys("clean", there, here)
+
+
+def _differing_keys(section: str, there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Long values, as the special tokens of a task, are cut."""
+    differing = [key for key in there | here if there.get(key) != here.get(key)]
+    shown = {key: [reprlib.repr(settings.get(key)) for settings in (there, here)] for key in differing}
+    return ", ".join(f"{section}.{key} is {then} there, {now} here" for key, (then, now) in shown.items())
 
 
 def _claim(directory: Path, settings: dict[str, Any]) -> None:
@@ -156,12 +167,15 @@ def _claim(directory: Path, settings: dict[str, Any]) -> None:
     claim = directory / CLAIM
     if claim.exists():
         there = read_json(claim)
-        if any(directory.glob("unit-*.json")) or any((directory / FOLDER).glob("*.json")):
-            _refuse_other(directory, there, settings, ignore="source_fingerprints")
+        units = any(directory.glob("unit-*.json"))
+        if units or any((directory / FOLDER).glob("*.json")):
+            # text that is cleaned may become any tokens: a vocabulary was too large, say
+            then = there if units else there | {key: settings[key] for key in AFTER_CLEANING}
+            _refuse_other(directory, then, settings, ignore="source_fingerprints")
         for leftover in directory.glob(".*.tmp"):
             leftover.unlink()
         if there != settings:
-            for name in (*TOKENIZER_FILES, REPORT):
+            for name in (*TOKENIZER_FILES, REPORT, CLEANING_REPORT):
                 (directory / name).unlink(missing_ok=True)
             write_json(claim, settings)
         return
@@ -216,7 +230,7 @@ def _reported_texts(sources: Sequence[Source], stage: str, report: Report) -> It
     done, reported, whole = 0, 0, _total_bytes(sources)
     for document in chain.from_iterable(sources):
         yield document.text
-        done += len(document.text)
+        done += len(document.text.encode())
         if done - reported > 1_000_000:
             reported = done
             report(Progress(stage, done, whole))
@@ -336,11 +350,13 @@ def _prepared(
 ) -> Prepared:
     train, held_out = (corpus.split(split) for split in SPLITS)
     size = train.bytes + held_out.bytes
+    by_tail = corpus.manifest.get("held_out_by") == "tail"
     return Prepared(
         directory=corpus.directory,
         seconds=seconds,
         bytes=size,
-        documents=train.documents + held_out.documents,
+        # with ends held out, a document is in both
+        documents=max(train.documents, held_out.documents) if by_tail else train.documents + held_out.documents,
         tokens=train.tokens,
         held_out_tokens=held_out.tokens,
         megabytes_per_second=size / 1e6 / tokenizing if tokenizing else 0.0,

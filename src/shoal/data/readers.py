@@ -60,8 +60,11 @@ class Faults:
 
     def forget(self) -> None:
         """The source is read again, from its beginning."""
-        self.count = 0
-        self.first.clear()
+        self.recall(0, [])
+
+    def recall(self, count: int, first: list[str]) -> None:
+        """What was met when the source was read before, and is not read again."""
+        self.count, self.first[:] = count, first
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ def numbered_lines(path: Path, name: str, faults: Faults) -> Iterator[tuple[str,
 def _line_text(line: str, text_field: str, where: str) -> str:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # JSON that is none, or a number of thousands of digits
         raise InputError(f"{where}: not valid JSON ({error}); JSONL has one JSON object on every line") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: a line must be a JSON object with a field '{text_field}'")

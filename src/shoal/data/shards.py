@@ -87,12 +87,7 @@ class TokenStream:
         result = np.empty((len(starts), length), dtype=np.int64)
         for row, start in zip(result, starts.tolist(), strict=True):
             self._fill(row, start)
-        if self.vocabulary is not None and result.max(initial=0) >= self.vocabulary:
-            raise CorpusError(
-                f"{self.shards[0].path.parent}: holds the token {result.max()}, its vocabulary has only {self.vocabulary}: "
-                f"a shard was changed; shoal doctor --corpus {self.shards[0].path.parent} says which"
-            )
-        return result
+        return self._known(result)
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """The token ids at these places of the stream, each of which must lie in it."""
@@ -101,7 +96,7 @@ class TokenStream:
         for number in np.flatnonzero(np.bincount(numbers)):
             chosen = numbers == number
             result[chosen] = _open_shard(self.shards[number], self.dtype)[indices[chosen] - self.starts[number]]
-        return result
+        return self._known(result)
 
     def find(self, token: int) -> NDArray[np.int64]:
         """Where in the stream a token stands, read a bounded piece at a time: a second for some hundred million tokens."""
@@ -111,6 +106,15 @@ class TokenStream:
                 piece = _open_shard(shard, self.dtype)[low : low + SCANNED_AT_ONCE]
                 found.append(np.flatnonzero(piece == token) + (start + low))
         return np.concatenate(found)
+
+    def _known(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens, if the vocabulary has them all."""
+        if self.vocabulary is not None and tokens.max(initial=0) >= self.vocabulary:
+            raise CorpusError(
+                f"{self.shards[0].path.parent}: holds the token {tokens.max()}, its vocabulary has only {self.vocabulary}: "
+                f"a shard was changed; shoal doctor --corpus {self.shards[0].path.parent} says which"
+            )
+        return tokens
 
     def _fill(self, row: NDArray[np.int64], start: int) -> None:
         index = bisect_right(self.starts, start) - 1

@@ -169,14 +169,20 @@ def special_list(special: Sequence[str], *own: str) -> list[str]:
 
 
 def with_special(tokenizer: TextTokenizer, special: Sequence[str]) -> TextTokenizer:
-    """The tokenizer with further special tokens, whose ids follow its own; those that it has stay."""
+    """The tokenizer with further special tokens, whose ids follow its own; those that it has stay where they are."""
     new = [token for token in special_list(special) if token not in tokenizer.special_tokens]
-    library = Tokenizer.from_str(tokenizer.library.to_str())
-    for token in new:
+    if not new:
+        return tokenizer
+    tree = json.loads(tokenizer.library.to_str())
+    added = {token["content"]: token for token in tree["added_tokens"]}
+    for token in added.keys() & {*new}:  # as Qwen's `<|fim_prefix|>`, which a text could yield
+        added[token]["special"] = True
+    library = Tokenizer.from_str(json.dumps(tree))
+    for token in (token for token in new if token not in added):
         if library.token_to_id(token) is not None:
             raise InputError(f"tokenizer.special: {token!r} is an ordinary token of the tokenizer; choose another name")
         library.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-    return TextTokenizer(library, tokenizer.end, {**special_config(new), **tokenizer.config}) if new else tokenizer
+    return TextTokenizer(library, tokenizer.end, {**special_config(new), **tokenizer.config})
 
 
 def difference(first: TextTokenizer, second: TextTokenizer) -> str:

@@ -13,7 +13,7 @@ S positions attended to, V vocabulary, N = B×T.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class Transformer(nn.Module):
 
         With a `cache` of one entry a layer, the tokens follow those seen before, and the cache grows by them. `reach` says
         who sees whom, and where positions begin, if that is not everyone before (decoders) or everyone (encoders);
-        `segments` [batch, tokens] the kind of text that a token belongs to (0).
+        `segments` [batch, tokens] the kind of text that a token belongs to (0); a model of one kind reads all as that.
         """
         start = cache[0].length if cache else 0
         end = start + tokens_BT.shape[1]
@@ -74,9 +74,11 @@ class Transformer(nn.Module):
         at = slice(start, end) if reach is None else reach.positions()
         x_BTD = self.embedding(tokens_BT)
         if self.position is not None:
-            x_BTD = x_BTD + self.position.weight[at]
+            # looked up: the gradient of an index would be summed in whatever order threads come
+            x_BTD = x_BTD + (self.position.weight[at] if isinstance(at, slice) else self.position(at))
         if self.segment is not None:
-            x_BTD = x_BTD + (self.segment.weight[0] if segments_BT is None else self.segment(segments_BT))
+            kinds = None if segments_BT is None else segments_BT.clamp(max=self.config.segments - 1)
+            x_BTD = x_BTD + (self.segment.weight[0] if kinds is None else self.segment(kinds))
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
         x_BTD = self.dropout(x_BTD)
@@ -88,6 +90,10 @@ class Transformer(nn.Module):
             local = bool(block.local)
             x_BTD = block(x_BTD, narrow if local else wide, cache[index] if cache else None, near if local else reach)
         return self.norm(x_BTD)
+
+    def like(self, config: TransformerConfig) -> "Transformer":
+        """Another one of that shape, uninitialised."""
+        return Transformer(config).materialise(self.head_weight.device)
 
     def drop_layers(self, generator: torch.Generator) -> None:
         """Leave out each block with the chance `layer_drop`, in all training passes until asked again.
@@ -177,17 +183,26 @@ class Transformer(nn.Module):
         config = self.config
         outer = config.vocabulary * config.dim + (config.dim**2 if self.transform is not None else 0)
         near = min(tokens, 2 * config.window + 1)
-        reached = self.embedding.weight.requires_grad
-        total = 0.0
-        for block in self.blocks:
-            matrices = [p for p in block.parameters() if p.dim() == 2]
-            reached = reached or any(p.requires_grad for p in block.parameters())
-            seen = (near if block.local else tokens) * (0.5 if config.causal else 1.0)
-            learnt = sum(p.numel() for p in matrices if p.requires_grad)
-            inner = sum(p.numel() for p in matrices)
-            total += (4.0 if reached else 2.0) * inner + 2.0 * learnt
-            total += (12.0 if reached else 4.0) * seen * config.heads * config.head_dim
-        return total + 2.0 * projected * outer * (1 + reached + self.head_weight.requires_grad)
+        matrices, reached = matrix_flops(self.blocks, self.embedding.weight.requires_grad)
+        seen = [near if block.local else tokens for block in self.blocks]
+        products = sum(its * (12.0 if passed else 4.0) for its, passed in zip(seen, reached, strict=True))
+        attention = products * (0.5 if config.causal else 1.0) * config.heads * config.head_dim
+        return matrices + attention + 2.0 * projected * outer * (1 + any(reached) + self.head_weight.requires_grad)
+
+
+def matrix_flops(blocks: Iterable[nn.Module], reached: bool = False) -> tuple[float, list[bool]]:
+    """(operations a token of the matrices of blocks, forward and backward; whether backward reaches each block).
+
+    `reached`: whether it reaches what lies under the first.
+    """
+    total, passed = 0.0, []
+    for block in blocks:
+        reached = reached or any(parameter.requires_grad for parameter in block.parameters())
+        passed.append(reached)
+        for parameter in block.parameters():
+            if parameter.dim() == 2:
+                total += (2.0 + 2.0 * reached + 2.0 * parameter.requires_grad) * parameter.numel()
+    return total, passed
 
 
 class Block(nn.Module):

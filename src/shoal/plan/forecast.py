@@ -12,7 +12,7 @@ from typing import Any
 from shoal.core.recipe import Recipe
 from shoal.data.batch_sizes import BatchSizes
 from shoal.plan.network import Meeting, compute_of
-from shoal.plan.rehearsal import Rehearsal, passes
+from shoal.plan.rehearsal import Rehearsal, evaluation_batches, passes
 
 COPY = 2e9
 """Bytes a second that a checkpoint is copied with, before training goes on."""
@@ -25,16 +25,16 @@ MAPPED = 65_536
 class Shape:
     """What is counted rather than measured.
 
-    `steps`: of the run, None where only minutes end it; `held_out`: sequences of that split; `text_bytes`: of the token
-    files of the other; `flops`: of a token.
+    `steps`: of the run, None where only minutes end it; `tokens_per_row`: real ones, on average; `held_out`: rows of each
+    corpus's; `text_bytes`: of the token files that are trained on; `flops`: of a token.
     """
 
     sizes: BatchSizes
     steps: int | None
-    context: int
+    tokens_per_row: float
     data_ranks: int
     at_once: int
-    held_out: int
+    held_out: tuple[int, ...]
     text_bytes: int
     flops: float
     parameters: int
@@ -82,13 +82,13 @@ def foretell(recipe: Recipe, shape: Shape, rehearsal: Rehearsal, meeting: Meetin
         evaluations = middle * ((steps - 1) // every if every else 0)
         training = max(limit, rehearsal.first) - evaluations
     step = step_of(shape, rehearsal, meeting, shape.sizes.largest)
-    speed = shape.sizes.largest * shape.context / step
+    speed = shape.sizes.largest * shape.tokens_per_row / step
     last = _evaluation(shape, rehearsal, recipe.evaluation.final_sequences)
     kept = min(recipe.checkpoint.keep, 1 + (steps - 1) // saves if saves else 1)
     read = shape.sizes.position_after(steps)
     return Forecast(
         steps,
-        read * shape.context,
+        round(read * shape.tokens_per_row),
         step,
         speed,
         speed * shape.flops / rehearsal.peak_flops,
@@ -118,8 +118,8 @@ def _steps_seconds(shape: Shape, rehearsal: Rehearsal, meeting: Meeting, steps: 
 
 
 def _evaluation(shape: Shape, rehearsal: Rehearsal, limit: int) -> float:
-    sequences = min(limit or shape.held_out, shape.held_out)
-    return rehearsal.evaluation + rehearsal.batch * -(-sequences // (shape.data_ranks * shape.at_once))
+    batches = evaluation_batches(shape.held_out, limit, shape.data_ranks * shape.at_once)
+    return rehearsal.evaluation + rehearsal.batch * batches
 
 
 def _mapped(shape: Shape, sequences: int) -> int:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,13 @@ class Rehearsal:
 @dataclass(frozen=True)
 class Extent:
     """What a rehearsal needs to know of a run: data ranks on this machine, sequences of a forward pass, forward passes of a
-    step at most, sequences of the held-out split, and about how long a pass takes.
+    step at most, held-out rows of each corpus, and about how long a pass takes.
     """
 
     data_ranks: int
     at_once: int
     passes: int
-    held_out: int
+    held_out: tuple[int, ...]
     seconds: float
 
     @property
@@ -95,24 +95,27 @@ def rehearse(recipe: Recipe, workers: int, extent: Extent) -> Rehearsal:
     of_each = 2 if recipe.parallel.exact else 3 if extent.passes > 1 else 2
     of_each *= extent.passes if recipe.parallel.exact else 1
     steps = max(FEWEST, min(MOST, 2 * round(SECONDS / extent.seconds / of_each)))
-    shortened = _shorten(recipe, steps, extent)
+    shortened = shorten(recipe, steps, extent)
     before = _compiled()
     found = _run(shortened, workers, extent)
     return found if _compiled() == before else _run(shortened, workers, extent)
 
 
-def _shorten(recipe: Recipe, steps: int, extent: Extent) -> Recipe:
+def shorten(recipe: Recipe, steps: int, extent: Extent) -> Recipe:
     """The recipe with few steps, each of one pass for the first half, and of two, if it has several, for the second."""
     sequences, several = extent.sequences, extent.passes > 1
     tree = recipe_tree(recipe)
     tree["name"] = "rehearsal"
+    # the run's text, also where its place follows from the run's name; later stages may begin within these few steps
+    tree["data"] |= {"directory": recipe.corpus_directory, "weights": recipe.data.weights[:1]}
     tree["train"] |= {"steps": steps, "tokens": 0, "minutes": 0.0}
     tree["schedule"]["batch_start"] = 0
     if not recipe.parallel.exact:  # whose steps are always cut alike
         tree["train"] |= {"micro_batch": 0, "global_batch": 2 * sequences if several else sequences}
         tree["schedule"] |= {"batch_start": sequences if several else 0, "batch_until": 0.5}
+    once = sequences * len(extent.held_out)
     tree["evaluation"] |= {
-        "every": steps // 4, "sequences": sequences, "final_sequences": LONG_EVALUATION * sequences
+        "every": steps // 4, "sequences": once, "final_sequences": LONG_EVALUATION * once, "patience": 0
     }  # fmt: skip
     tree["checkpoint"]["every"] = 0
     tree["parallel"]["link"] = {"megabits": 0.0, "latency": 0.0}  # what links cost is added by the cost model
@@ -162,8 +165,12 @@ def _read(recipe: Recipe, extent: Extent, run: RunDirectory, result: Mapping[str
     took = result["train_seconds_from_start"] - result["first_step_seconds"]  # from the first step's end to the last's
     *short, last = [line["eval_seconds"] for line in evaluations]
     each = min(short[1:] or short)  # the first finds nothing warm
-    batches = min(LONG_EVALUATION, math.ceil(extent.held_out / extent.sequences))
-    batch = max(0.0, last - each) / (batches - 1) if batches > 1 else 0.0
+    settings = recipe.evaluation
+    few, many = (
+        evaluation_batches(extent.held_out, limit, extent.sequences)
+        for limit in (settings.sequences, settings.final_sequences)
+    )
+    batch = max(0.0, last - each) / (many - few) if many > few else 0.0
     whole = extent.passes if recipe.parallel.exact else 1
     saved = run.checkpoints / run.checkpoints.joinpath("latest").read_text().strip()
     return Rehearsal(
@@ -174,7 +181,7 @@ def _read(recipe: Recipe, extent: Extent, run: RunDirectory, result: Mapping[str
         waiting=statistics.median(line["sync_seconds"] for line in single),
         more=max(0.0, twice - step) if several else step / whole,
         between=max(0.0, took - sum(steps[1:]) - sum(short)) / (len(steps) - 1),
-        evaluation=max(0.0, each - batch),
+        evaluation=max(0.0, each - few * batch),
         batch=batch,
         end=max(0.0, wall - result["train_seconds_from_start"] - last),
         memory=result["peak_memory_bytes"],
@@ -201,3 +208,9 @@ def _compiled() -> int:
 def passes(batch: int, data_ranks: int, at_once: int) -> int:
     """Micro-batches of a rank in a step of so many sequences."""
     return math.ceil(math.ceil(batch / data_ranks) / at_once)
+
+
+def evaluation_batches(held_out: Sequence[int], limit: int, together: int) -> int:
+    """Batches, of `together` rows of one corpus over all ranks, of an evaluation that reads `limit` rows (0: all)."""
+    share = math.ceil(limit / len(held_out))
+    return sum(math.ceil(min(share or rows, rows) / together) for rows in held_out)

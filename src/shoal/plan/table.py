@@ -31,11 +31,12 @@ def rows(forecast: Forecast, parameters: int, ranks: int, machines: int, free: i
     return lines
 
 
-def sentences(recipe: str, total: float | None, memory: int, free: int, suggestions: list[Suggestion]) -> str:
-    """Whether it fits, and what to do; `recipe`: as it is typed, `memory`: of all ranks on a machine."""
+def sentences(recipe: str | None, total: float | None, memory: int, free: int, suggestions: list[Suggestion]) -> str:
+    """Whether it fits, and what to do; `recipe`: as it is typed, if it is, `memory`: of all ranks on a machine."""
     if memory <= free:
         tight = " That is nearly all: other programs must not grow." if memory > 0.85 * free else ""
-        return f"It fits, and takes {seconds(total or 0.0)}.{tight} Start it with: shoal pretrain {recipe}"
+        start = f" Start it with: shoal pretrain {recipe}" if recipe is not None else ""
+        return f"It fits, and takes {seconds(total or 0.0)}.{tight}{start}"
     fitting = [one for one in suggestions if one.fits]
     told = f"It does not fit: it takes {size(memory)} of memory, and {size(free)} are free."
     if not fitting:

@@ -17,6 +17,7 @@ from shoal.core.files import read_json
 from shoal.core.model_directory import find_model_directory
 from shoal.core.seeds import generator
 from shoal.data.special_tokens import FILL_IN, SENTINELS
+from shoal.data.tokenizer import TextTokenizer
 from shoal.models.cache import make_cache
 from shoal.models.reach import Reach
 from shoal.serve.generation import LanguageModel
@@ -48,19 +49,9 @@ def fill_masks(language: LanguageModel, text: str, top: int = 5) -> list[list[Gu
     model, tokenizer = language.model, language.tokenizer
     if model.config.causal:
         raise InputError("this model sees only what is before a token; give it a prompt to go on with")
-    mask = tokenizer.special("mask")
-    parts = text.split(BLANK)
-    if len(parts) < 2:
-        raise InputError(f"{text!r} has no {BLANK}, which stands where a word is to be found")
-    ids = [tokenizer.special("begin"), *encode_before_blank(language, parts[0])]
-    for number, part in enumerate(parts[1:], 1):
-        ids.append(mask)
-        ids += encode_before_blank(language, part) if number < len(parts) - 1 else tokenizer.encode(part).tolist()
-    ids.append(tokenizer.end_of_text)
-    if len(ids) > model.config.context:
-        raise InputError(f"the text has {len(ids)} tokens, the model's context is {model.config.context}")
+    ids = lay_out_masks(tokenizer, text, model.config.context)
     tokens = torch.tensor([ids], device=model.head_weight.device)
-    logits = model.project(model(tokens))[0, tokens[0] == mask, : tokenizer.vocabulary].float()
+    logits = model.project(model(tokens))[0, tokens[0] == tokenizer.special("mask"), : tokenizer.vocabulary].float()
     logits[:, list(tokenizer.special_tokens.values())] = -torch.inf
     found = []
     for row in logits.softmax(-1):
@@ -68,6 +59,22 @@ def fill_masks(language: LanguageModel, text: str, top: int = 5) -> list[list[Gu
         pairs = zip(best.tolist(), probabilities.tolist(), strict=True)
         found.append([Guess(tokenizer.decode([token]).strip(" "), probability) for token, probability in pairs])
     return found
+
+
+def lay_out_masks(tokenizer: TextTokenizer, text: str, context: int) -> list[int]:
+    """The tokens of a text with masks at its blanks; `InputError` where it has none, or is longer than `context`."""
+    mask = tokenizer.special("mask")
+    parts = text.split(BLANK)
+    if len(parts) < 2:
+        raise InputError(f"{text!r} has no {BLANK}, which stands where a word is to be found")
+    ids = [tokenizer.special("begin"), *encode_before_blank(tokenizer, parts[0])]
+    for number, part in enumerate(parts[1:], 1):
+        ids.append(mask)
+        ids += encode_before_blank(tokenizer, part) if number < len(parts) - 1 else tokenizer.encode(part).tolist()
+    ids.append(tokenizer.end_of_text)
+    if len(ids) > context:
+        raise InputError(f"the text has {len(ids)} tokens, the model's context is {context}")
+    return ids
 
 
 @torch.inference_mode()
@@ -84,10 +91,8 @@ def fill_in(
 
     Where both are longer than the context, those tokens of each that are nearest to the blank are read.
     """
-    room = language.model.config.context - tokens - 4
-    if room < 2:
-        raise InputError(f"{tokens} tokens leave no room for the text around them in a context of {room + tokens + 4}")
-    left, right = encode_before_blank(language, before), language.tokenizer.encode(after).tolist()
+    room = room_around(tokens, language.model.config.context)
+    left, right = encode_before_blank(language.tokenizer, before), language.tokenizer.encode(after).tolist()
     right = right[: max(room // 2, room - len(left))]
     left = left[len(left) - min(len(left), room - len(right)) :]
     ids, prefix = lay_out(language, left, right, layout)
@@ -95,6 +100,14 @@ def fill_in(
     # some tokenizers write a space only between tokens, so what is new is read with what was before it
     given = len(language.tokenizer.decode(left))
     return language.tokenizer.decode(left + made)[given:]
+
+
+def room_around(tokens: int, context: int) -> int:
+    """How many tokens of the text around a blank are read, where up to `tokens` fill it; `InputError` for hardly any."""
+    room = context - tokens - 4
+    if room < 2:
+        raise InputError(f"{tokens} tokens leave no room for the text around them in a context of {context}")
+    return room
 
 
 def lay_out(language: LanguageModel, left: list[int], right: list[int], layout: Layout) -> tuple[list[int], int]:
@@ -117,11 +130,11 @@ def reach_of_prefix(tokens: int, prefix: int, device: torch.device) -> Reach | N
     return Reach(torch.zeros_like(place), torch.where(place < prefix, prefix, place + 1).int())
 
 
-def encode_before_blank(language: LanguageModel, text: str) -> list[int]:
+def encode_before_blank(tokenizer: TextTokenizer, text: str) -> list[int]:
     """Tokens of a text that a blank follows, without the space at its end where words are written with theirs."""
-    written = language.tokenizer.library.get_vocab(with_added_tokens=False)
+    written = tokenizer.library.get_vocab(with_added_tokens=False)
     with_space = any(len(token) > 1 and token[0] in "Ġ▁" for token in written)
-    ids: list[int] = language.tokenizer.encode(text.removesuffix(" ") if with_space else text).tolist()
+    ids: list[int] = tokenizer.encode(text.removesuffix(" ") if with_space else text).tolist()
     return ids
 
 

@@ -41,13 +41,18 @@ def check_task(recipe: Recipe, config: TransformerConfig) -> None:
     """`RecipeError` when the model is not of the kind that the task is for."""
     if recipe.task in ENCODERS and config.causal:
         raise RecipeError(
-            f"task '{recipe.task}' needs a model that sees both ways, and 'model.preset' {recipe.model.preset} sees only "
-            "what is before: use an encoder, e.g. --model.preset bert-mini or encoder-tiny"
+            f"task '{recipe.task}' needs a model that sees both ways, and {_shape(recipe)} sees only what is before: take "
+            "an encoder, such as 'model.preset' bert-mini or encoder-tiny"
         )
     if recipe.task not in ENCODERS and not config.causal:
         raise RecipeError(
-            f"task '{recipe.task}' needs a model that sees only what is before, and 'model.preset' {recipe.model.preset} "
-            "sees both ways: use --task masked, or a decoder, e.g. --model.preset gpt2-small or llama-tiny"
+            f"task '{recipe.task}' needs a model that sees only what is before, and {_shape(recipe)} sees both ways: take "
+            "--task masked, or a decoder, such as 'model.preset' gpt2-small or llama-tiny"
+        )
+    if recipe.task == "masked" and not config.transform:
+        raise RecipeError(
+            "task 'masked' needs a model with a head that tells the masked words, and this one is a body alone, as "
+            "BertModel is: start from a BertForMaskedLM or ModernBertForMaskedLM, or from a preset"
         )
     if recipe.task == "masked" and recipe.masked.relation != "none" and not config.relation:
         raise RecipeError(
@@ -59,6 +64,10 @@ def check_task(recipe: Recipe, config: TransformerConfig) -> None:
             f"'parallel.tensor' divides the vocabulary, over all of which task '{recipe.task}' counts right answers; divide "
             "the model by --shard zero3 instead"
         )
+
+
+def _shape(recipe: Recipe) -> str:
+    return f"'model.preset' {recipe.model.preset}" if not recipe.model.init_from else recipe.model.init_from
 
 
 __all__ = [

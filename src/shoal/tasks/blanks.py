@@ -49,26 +49,39 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class Middle:
-    """The special tokens of filling in the middle."""
+    """The special tokens of filling in the middle; `breaks` [vocabulary]: which tokens hold a line end, if lines are cut."""
 
     prefix: int
     suffix: int
     middle: int
     end: int
+    breaks: NDArray[np.bool_] | None = None
 
     added = 3
     """How many more tokens are read than the text has."""
 
     def rewrite(self, ids: Ids, key: np.uint64, suffix_first: float) -> Rewritten:
-        """Cut at two random places; suffix first with that probability."""
+        """Cut at two random places, or around a random line; suffix first with that probability."""
         one, other, form = uniforms(np.array([key]), "middle", 3)[0]
-        low, high = sorted(int(draw * (len(ids) + 1)) for draw in (one, other))
+        low, high = self.line(ids, one) or sorted(int(draw * (len(ids) + 1)) for draw in (one, other))
         before, middle, after = ids[:low], ids[low:high], ids[high:]
         begin, hole, fill, end = (np.array([token]) for token in (self.prefix, self.suffix, self.middle, self.end))
         suffix_comes_first = form < suffix_first
         around = [begin, hole, after, fill, before] if suffix_comes_first else [begin, before, hole, after, fill]
         pieces = [(tokens, False, True) for tokens in around]
         return Rewritten.of([*pieces, (middle, True, False), (end, True, False)])
+
+    def line(self, ids: Ids, draw: float) -> tuple[int, int] | None:
+        """Where one of the lines begins and ends: the tokens between two that hold a line end. None where there are none."""
+        if self.breaks is None:
+            return None
+        ends = np.flatnonzero(self.breaks[ids])
+        begins, ends = np.append(0, ends + 1), np.append(ends, len(ids))
+        lines = np.flatnonzero(begins < ends)
+        if not len(lines):
+            return None
+        chosen = lines[int(draw * len(lines))]
+        return int(begins[chosen]), int(ends[chosen])
 
 
 @dataclass(frozen=True)

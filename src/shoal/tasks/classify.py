@@ -32,6 +32,7 @@ class Classify(LabelledTask):
     """Labels by number; `labels` are their names."""
 
     roles = (TEXT, PAIR, LABEL)
+    varied = ("text", "text_b")
     metric = "eval_accuracy"
 
     def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, length: int, examples: Sequence[Example]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from shoal.core.errors import RecipeError
 from shoal.core.recipe import Recipe
 from shoal.data.draws import subkeys, uniforms
+from shoal.data.grouping import padded
 from shoal.data.sequences import Framing, Sequences
 from shoal.data.special_tokens import FILL_IN, SENTINELS
 from shoal.data.tokenizer import TextTokenizer
@@ -87,7 +88,8 @@ class Infill:
         self.spans: Spans | None = None
         if settings.form == "middle":
             prefix, suffix, middle = (tokenizer.special(name) for name in FILL_IN)
-            self.middle = Middle(prefix, suffix, middle, self.end)
+            breaks = None if settings.unit == "stretch" else line_ends(tokenizer)
+            self.middle = Middle(prefix, suffix, middle, self.end, breaks)
         if self.middle is None:
             sentinels = np.array([tokenizer.special(name) for name in SENTINELS])
             if not (0 < settings.cut < 1 and settings.mean_span >= 1):
@@ -133,9 +135,11 @@ class Infill:
         for row, tokens in enumerate(sequences.tokens):
             documents = None if sequences.documents is None else sequences.documents[row]
             pieces = pieces_of(tokens, documents, self.end)
-            filled = 0
+            # as far as the row would be padded by itself: where it is among longer ones depends on ranks and micro-batch
+            own = int(padded(np.count_nonzero(tokens >= 0) + np.array(len(pieces) * self.framing.spare)))
+            filled, room = 0, min(len(tokens), own)
             for (ids, ended), key in zip(pieces, subkeys(sequences.keys[row], len(pieces)), strict=True):
-                text = self.rewrite(ids, ended, key, len(tokens) - filled)
+                text = self.rewrite(ids, ended, key, room - filled)
                 if text is not None:
                     filled = rows.put(row, filled, text)
         return rows
@@ -196,6 +200,11 @@ class Infill:
             found["eval_filled_loss"] = sums["filled_loss"] / sums["filled"]
             found["eval_bpb"] = sums["filled_loss"] / math.log(2) / sums["bytes"]
         return found
+
+
+def line_ends(tokenizer: TextTokenizer) -> NDArray[np.bool_]:
+    """Which tokens hold a line end [vocabulary]."""
+    return np.array(["\n" in tokenizer.decode([token]) for token in range(tokenizer.vocabulary)])
 
 
 def pieces_of(tokens: Ids, documents: NDArray[np.int32] | None, end: int) -> list[tuple[Ids, bool]]:

@@ -39,6 +39,8 @@ class LabelledTask(Task, Protocol):
     roles: tuple[Role, ...]
     settings: Any
     """The task's section of the recipe, with what the examples told."""
+    varied: tuple[str, ...] = ()
+    """Roles whose text may be varied without another label being right (`data.examples.augment`)."""
     head: Head | None
     """None: the model's own projection onto the vocabulary."""
     metric: str

@@ -11,7 +11,7 @@ predicted from both sides, so the predictions don't multiply to the probability 
 With `masked.relation`, rows are two texts, and the pooled first token tells how they are related (`tasks.relations`). That
 loss has another count: one a row. Both become one sum by a fixed weight, the number of tokens that are masked in a full row:
 
-    loss_sum = Σ masked + weight · rate · length · Σ relation,    count = number of masked tokens
+    loss_sum = Σ masked + weight · rate · context · Σ relation,    count = number of masked tokens
 
 Divided by the count of the whole global batch this is BERT's sum of two means, up to the fluctuation of how many tokens a
 row has; the weight is the same everywhere, so it is the same on any number of ranks.
@@ -108,7 +108,8 @@ class Masked:
         hidden_BTD = model(batch.tokens, reach=batch.reach, segments_BT=batch.segments)
         loss_sum = loss_at(model, hidden_BTD, batch.targets, batch.at)
         if batch.relations is not None:
-            weight = self.settings.relation_weight * self.settings.rate * batch.tokens.shape[1]
+            # not what these rows are padded to: that depends on which rows a rank computes together
+            weight = self.settings.relation_weight * self.settings.rate * model.config.context
             loss_sum = loss_sum + weight * self._related(model, hidden_BTD, batch.relations)[0]
         return loss_sum, _number(len(batch.at), loss_sum)
 

@@ -29,7 +29,8 @@ class AverageEvaluator:
         raw = self.evaluate(model, final=final)
         with averaged_weights(self.sync, self.optimizer):
             evaluated = self.evaluate(model, final=final)
-        return evaluated | ({"eval_raw_loss": raw["eval_loss"]} if raw else {})
+        both = raw["eval_seconds"] + evaluated["eval_seconds"]
+        return evaluated | {"eval_raw_loss": raw["eval_loss"], "eval_seconds": both}
 
 
 @contextmanager

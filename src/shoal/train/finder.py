@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from shoal.core.errors import InputError, ShoalError
+from shoal.core.errors import InputError, Interrupted, ShoalError
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe, recipe_tree
 from shoal.core.run_directory import RunDirectory
@@ -131,6 +131,8 @@ def find_rate(recipe: Recipe, world: World, steps: int, quiet: bool = False) -> 
         )
         try:
             train(parts)
+        except Interrupted:
+            raise Interrupted("interrupted; the test of learning rates keeps nothing to go on from") from None
         finally:
             watch.shown.close()
     return watch.curve
@@ -143,7 +145,7 @@ def suggest(curve: Curve) -> Suggestion:
     Raises `ShoalError` where the loss never fell.
     """
     smoothed = curve.smoothed
-    least = min(range(len(smoothed)), key=smoothed.__getitem__)
+    least = min(range(len(smoothed)), key=smoothed.__getitem__, default=0)
     if least == 0 or smoothed[least] > smoothed[0] - 0.01 * abs(smoothed[0]):
         raise ShoalError(
             "the loss fell at no rate, so none can be suggested: is the recipe right, and is there enough text? "
@@ -193,11 +195,12 @@ class _Unrecorded:
 
 
 def _of_test(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with what the test needs: an end, and steps of one size that all ranks take together."""
+    """The recipe with what the test needs: an end, no other one, and steps of one size that all ranks take together."""
     tree = recipe_tree(recipe)
     tree["train"] |= {"steps": steps + 1, "tokens": 0, "minutes": 0.0, "max_skipped": steps}
     tree["schedule"]["batch_start"] = 0
-    tree["checkpoint"]["every"] = tree["evaluation"]["every"] = 0
+    tree["checkpoint"]["every"] = tree["evaluation"]["every"] = tree["evaluation"]["patience"] = 0
+    tree["data"]["weights"] = recipe.data.weights[:1]  # later stages of a mixture may begin within these few steps
     if recipe.parallel.sync == "local":
         tree["parallel"]["codec"]["kind"] = "none"
     tree["parallel"]["sync"] = "every"

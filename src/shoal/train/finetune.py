@@ -12,27 +12,33 @@ from torch import Tensor
 
 from shoal.core import native
 from shoal.core.errors import InputError, RecipeError
+from shoal.core.files import read_json
 from shoal.core.model_directory import find_model_directory, write_adapter_directory, write_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe, merged, recipe_tree
 from shoal.core.run_directory import RunDirectory
 from shoal.data.batch_sizes import BatchSizes
+from shoal.data.examples.augment import Augmentation
 from shoal.data.examples.example import Example
-from shoal.data.examples.rows import LabelledRows, Layout, Sample
+from shoal.data.examples.rows import LabelledRows, Layout, Sample, Vary
 from shoal.data.examples.splits import read_splits
 from shoal.data.order import Order
 from shoal.data.plan import Plan
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models import hugging_face
+from shoal.models.foreign import Foreign
 from shoal.models.hugging_face.adapters import adapter_files, changes_from_hugging_face
+from shoal.models.hugging_face.relatives import RELATIVES
 from shoal.models.lora import Changes, changes_of, fold
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import LABELLED, LabelledTask
+from shoal.train.augmentation import make_augmentation
 from shoal.train.cards import finetuned_card
 from shoal.train.features import looked_up
+from shoal.train.foreign import foreign_to_hugging_face
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
 from shoal.train.material import Evaluate, Material
 from shoal.train.models import read_adapter, read_model
@@ -59,9 +65,19 @@ class Encoded:
             owners += [number] * len(its)
         return cls(list(examples), samples, owners)
 
-    def rows(self, model: Transformer, layout: Layout = "padded") -> LabelledRows:
+    def rows(self, model: Transformer, layout: Layout = "padded", vary: Vary | None = None) -> LabelledRows:
         """The samples as the model reads them."""
-        return LabelledRows(self.samples, model.config.causal, layout)
+        return LabelledRows(self.samples, model.config.causal, layout, vary)
+
+    def varied_by(self, augmentation: Augmentation, task: LabelledTask) -> Vary:
+        """A sample's number and a random key to the sample of the example as it is read this time."""
+
+        def vary(number: int, key: int) -> Sample:
+            example = self.examples[self.owners[number]]
+            varied = augmentation.vary(example, task.varied, key)
+            return self.samples[number] if varied is example else task.samples(varied)[0]
+
+        return vary
 
 
 def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
@@ -78,9 +94,11 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora." not in name)
     train, *others = (Encoded.of(task, examples) for examples in (splits.train, splits.validation, splits.test))
     layout: Layout = "joined" if joins(model, recipe) else "padded"
-    rows, *held_out = (part.rows(model, layout) for part in (train, *others))
+    augmentation = make_augmentation(recipe, world, task, base, tokenizer, splits.train)
+    vary = None if augmentation is None else train.varied_by(augmentation, task)
+    every = [train.rows(model, layout, vary), *(part.rows(model, layout) for part in others)]
     notes = _notes(task, splits.faults.count)
-    model, (rows, *held_out), told = looked_up(model, [rows, *held_out], recipe, world)
+    model, (rows, *held_out), told = looked_up(model, every, recipe, world)
     recipe = resolve(recipe, task, rows)
     order = Order(recipe.seed, rows.samples)
     sizes = BatchSizes.of(recipe, rows.tokens / rows.samples)
@@ -137,7 +155,8 @@ def joins(model: Transformer, recipe: Recipe) -> bool:
     """Whether batches are rows without padding: where our attention kernel serves, in training as well."""
     config = model.config
     return (
-        model.head_weight.device.type == "cpu"
+        not isinstance(model, Foreign)
+        and model.head_weight.device.type == "cpu"
         and recipe.train.precision == "fp32"
         and config.head_dim % 8 == 0
         and not config.dropped("attention")
@@ -155,13 +174,18 @@ def _changes(recipe: Recipe, base: Transformer) -> Changes | None:
 
 
 def write_adapter(folder: Path, recipe: Recipe, model: Transformer) -> None:
-    """Write what was learnt beside the model's weights, for those who have them."""
+    """Write what was learnt beside the model's weights, for those who have them.
+
+    Not of RoBERTa and its like, which are read, and written, as another family: the names would be that family's.
+    """
+    base = find_model_directory(Path(recipe.model.init_from)).resolve()
+    if read_json(base / "config.json").get("model_type") in RELATIVES:
+        return
     plain = {name: value for name, value in model.state_dict().items() if ".lora." not in name}
     whole = Transformer(model.config).materialise()
     whole.load_state_dict(plain)
-    base = str(find_model_directory(Path(recipe.model.init_from)).resolve())
     weights = hugging_face.weights_to_hugging_face(whole)
-    config, tensors = adapter_files(changes_of(model), model.config, weights, base, recipe.tuning.lora.dropout)
+    config, tensors = adapter_files(changes_of(model), model.config, weights, str(base), recipe.tuning.lora.dropout)
     write_adapter_directory(folder, config, tensors)
 
 
@@ -176,12 +200,19 @@ def write_finetuned(
 ) -> None:
     """Write the model's folder; its `config.json` says what the task is, enough to evaluate it again."""
     try:
-        config = hugging_face.config_to_hugging_face(model.config, tokenizer.end_of_text) | task.describe()
+        config, weights = _in_their_layout(model, tokenizer)
     except ValueError as error:
         raise InputError(f"the model can't be written in the Hugging Face layout: {error}") from None
+    config |= task.describe()
     config["shoal_task"] = {"name": recipe.task, "length": length, "settings": asdict(task.settings)}
-    weights = hugging_face.weights_to_hugging_face(model)
     write_model_directory(folder, config, weights, tokenizer.write, finetuned_card(recipe, config, result))
+
+
+def _in_their_layout(model: Transformer, tokenizer: TextTokenizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if isinstance(model, Foreign):
+        return foreign_to_hugging_face(model)
+    config = hugging_face.config_to_hugging_face(model.config, tokenizer.end_of_text)
+    return config, hugging_face.weights_to_hugging_face(model)
 
 
 DEFAULTS: dict[str, Any] = {

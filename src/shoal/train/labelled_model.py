@@ -11,7 +11,7 @@ from shoal.core.files import read_json
 from shoal.core.model_directory import find_model_directory
 from shoal.core.recipe_file import build_recipe
 from shoal.data.examples.example import Example
-from shoal.data.tokenizer import TextTokenizer
+from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
@@ -19,6 +19,7 @@ from shoal.parallel.world import World
 from shoal.tasks import LABELLED, LabelledTask
 from shoal.train.finetune import Encoded
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
+from shoal.train.models import read_model
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,11 @@ def is_labelled(directory: Path) -> bool:
     return config.exists() and "shoal_task" in read_json(config)
 
 
-def labelled_model(model: Transformer, tokenizer: TextTokenizer, directory: Path) -> LabelledModel:
-    """The model with the task that its `config.json` says; `InputError` where that can't be made."""
+def read_labelled_model(directory: Path) -> LabelledModel:
+    """A model's folder, or a run's; `InputError` says what is wrong with it."""
     folder = find_model_directory(directory)
+    model = read_model(build_recipe({"model": {"init_from": str(folder)}}).model).eval()
+    tokenizer = read_tokenizer(folder)
     said = read_json(folder / "config.json").get("shoal_task")
     if not isinstance(said, Mapping) or said.get("name") not in LABELLED or not isinstance(said.get("length"), int):
         raise InputError(f"{folder}: its config.json doesn't say which task it was fine-tuned for")

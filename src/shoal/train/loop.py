@@ -129,6 +129,7 @@ def train(parts: Parts) -> dict[str, float]:
         totals[0, 5:] = torch.tensor(stragglers.rows(bool(totals[:, 0].isfinite().all())), dtype=torch.float64)
         sync.before_step()
         total_loss, targets, tokens, stop, seconds, *figures = sync.sum_totals(totals).tolist()
+        targets = targets or 1.0  # a step may read nothing but what is too short to learn from: its sums are 0
         loss, norm = total_loss / targets, sync.grad_norm().item() / targets
         share = learning_rate_share(recipe.schedule, done, progress.step)
         if math.isfinite(loss) and math.isfinite(norm):
@@ -140,7 +141,7 @@ def train(parts: Parts) -> dict[str, float]:
         sync.after_step()
 
         progress.step += 1
-        progress.tokens += int(tokens)
+        progress.tokens += round(tokens)  # six or seven tensor ranks have sixths or sevenths
         progress.seconds = seconds or progress.seconds
         done = parts.budget.progress(progress.step, progress.tokens, progress.seconds)
         if done >= 1:

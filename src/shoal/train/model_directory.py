@@ -51,7 +51,7 @@ tags: [shoal]
 ---
 # {recipe.name}
 
-A language model of {result["parameters"]:,} parameters ({config["architectures"][0]}), trained from scratch with Shoal.
+A language model of {result["parameters"]:,} parameters ({config["architectures"][0]}), trained {_since(recipe)} with Shoal.
 
 | | |
 | --- | --- |
@@ -71,6 +71,10 @@ model = {loader}.from_pretrained("PATH")
 
 or `shoal generate PATH {asking}`. The model learned from this text alone: {does}, and knows nothing else.
 """
+
+
+def _since(recipe: Recipe) -> str:
+    return f"further, from {recipe.model.init_from}," if recipe.model.init_from else "from scratch"
 
 
 def _which(recipe: Recipe, result: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from shoal.core.machine import cache_folder, cpp_compiler, python_headers
 from shoal.core.native import matrices
 from shoal.core.native.attention import attention
 from shoal.models.config import TransformerConfig
+from shoal.models.foreign import Foreign
 from shoal.models.layers import MLP, Linear
 from shoal.models.loss import IGNORED, Softening, softened
 from shoal.models.transformer import Attention, Block, Transformer
@@ -63,6 +64,8 @@ def compile_blocks(model: Transformer, choice: str) -> str:
     device = model.head_weight.device
     if choice == "off" or not len(model.blocks):
         return "eager"
+    if not all(isinstance(block, Block) for block in model.blocks):
+        return "eager (no layers of Shoal's own)"
     missing = None
     if device.type == "cpu":
         missing = "C++ compiler" if cpp_compiler() is None else None if python_headers() else "Python.h (python3-dev)"
@@ -86,6 +89,8 @@ def divide_products(model: Transformer, wire: Wire, mesh: Mesh) -> Shards:
     """Divide matrix products, embedding and loss over the tensor ranks; returns what this rank has of each parameter."""
     if mesh.tensor.size == 1 or mesh.devices is None:
         return whole_shards(model)
+    if isinstance(model, Foreign):
+        raise RecipeError("'parallel.tensor' divides layers of Shoal's own, which this model has none of: --shard zero3")
     check_divisible(model.config, mesh.tensor.size)
     ranks = TensorRanks(wire, mesh.tensor)
     plan: dict[str, Any] = {
@@ -139,6 +144,8 @@ def recompute_blocks(model: Transformer, choice: str) -> None:
     """Let backward compute a block's inner values again instead of keeping them (Chen et al. 2016, arXiv:1604.06174)."""
     if choice == "none":
         return
+    if not all(isinstance(block, Block) for block in model.blocks):
+        raise RecipeError("'train.recompute' is for layers of Shoal's own, which this model has none of: set it to none")
     selective: Any = {"context_fn": partial(create_selective_checkpoint_contexts, list(KEPT))}
     for block in model.blocks:
         assert isinstance(block, Block)

@@ -17,6 +17,7 @@ from shoal.models.config import TransformerConfig
 from shoal.models.hugging_face.adapters import Adapter, merged
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer
+from shoal.train import foreign
 
 
 def make_transformer_config(settings: schema.Model, vocabulary: int, related: bool = False) -> TransformerConfig:
@@ -46,9 +47,10 @@ def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transf
     if settings.init_from:
         model = read_model(settings).to(device)
         if model.config.vocabulary < vocabulary:
+            folder = find_model_directory(Path(settings.init_from))
             raise InputError(
                 f"{recipe.corpus_directory} has a vocabulary of {vocabulary}, the model only {model.config.vocabulary}; "
-                f"prepare the corpus with the model's tokenizer: --tokenizer.path {settings.init_from}"
+                f"prepare the corpus with the model's tokenizer: --tokenizer.path {folder}"
             )
         _check_tokenizer(recipe)
         return model
@@ -78,12 +80,17 @@ def read_model(settings: schema.Model, changed: bool = True) -> Transformer:
 
     Where it has an adapter, with that; unless it is to be `changed`, with the adapter's whole modules alone.
     """
-    free = {"preset", "init_from", "adapter", *dropout.NAMES}
+    free = {"preset", "init_from", "adapter", "trust_remote_code", *dropout.NAMES}
     given = [key for key, value in vars(settings).items() if value is not None and key not in free and key[0] != "_"]
     if given:
         raise RecipeError(f"'model.{given[0]}' can't be set beside 'model.init_from': the folder's shape holds")
+    folder = find_model_directory(Path(settings.init_from))
+    if foreign.is_foreign(folder):
+        if read_adapter(settings):
+            raise InputError(f"{folder}: a model that Shoal has no code of its own for, and that no adapter can change here")
+        return foreign.read_foreign(folder, settings.trust_remote_code)
     try:
-        config, weights = read_model_directory(find_model_directory(Path(settings.init_from)))
+        config, weights = read_model_directory(folder)
         if adapter := read_adapter(settings):
             config, weights = merged(config, weights, adapter, changed)
         return hugging_face.build(config, weights, **_dropouts(settings))

@@ -7,6 +7,8 @@ from typing import Any
 
 from shoal.core.files import read_json, write_text
 from shoal.core.run_directory import RunDirectory
+from shoal.tasks import LABELLED
+from shoal.train.overfitting import Curves
 from shoal.train.telemetry import read_metrics
 
 STYLE = """
@@ -70,6 +72,7 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
 <h1>{title}</h1><p>{html.escape(result["finished"])}, Shoal {html.escape(result["shoal"])}</p>
 <div class="numbers">{cards}</div>
 <div class="charts">{"".join(draw_charts(training, evaluations))}</div>
+{_verdict(result, training, evaluations)}
 {"<h2>Ranks</h2><ul>" + events + "</ul>" if happened else ""}
 {"<h2>Samples</h2>" + shown if samples else ""}
 <h2>Machine</h2><table>{rows}</table>
@@ -77,6 +80,12 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]]) -> None:
 </html>
 """,
     )
+
+
+def _verdict(result: dict[str, Any], training: Records, evaluations: Records) -> str:
+    """Of a run on labelled examples, which are read again and again: whether it learns them by heart."""
+    said = Curves.of(training, evaluations).verdict() if result.get("task") in LABELLED else ""
+    return f"<p>{html.escape(said)}</p>" if said else ""
 
 
 def draw_charts(training: Records, evaluations: Records) -> list[str]:

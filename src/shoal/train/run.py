@@ -82,6 +82,7 @@ def _result(
     warm = training[min(3, len(training) - 1) :]
     return {
         "run": str(run.root),
+        "task": parts.recipe.task,
         "steps": parts.progress.step,
         "tokens": parts.progress.tokens,
         "epochs": _epochs(parts.batches.state_dict()),

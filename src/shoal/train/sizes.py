@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from shoal.core.files import read_json
+from shoal.core.errors import InputError
+from shoal.core.model_directory import read_model_names
 from shoal.core.recipe import Recipe
 from shoal.data.batch_sizes import BatchSizes, sequences_at_once
 from shoal.models import hugging_face
@@ -73,9 +74,12 @@ def estimate(recipe: Recipe, vocabulary: int, world: int, tokens_per_row: float 
 
 
 def transformer_config(recipe: Recipe, vocabulary: int) -> TransformerConfig:
-    """The shape that the recipe trains."""
-    if recipe.model.init_from:
-        return hugging_face.config_from_hugging_face(read_json(Path(recipe.model.init_from) / "config.json"))
+    """The shape that the recipe trains; `InputError` for a folder to start from that can't be."""
+    if folder := recipe.model.init_from:
+        try:
+            return hugging_face.shape_with_heads(*read_model_names(Path(folder)))
+        except ValueError as error:
+            raise InputError(f"{folder}: {error}") from None
     return make_transformer_config(recipe.model, vocabulary, related=recipe.masked.relation != "none")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from shoal.core import recipe as schema
 from shoal.core.errors import RecipeError
@@ -11,15 +12,13 @@ from shoal.core.recipe import Recipe
 from shoal.core.seeds import generator
 from shoal.models.config import TransformerConfig
 from shoal.models.dropout import NAMES
+from shoal.models.foreign import Foreign
 from shoal.models.lora import Changes, adapt, fresh_changes
 from shoal.models.transformer import Transformer
 from shoal.tasks.labelled import Head
 
 HEAD = ("task_head.", "pooler.", "transform.")
 """How the names of what stands on the trunk begin."""
-
-BELOW = ("embedding.", "position.", "segment.", "embedding_norm.")
-"""And those of what lies under the first block."""
 
 
 @torch.no_grad()
@@ -29,10 +28,12 @@ def tuned_model(base: Transformer, recipe: Recipe, head: Head | None, changes: C
     `changes`: those of an adapter that is trained on. By `tuning.what: lora` there are new ones else.
     """
     tuning = recipe.tuning
+    if tuning.what == "lora" and isinstance(base, Foreign):
+        raise RecipeError("'tuning.what' lora changes models that Shoal has code of its own for; take frozen, top or all")
     config = with_head(base.config, tuning, head)
     if tuning.what == "frozen":
         config = _undropped(config, recipe.model)
-    model = Transformer(config).materialise()
+    model = base.like(config)
     model.initialise(generator(recipe.seed, "head"))
     there = base.state_dict()
     for name, parameter in model.named_parameters():
@@ -81,33 +82,38 @@ def freeze(model: Transformer, tuning: schema.Tuning) -> None:
     """Leave out of training what the recipe doesn't want trained; `RecipeError` where nothing is left."""
     if tuning.what == "all":
         return
-    top = _top(model, tuning) if tuning.what == "top" else range(0)
-    begins = (*HEAD, *(f"blocks.{index}." for index in top), *(("norm.",) if top else ()))
+    blocks = _top(model, tuning) if tuning.what == "top" else []
+    learnt = {parameter for block in blocks for parameter in block.parameters()}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(begins) or ".lora." in name)
+        above = name.startswith((*HEAD, "norm.") if blocks else HEAD)
+        parameter.requires_grad_(above or parameter in learnt or ".lora." in name)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RecipeError("'tuning.what' frozen trains the head alone, and this task has none; take lora, top or all")
 
 
-def _top(model: Transformer, tuning: schema.Tuning) -> range:
+def _top(model: Transformer, tuning: schema.Tuning) -> list[nn.Module]:
     layers = len(model.blocks)
     if tuning.top > layers:
         raise RecipeError(f"'tuning.top' is {tuning.top}, and the model has {layers} blocks")
-    return range(layers - tuning.top, layers)
+    return [*model.blocks][layers - tuning.top :]
 
 
-def rate_multiples(names: Iterable[str], layers: int, tuning: schema.Tuning) -> dict[str, float]:
-    """By parameter, its learning rate as a multiple of what the optimizer's settings say.
+def rate_multiples(model: Transformer, names: Iterable[str], tuning: schema.Tuning) -> dict[str, float]:
+    """By parameter, its learning rate as a multiple of what the optimizer's settings say; `names` in the model's order.
 
     Each block has `layer_decay` times the rate of the one above it, and what lies under the first that of the first
-    (Howard and Ruder 2018, arXiv:1801.06146, section 3.2, whose decay is 1 / 2.6; a head is at the rate of the last block).
+    (Howard and Ruder 2018, arXiv:1801.06146, section 3.2).
     """
-    return {name: _multiple(name, layers, tuning) for name in names}
-
-
-def _multiple(name: str, layers: int, tuning: schema.Tuning) -> float:
-    if name.startswith(HEAD):
-        return tuning.head_rate
-    if name.startswith("blocks."):
-        return tuning.layer_decay ** (layers - 1 - int(name.split(".")[1]))
-    return tuning.layer_decay**layers if name.startswith(BELOW) else 1.0
+    numbers = {block: number for number, block in enumerate(model.blocks)}
+    begins = {f"{name}.": numbers[module] for name, module in model.named_modules() if module in numbers}
+    multiples, below = {}, True
+    for name in names:
+        number = next((number for begin, number in begins.items() if name.startswith(begin)), None)
+        below = below and number is None
+        if name.startswith(HEAD):
+            multiples[name] = tuning.head_rate
+        elif number is not None:
+            multiples[name] = tuning.layer_decay ** (len(begins) - 1 - number)
+        else:
+            multiples[name] = tuning.layer_decay ** len(begins) if below else 1.0
+    return multiples

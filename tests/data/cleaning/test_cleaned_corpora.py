@@ -12,7 +12,7 @@ from tests.core.limits import largest_file
 from texts import words_of
 
 from shoal.commands.prepare import Arguments, run
-from shoal.core.errors import CorpusError, Interrupted, RecipeError, ShoalError
+from shoal.core.errors import CorpusError, InputError, Interrupted, RecipeError, ShoalError
 from shoal.core.files import read_json
 from shoal.core.recipe import Clean, Data, Tokenizer
 from shoal.data.cleaning import batches
@@ -36,9 +36,9 @@ def source(tmp_path):
     return write(tmp_path / "text.jsonl", texts)
 
 
-def make(source, directory, workers=1, clean=CLEAN, **data):
+def make(source, directory, workers=1, clean=CLEAN, vocabulary=300, **data):
     settings = {"sources": [str(source)], "held_out": 0.1, "shard_megabytes": 0.1, **data}
-    return prepare(Data(**settings, clean=Clean(**clean)), Tokenizer(vocabulary=300), directory, workers=workers)
+    return prepare(Data(**settings, clean=Clean(**clean)), Tokenizer(vocabulary=vocabulary), directory, workers=workers)
 
 
 def content_of(directory):
@@ -88,8 +88,27 @@ def test_a_run_that_was_cleaned_to_the_end_does_not_read_its_sources_again(sourc
     assert make(source, tmp_path / "corpus").cleaning == expected.cleaning
 
 
+def test_what_was_left_out_is_told_though_a_run_went_on_after_cleaning(source, tmp_path, monkeypatch):
+    source.write_bytes(source.read_bytes() + b"{broken\n" * 7)
+    monkeypatch.setattr("shoal.data.prepare._tokenizer", interrupt)
+    with pytest.raises(Interrupted):
+        make(source, tmp_path / "corpus", on_error="skip")
+    monkeypatch.undo()
+    result = make(source, tmp_path / "corpus", on_error="skip")
+    assert (result.left_out, len(result.faults)) == (7, 5)
+
+
 def interrupt(*_):
     raise KeyboardInterrupt
+
+
+def test_cleaned_text_may_become_other_tokens_than_was_asked_for_at_first(source, tmp_path, monkeypatch):
+    expected = make(source, tmp_path / "expected")
+    with pytest.raises(InputError, match=r"the text yields only \d+ tokens; use --tokenizer\.vocabulary"):
+        make(source, tmp_path / "corpus", vocabulary=100_000)
+    monkeypatch.setattr(Cleaner, "clean", interrupt)
+    assert make(source, tmp_path / "corpus").cleaning == expected.cleaning
+    assert content_of(tmp_path / "corpus") == content_of(tmp_path / "expected")
 
 
 def test_a_corpus_cleaned_otherwise_is_refused_and_the_difference_named(source, tmp_path):
@@ -110,7 +129,8 @@ def test_a_corpus_of_nothing_says_which_stage_dropped_what_and_leaves_the_folder
         str(caught.value),
     )
     assert "other_language, 329 documents" in (tmp_path / "corpus" / "corpus-report.html").read_text()
-    assert make(source, tmp_path / "corpus").documents > 100
+    assert make(source, tmp_path / "corpus", clean={}).documents > 100
+    assert not (tmp_path / "corpus" / "corpus-report.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -193,6 +213,14 @@ def test_numbers_go_into_the_manifest_and_what_the_verb_tells(source, tmp_path, 
     assert manifest["settings"]["clean"]["thresholds"] == {"zh": {"words_least": 9.0}}
     run(Arguments(), keys)
     assert re.search(r"cleaning kept \d+ of 330 documents, dropped by empty 1, exact 1\d, near 1\d", capfd.readouterr().err)
+
+
+def test_progress_is_counted_in_bytes_whatever_the_script(tmp_path):
+    texts, *_ = planted("zh", WORDS["zh"], 100)
+    source, seen = write(tmp_path / "text.jsonl", texts), []
+    data = Data(sources=[str(source)], held_out=0.1, clean=Clean(exact=True))
+    result = prepare(data, Tokenizer(vocabulary=300), tmp_path / "corpus", seen.append, workers=1)
+    assert max(now.bytes for now in seen if now.stage == "cleaning") == result.cleaning["bytes"]
 
 
 def test_an_uncleaned_corpus_is_what_it_was(source, tmp_path):

@@ -197,6 +197,10 @@ def test_c4_drops_pages_with_code_or_filler(language, added, rule):
     assert dropped_by(open_c4(only(), False), text + added, language) == rule
 
 
+def test_a_page_that_loses_all_its_lines_is_dropped_though_no_sentence_is_asked_for():
+    assert dropped_by(open_c4(only("line_words_least"), False), "Too short.\nHere too.") == "sentences_least"
+
+
 @every_language
 def test_fineweb_wants_an_eighth_of_the_lines_to_end_in_punctuation(language):
     lines = [line(language, 20, seed) for seed in range(100)]
@@ -230,5 +234,7 @@ def test_fineweb_allows_three_line_breaks_for_ten_words_or_fifteen_characters(la
 def test_limits_can_be_set_for_all_languages_or_for_one():
     limits = resolve_thresholds({"words_least": 20, "zh": {"words_least": 30}})
     assert [limits[language].words_least for language in ("en", "fi", "ja", "zh")] == [20, 20, 20, 30]
+    limits = resolve_thresholds({"stop_words_least": 3, "words_least": 20, "fi": {"words_least": 30}})
+    assert [limits[language].stop_words_least for language in ("en", "zh", "fi", "th")] == [3, 3, 0, 0]
     with pytest.raises(RecipeError, match=r"no rule 'word_least'; the nearest is 'words_least'\. The rules: words_least, "):
         resolve_thresholds({"ja": {"word_least": 3}})

@@ -5,7 +5,7 @@ state. Adding a key is adding a field there, with its docstring: help texts and 
 """
 
 from dataclasses import field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -15,13 +15,12 @@ from shoal.core.recipe.model import Model
 from shoal.core.recipe.parallel import Codec, Link, Local, Parallel, Server
 from shoal.core.recipe.tasks import Infill, Masked, Samples
 from shoal.core.recipe.training import Checkpoint, Evaluation, Lookahead, Optimizer, Regular, Schedule, Train
-from shoal.core.recipe.tuning import Classify, Examples, Lora, Tuning
+from shoal.core.recipe.tuning import Augment, Classify, Examples, Lora, Tuning
 
 __all__ = [
-    "Checkpoint", "Classify", "Clean", "Codec", "Data", "Evaluation", "Examples", "Infill", "Link", "Local", "Lookahead",
-    "Lora", "Masked",
-    "Model", "Optimizer", "Parallel", "Recipe", "Regular", "Samples", "Schedule", "Server", "Tokenizer", "Train",
-    "Tuning",
+    "Augment", "Checkpoint", "Classify", "Clean", "Codec", "Data", "Evaluation", "Examples", "Infill", "Link", "Local",
+    "Lookahead", "Lora", "Masked", "Model", "Optimizer", "Parallel", "Recipe", "Regular", "Samples", "Schedule", "Server",
+    "Tokenizer", "Train", "Tuning",
 ]  # fmt: skip
 
 
@@ -58,6 +57,9 @@ class Recipe:
     infill: Infill = field(default_factory=Infill)
     examples: Examples = field(default_factory=Examples)
     tuning: Tuning = field(default_factory=Tuning)
+    augment: Augment = field(default_factory=Augment)
+    search: dict[str, list[Any] | dict[str, Any]] = field(default_factory=dict)
+    """What `finetune --search` tries: by key, a list of values, or `{low: 1e-5, high: 1e-3, log: true}`."""
     classify: Classify = field(default_factory=Classify)
 
     @property

@@ -17,6 +17,8 @@ class Model:
     """A folder in the Hugging Face layout to start from; its shape holds, only dropout may be set beside it."""
     adapter: str = ""
     """A folder with an adapter in `peft`'s layout: merged into `init_from`, or, by `tuning.what: lora`, trained on."""
+    trust_remote_code: Annotated[bool, Strict()] = False
+    """Run code that lies in the model's folder, where neither Shoal nor `transformers` has its own: only if trusted."""
     context: Positive | None = None
     """Longest sequence, in tokens."""
     layers: Positive | None = None

@@ -50,6 +50,8 @@ class Infill:
     """Fill in the middle, causally; or corrupted spans after a text that sees itself both ways."""
     rate: Fraction = 0.9
     """Share of the documents that are rewritten; the others are read from left to right."""
+    unit: Literal["stretch", "line"] = "stretch"
+    """`middle`: what is cut out, any stretch of tokens, or one line."""
     suffix_first: Fraction = 0.5
     """`middle`: share of the rewritten whose suffix comes first."""
     cut: Fraction = 0.15

@@ -134,7 +134,7 @@ class Evaluation:
     min_improvement: NonNegative = 0.0
     """By how much an evaluation must be better than the best to count."""
     metric: str = "eval_loss"
-    """The figure that `patience` watches: falling where it ends in `loss` or `bpb`, else rising."""
+    """The figure that `patience` watches: falling where it is a loss (also `eval_loss/CORPUS`) or `bpb`, else rising."""
 
 
 @section

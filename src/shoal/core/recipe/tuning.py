@@ -76,6 +76,30 @@ class Tuning:
 
 
 @section
+class Augment:
+    """Variations of training texts, drawn anew in every epoch (docs/finetuning.md)."""
+
+    share: Fraction = 0.0
+    """Share of all readings of examples that are varied (0: off)."""
+    deletion: Fraction = 0.0
+    """Share of a text's words that is left out."""
+    swap: Fraction = 0.0
+    """Share of the words that change places with another."""
+    synonyms: Fraction = 0.0
+    """Share of the words that are replaced by a synonym of WordNet (must be installed)."""
+    characters: Fraction = 0.0
+    """Share of the words that are misspelt."""
+    masked: Fraction = 0.0
+    """Share of the words that `masked_model` replaces by others that fit."""
+    masked_model: str = ""
+    """A folder with a model for masked words; empty: the model that is fine-tuned, if it is one."""
+    variants: Positive = 2
+    """Texts that `masked_model` makes of each, before training."""
+    mixup: NonNegative = 0.0
+    """`classify`: pooled texts are mixed in pairs by a share drawn from Beta(a, a) of this a (0: off)."""
+
+
+@section
 class Classify:
     """Task `classify`: one label a text or pair of texts, or several."""
 

@@ -40,21 +40,18 @@ class Batch(NamedTuple):
     items: list[Item]
     fingerprint: str
 
-    @property
-    def characters(self) -> int:
-        """Characters of text."""
-        return sum(len(item.text) for item in self.items)
-
 
 def number_items(documents: Iterable[Document], judged: int) -> Iterator[Item]:
     """Documents as items of `judged` characters at most, cut at line ends where there are any."""
     number, head, waiting = 0, True, ""
     for document in documents:
         waiting += document.text
-        while len(waiting) > judged:
-            cut = waiting.rfind("\n", 0, judged) + 1 or judged
-            yield Item(number, document.name, waiting[:cut], head, True)
-            waiting, head = waiting[cut:], False
+        start = 0
+        while len(waiting) - start > judged:
+            cut = waiting.rfind("\n", start, start + judged) + 1 or start + judged
+            yield Item(number, document.name, waiting[start:cut], head, True)
+            start, head = cut, False
+        waiting = waiting[start:]
         if not document.continues:
             yield Item(number, document.name, waiting, head, False)
             number, head, waiting = number + 1, True, ""

@@ -36,9 +36,9 @@ def open_c4(limits: LimitsByLanguage, terminal: bool) -> Stage:
             kept = [line for line in kept if not _names_policy(line.lower())]
         if len(kept) < len(lines):
             draft = Draft("\n".join(kept).strip("\n"), draft.language)
-        sentences = count_sentences(draft.text)
-        if sentences < own.sentences_least:
-            return Dropped("sentences_least", f"{sentences} (limit {own.sentences_least:g})")
+        sentences, least = count_sentences(draft.text), max(1, own.sentences_least)  # what lost all its lines is nothing
+        if sentences < least:
+            return Dropped("sentences_least", f"{sentences} (limit {least:g})")
         return draft
 
     return judge

@@ -42,7 +42,7 @@ VERSION = 1
 """Of what the stages do: another one cleans anew."""
 
 Report = Callable[[str, float], None]
-"""Called with a stage's name and how much text is done: characters while cleaning, then a share."""
+"""Called with a stage's name and how much text is done: bytes while cleaning, then a share."""
 
 
 def clean_settings(clean: Clean, text_field: str) -> dict[str, Any]:
@@ -69,11 +69,14 @@ def clean_sources(
     if finished is None:
         outcome = _clean(clean, sources, text_field, folder, workers, report)
         marks = _find_duplicates(clean, outcome, folder, report)
-        finished = {"key": key, "batches": len(outcome.rows), "summary": outcome.summary()}
+        faults = [[source.faults.count, source.faults.first] for source in sources]
+        finished = {"key": key, "batches": len(outcome.rows), "summary": outcome.summary(), "faults": faults}
         if not finished["summary"]["kept_documents"]:
             return _kept_source(folder, finished, marks), finished["summary"]
         write_bytes(folder / MARKS, pack_array(marks))
         write_json(folder / FINISHED, finished)
+    for source, fault in zip(sources, finished["faults"], strict=True):
+        source.faults.recall(*fault)
     marks = np.load(folder / MARKS, allow_pickle=False)
     return _kept_source(folder, finished, marks), finished["summary"]
 
@@ -115,23 +118,21 @@ def _clean(clean: Clean, sources: Sequence[Source], text_field: str, folder: Pat
     outcome = Outcome(names(clean))
     done = 0
     with closing(_clean_batches(batches, clean, folder, index, workers)) as records:
-        for batch, record in records:
+        for record in records:
             outcome.add(record)
-            done += batch.characters
+            done += record["bytes"]
             report("cleaning", done)
     return outcome
 
 
-def _clean_batches(
-    batches: Iterable[Batch], clean: Clean, folder: Path, index: Index, workers: int
-) -> Generator[tuple[Batch, Record]]:
+def _clean_batches(batches: Iterable[Batch], clean: Clean, folder: Path, index: Index, workers: int) -> Generator[Record]:
     """Clean batches, or find them finished, in order; `workers + 2` are in memory at most."""
     cleaner = _open_cleaner(clean, folder, index)
     if workers == 1:
         for batch in batches:
-            yield batch, cleaner.finished(batch) or cleaner.clean(batch)
+            yield cleaner.finished(batch) or cleaner.clean(batch)
         return
-    waiting: deque[tuple[Batch, Future[Record] | Record]] = deque()
+    waiting: deque[Future[Record] | Record] = deque()
     # spawned, as this process has threads, which forks of it would not have
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(clean, folder, index)
@@ -139,10 +140,10 @@ def _clean_batches(
     try:
         for batch in batches:
             if len(waiting) > workers:
-                yield _result(*waiting.popleft())
-            waiting.append((batch, cleaner.finished(batch) or pool.submit(_clean_batch, batch)))
+                yield _result(waiting.popleft())
+            waiting.append(cleaner.finished(batch) or pool.submit(_clean_batch, batch))
         while waiting:
-            yield _result(*waiting.popleft())
+            yield _result(waiting.popleft())
     except BrokenProcessPool:
         raise ShoalError(
             "a process that cleaned text was ended, perhaps for lack of memory; "
@@ -152,8 +153,8 @@ def _clean_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _result(batch: Batch, record: Future[Record] | Record) -> tuple[Batch, Record]:
-    return batch, record.result() if isinstance(record, Future) else record
+def _result(record: Future[Record] | Record) -> Record:
+    return record.result() if isinstance(record, Future) else record
 
 
 def _open_cleaner(clean: Clean, folder: Path, index: Index) -> Cleaner:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from shoal.core.errors import RecipeError
 from shoal.core.recipe import Clean
 from shoal.data.cleaning.c4 import open_c4
 from shoal.data.cleaning.contamination import Index, open_decontamination
@@ -64,7 +65,14 @@ def resolve(clean: Clean) -> Clean:
 def is_on(clean: Clean) -> bool:
     """Whether anything is to be cleaned."""
     clean = resolve(clean)
-    return any(getattr(clean, name) for name in SWITCHES) or bool(clean.languages or clean.mask or clean.decontaminate)
+    on = any(getattr(clean, name) for name in SWITCHES) or bool(clean.languages or clean.mask or clean.decontaminate)
+    if not on and (clean.thresholds or clean.c4_terminal):
+        named = "thresholds" if clean.thresholds else "c4_terminal"
+        raise RecipeError(
+            f"'data.clean.{named}' is for the rules gopher, repetition, c4 and fineweb, and none of them is on: set one, or "
+            "data.clean.preset web"
+        )
+    return on
 
 
 def open_stages(clean: Clean, index: Index) -> Iterator[tuple[Entry, Stage]]:

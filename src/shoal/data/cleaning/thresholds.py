@@ -100,7 +100,8 @@ def resolve_thresholds(changes: Mapping[str, Any]) -> LimitsByLanguage:
         _check(rules)
     limits = LimitsByLanguage({"": Thresholds(**common)})
     for language in {*_LANGUAGES, *own}:
-        limits[language] = replace(limits[language], **(_LANGUAGES.get(language, {}) | common | dict(own.get(language, {}))))
+        defaults = {rule: limit for rule, limit in _LANGUAGES.get(language, {}).items() if rule not in common}
+        limits[language] = replace(limits[language], **(defaults | dict(own.get(language, {}))))
     return limits
 
 

@@ -25,8 +25,9 @@ def frame_texts(
     What is longer than `length` loses its end; of two texts, always the one that is longer then loses a token.
     """
     begin, end = tokenizer.special("begin"), tokenizer.end_of_text
+    between = max(1, _special_tokens(tokenizer, True) - _special_tokens(tokenizer, False))  # RoBERTa has two
     parts = [tokenizer.encode(text) for text in texts]
-    room = length - len(parts) - (begin != end)
+    room = length - (begin != end) - 1 - between * (len(parts) - 1)
     framed.count += 1
     if sum(map(len, parts)) > room:
         framed.cut += 1
@@ -34,9 +35,15 @@ def frame_texts(
     tokens = [np.array([begin] if begin != end else [], dtype=np.int64)]
     segments = [np.zeros(len(tokens[0]), dtype=np.int64)]
     for number, part in enumerate(parts):
-        tokens += [part, np.array([end], dtype=np.int64)]
-        segments.append(np.full(len(part) + 1, number, dtype=np.int64))
+        ends = between if number < len(parts) - 1 else 1
+        tokens += [part, np.full(ends, end, dtype=np.int64)]
+        segments.append(np.full(len(part) + ends, number, dtype=np.int64))
     return np.concatenate(tokens), np.concatenate(segments)
+
+
+def _special_tokens(tokenizer: TextTokenizer, pair: bool) -> int:
+    """How many special tokens the tokenizer's own framing adds."""
+    return tokenizer.library.num_special_tokens_to_add(pair)
 
 
 def cut_longest(parts: Sequence[NDArray[np.int64]], room: int) -> list[NDArray[np.int64]]:

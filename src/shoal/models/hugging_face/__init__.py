@@ -1,10 +1,12 @@
 """Weights and configuration in and out of the Hugging Face layout: GPT-2, Llama, Qwen3, BERT and ModernBERT.
 
+RoBERTa and DistilBERT are read too, as the BERT that computes the same.
+
 Pure mapping between dictionaries; nothing is read or written here. Adding a family is one entry in `decoders.py` or
 `encoders.py`: its `config.json` both ways, and rules between its names and ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +19,18 @@ from shoal.models.hugging_face import decoders, encoders, heads
 from shoal.models.hugging_face.decoders import DECODERS
 from shoal.models.hugging_face.encoders import ENCODERS
 from shoal.models.hugging_face.family import Family
+from shoal.models.hugging_face.relatives import RELATIVES, as_bert, config_as_bert
 from shoal.models.hugging_face.rules import fuse_qkv, split_qkv, to_ours, to_theirs
 from shoal.models.transformer import Transformer
 
 FAMILIES: dict[str, Family] = DECODERS | ENCODERS
 
+_NOTHING = torch.empty(0)
+"""Stands for weights where only their names matter."""
+
 __all__ = [
-    "FAMILIES", "build", "config_from_hugging_face", "config_to_hugging_face", "family", "fuse_qkv", "split_qkv",
-    "weights_from_hugging_face", "weights_to_hugging_face",
+    "FAMILIES", "build", "config_from_hugging_face", "config_to_hugging_face", "family", "fuse_qkv", "shape_with_heads",
+    "split_qkv", "weights_from_hugging_face", "weights_to_hugging_face",
 ]  # fmt: skip
 
 
@@ -46,12 +52,23 @@ def config_to_hugging_face(config: TransformerConfig, end_of_text: int | None = 
 def config_from_hugging_face(config: Mapping[str, Any]) -> TransformerConfig:
     """Read `config.json`; `ValueError` for a model that Shoal does not compute exactly."""
     try:
+        if config.get("model_type") in RELATIVES:
+            config = config_as_bert(config)
         shape = _family_named(config).from_config(config)
         return replace(shape, **dropout_from_hugging_face(config["model_type"], config))
     except KeyError as error:
         raise ValueError(f"config.json has no {error}") from None
     except (TypeError, AttributeError) as error:
         raise ValueError(f"config.json is damaged: {error}") from None
+
+
+def shape_with_heads(config: Mapping[str, Any], names: Collection[str]) -> TransformerConfig:
+    """As `config_from_hugging_face`, with the heads that weights of these names have, whatever it says of them."""
+    if config.get("model_type") in RELATIVES:
+        config, weights = _as_bert(config, dict.fromkeys(names, _NOTHING))
+        names = weights.keys()
+    shape = _family_named(config).heads(config_from_hugging_face(config), names)
+    return heads.from_config(config["model_type"], shape, config, names)
 
 
 def weights_to_hugging_face(model: Transformer) -> dict[str, Tensor]:
@@ -82,19 +99,28 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], **dropouts: 
 
     An encoder has the heads that its weights have. `ValueError` for what is not supported or does not fit.
     """
-    shape = _family_named(config).heads(config_from_hugging_face(config), weights.keys())
-    shape = heads.from_config(config["model_type"], shape, config, weights.keys())
-    shape = replace(shape, **changed(dropouts))
+    if config.get("model_type") in RELATIVES:
+        config, weights = _as_bert(config, weights)
+    shape = replace(shape_with_heads(config, weights.keys()), **changed(dropouts))
     ours = weights_from_hugging_face(weights, shape)
     model = Transformer(shape).materialise()
     model.load_state_dict(ours)
     return model
 
 
+def _as_bert(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        return as_bert(config, weights)
+    except KeyError as error:
+        raise ValueError(f"config.json has no {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"config.json is damaged: {error}") from None
+
+
 def _family_named(config: Mapping[str, Any]) -> Family:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise ValueError(f"model type '{kind}' is not supported; supported: {', '.join(FAMILIES)}")
+        raise ValueError(f"model type '{kind}' is not supported; supported: {', '.join((*FAMILIES, *RELATIVES))}")
     return FAMILIES[kind]
 
 

@@ -203,7 +203,10 @@ def _found(name: str, names: Collection[str]) -> str | None:
     if name in names:
         return name
     bare = name.partition(".")[2]
-    return bare if bare in names else next((other for other in names if other.endswith("." + name)), None)
+    if bare in names:
+        return bare
+    ends = ("." + name, "." + bare) if bare.count(".") > 2 else ("." + name,)  # of a block: under another family's name
+    return next((other for other in names if other.endswith(ends)), None)
 
 
 def _of_module(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:

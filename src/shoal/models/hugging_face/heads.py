@@ -37,7 +37,7 @@ POOLINGS: dict[str, tuple[str, ...]] = {"bert": ("first",), "modernbert": ("firs
 
 def is_theirs(family: str, config: TransformerConfig) -> bool:
     """Whether the layout has a place for the model's head."""
-    if not config.head or (family, config.head) not in NAMES:
+    if not config.head or (family, config.head) not in NAMES:  # foreign families have none
         return False
     if config.head == "sequence":
         usual = ("last",) if config.causal else POOLINGS[family]

@@ -165,7 +165,7 @@ class PassByServers(Sync):
         """This worker's loss, for as many tokens as all have used since it was told last."""
         total = totals.sum(0)
         self._tokens = int(total[2])
-        self._as_many = 1 + self.news.others / self._tokens
+        self._as_many = 1 + self.news.others / max(1, self._tokens)
         if total[3]:
             self.client.finish([self.client.clock("stop")])
         total[:3] *= self._as_many
