@@ -121,12 +121,11 @@ def _numbered(rows: LabelledRows, starts: Iterator[int], pooled: bool) -> Labell
 
 def _is_there(path: Path, shape: tuple[int, int], wire: Wire) -> bool:
     """Whether every rank finds the table, which counts as a use of it."""
-    there = path.exists() and path.stat().st_size == shape[0] * shape[1] * 4
-    if all(wire.gather_objects(there)):
-        with suppress(OSError):  # a folder that is only read keeps its times
-            os.utime(path)
-        return True
-    return False
+    there = False
+    with suppress(OSError):
+        there = path.stat().st_size == shape[0] * shape[1] * 4
+        os.utime(path)
+    return all(wire.gather_objects(there))
 
 
 def _mapped(path: Path, shape: tuple[int, int], shared: bool = False) -> Tensor:

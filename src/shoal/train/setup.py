@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from shoal.core.errors import CheckpointError, InputError
 from shoal.core.machine import code_fingerprint
@@ -111,7 +112,8 @@ def _told(parts: Parts, material: Material) -> str:
     """How many parameters there are, how many of them are trained, and the memory that this takes a rank."""
     if parts.parameters == material.parameters:
         return f"{_millions(material.parameters)} parameters"
-    weights = sum(parameter.numel() for parameter in parts.model.parameters() if not parameter.requires_grad)
+    frozen = (parameter for parameter in parts.model.parameters() if not parameter.requires_grad)
+    weights = sum((part.to_local() if isinstance(part, DTensor) else part).numel() for part in frozen)
     learnt = sum(shard.value.numel() for shard in parts.sync.shards.values())
     return (
         f"trains {_millions(parts.parameters)} of {_millions(material.parameters)} parameters "
