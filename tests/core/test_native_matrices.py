@@ -223,3 +223,12 @@ def test_autograd_checks_the_operators():
     torch.library.opcheck(matrices.linear_forward, (x, up, up_bias), test_utils=checks)
     torch.library.opcheck(matrices.mlp_forward, (x, up, up_bias, gate, gate_bias, down, down_bias, 1), test_utils=checks)
     torch.library.opcheck(matrices.mlp_forward, (x, up, None, None, None, down, None, 0), test_utils=checks)
+
+
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain"])
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_gradients_pass_through_weights_that_are_frozen(kind, gated):
+    x, *weights = mlp_inputs(131, 48, 400, gated, True)
+    precise = [weight.double() for weight in weights]
+    assert_equals_float64(lambda x: native_mlp(kind)(x, *weights), lambda x: mlp_formula(kind)(x, *precise), x)
+    assert_equals_float64(lambda x: matrices.linear(x, *weights[:2]), lambda x: F.linear(x, *precise[:2]), x)

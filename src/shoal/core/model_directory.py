@@ -1,4 +1,5 @@
-"""A model's folder in the Hugging Face layout, as files: `config.json`, `model.safetensors`, tokenizer, model card.
+"""A model's folder in the Hugging Face layout, as files: `config.json`, `model.safetensors`, tokenizer, model card; and an
+adapter's, `adapter_config.json` and `adapter_model.safetensors`.
 
 What the numbers mean is for `models.hugging_face`; here they are only read and written, whole or not at all.
 """
@@ -46,8 +47,54 @@ def continues(config: Mapping[str, Any]) -> bool:
     return all(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.get("architectures", ()))
 
 
+def write_adapter_directory(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Replace `directory` by an adapter's folder."""
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    remove_folder(temporary)
+    write_tensors(temporary / "adapter_model.safetensors", tensors)
+    write_json(temporary / "adapter_config.json", config)
+    remove_folder(directory)
+    temporary.rename(directory)
+    sync_folder(directory.parent)
+
+
+def read_adapter_directory(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(content of adapter_config.json, tensors); `InputError` says what is missing or damaged."""
+    if not _is_adapter(directory):
+        raise InputError(f"{directory}: not an adapter's folder, it has no adapter_config.json")
+    if not (directory / "adapter_model.safetensors").exists():
+        raise InputError(
+            f"{directory}: has no adapter_model.safetensors; other formats (adapter_model.bin) are pickles, which Shoal "
+            "does not read"
+        )
+    return _read_mapping(directory / "adapter_config.json"), read_tensors(directory / "adapter_model.safetensors")
+
+
+def adapter_of(directory: Path) -> Path | None:
+    """The folder itself, where it is an adapter's and no model's."""
+    return directory if _is_adapter(directory) and not (directory / "config.json").exists() else None
+
+
+def _is_adapter(directory: Path) -> bool:
+    return (directory / "adapter_config.json").exists()
+
+
+def _base_of(adapter: Path) -> Path:
+    """The folder of the model that an adapter was made for; `InputError` where there is none."""
+    said = _read_mapping(adapter / "adapter_config.json").get("base_model_name_or_path")
+    for base in (Path(str(said)).expanduser(), adapter / str(said)):
+        if said and (base / "config.json").exists():
+            return base
+    raise InputError(
+        f"{adapter}: an adapter, of the model '{said}', which is no folder here; name the model's folder, and this as its "
+        f"adapter: --model.init_from DIR --model.adapter {adapter}"
+    )
+
+
 def find_model_directory(directory: Path) -> Path:
-    """The model's folder: the one given, or the one inside a run's folder."""
+    """The model's folder: the one given, the one inside a run's folder, or the one that an adapter was made for."""
+    if adapter_of(directory) is not None:
+        return _base_of(directory)
     return directory / "model" if (directory / "model" / "config.json").exists() else directory
 
 

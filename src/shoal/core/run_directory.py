@@ -44,6 +44,11 @@ class RunDirectory:
         return self.root / "model"
 
     @property
+    def adapter(self) -> Path:
+        """What was trained beside a model's weights, as `peft` lays it out."""
+        return self.root / "adapter"
+
+    @property
     def result(self) -> Path:
         """The run's summary."""
         return self.root / "result.json"

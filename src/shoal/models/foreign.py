@@ -17,7 +17,7 @@ from shoal.models.cache import LayerCache
 from shoal.models.config import TransformerConfig
 from shoal.models.heads import TaskHead
 from shoal.models.reach import Reach
-from shoal.models.transformer import Transformer
+from shoal.models.transformer import Transformer, matrix_flops
 
 WITHOUT_LIMIT = 2048
 """Context of models whose positions have no table, in tokens."""
@@ -82,8 +82,9 @@ class Foreign(Transformer):
     def flops_per_token(self, tokens: int, projected: float = 1.0) -> float:
         """6 a weight of the layers' matrices, and attention's two products, as far as a list of blocks tells."""
         config = self.config
-        matrices = sum(p.numel() for p in self.blocks.parameters() if p.dim() == 2)
-        return 6.0 * (matrices + projected * config.vocabulary * config.dim) + 12.0 * tokens * config.layers * config.dim
+        matrices, reached = matrix_flops(self.blocks, all(parameter.requires_grad for parameter in self.parameters()))
+        attention = sum(12.0 if passed else 4.0 for passed in reached) * tokens * config.dim
+        return matrices + attention + 6.0 * projected * config.vocabulary * config.dim
 
 
 def foreign_config(theirs: Any, causal: bool) -> TransformerConfig:

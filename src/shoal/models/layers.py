@@ -18,9 +18,13 @@ GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
 
 
 class Linear(nn.Linear):
-    """As torch's; `kernel` may be set from outside to another function of (x, weight, bias)."""
+    """As torch's; `kernel` may be set from outside to another function of (x, weight, bias).
+
+    `plain`: whether weight and bias are all there is to it, so that they may be computed with elsewhere.
+    """
 
     kernel: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
+    plain = True
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
@@ -35,7 +39,7 @@ MLPKernel = Callable[[Tensor, WeightAndBias, WeightAndBias | None, WeightAndBias
 class MLP(nn.Module):
     """Up, nonlinearity, down; or, gated, a nonlinear gate times a linear path (SwiGLU with `silu`), down.
 
-    `kernel` may be set from outside to one function for all of it.
+    `kernel` may be set from outside to one function for all of it, as long as its linear maps are plain.
     """
 
     kernel: MLPKernel | None = None
@@ -50,7 +54,7 @@ class MLP(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[batch, tokens, dim] to the same."""
         gate, up, down = self.gate, self.up, self.down
-        if self.kernel is not None:
+        if self.kernel is not None and all(part.plain for part in (gate, up, down) if part is not None):
             gating = None if gate is None else (gate.weight, gate.bias)
             y_BTD = self.kernel(x_BTD, (up.weight, up.bias), gating, (down.weight, down.bias), self.activation)
             if y_BTD is not None:

@@ -13,7 +13,7 @@ S positions attended to, V vocabulary, N = B×T.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -177,14 +177,32 @@ class Transformer(nn.Module):
 
         6 a weight that multiplies (embedding look-ups do not; the output projection, and what is before it, a `projected`
         share of the tokens), and attention's two products, 12 × heads × head_dim a position seen: on average half of the
-        sequence where attention is causal (PaLM's appendix B counts all, as if the masked half were computed).
+        sequence where attention is causal (PaLM's appendix B counts all, as if the masked half were computed). A weight that
+        is not learnt takes 4; below all that is learnt, there is no backward pass: 2, and attention a third.
         """
         config = self.config
-        inner = sum(p.numel() for p in self.blocks.parameters() if p.dim() == 2)
         outer = config.vocabulary * config.dim + (config.dim**2 if self.transform is not None else 0)
         near = min(tokens, 2 * config.window + 1)
-        seen = sum(near if block.local else tokens for block in self.blocks) * (0.5 if config.causal else 1.0)
-        return 6.0 * (inner + projected * outer) + 12.0 * seen * config.heads * config.head_dim
+        matrices, reached = matrix_flops(self.blocks, self.embedding.weight.requires_grad)
+        seen = [near if block.local else tokens for block in self.blocks]
+        products = sum(its * (12.0 if passed else 4.0) for its, passed in zip(seen, reached, strict=True))
+        attention = products * (0.5 if config.causal else 1.0) * config.heads * config.head_dim
+        return matrices + attention + 2.0 * projected * outer * (1 + any(reached) + self.head_weight.requires_grad)
+
+
+def matrix_flops(blocks: Iterable[nn.Module], reached: bool = False) -> tuple[float, list[bool]]:
+    """(operations a token of the matrices of blocks, forward and backward; whether backward reaches each block).
+
+    `reached`: whether it reaches what lies under the first.
+    """
+    total, passed = 0.0, []
+    for block in blocks:
+        reached = reached or any(parameter.requires_grad for parameter in block.parameters())
+        passed.append(reached)
+        for parameter in block.parameters():
+            if parameter.dim() == 2:
+                total += (2.0 + 2.0 * reached + 2.0 * parameter.requires_grad) * parameter.numel()
+    return total, passed
 
 
 class Block(nn.Module):

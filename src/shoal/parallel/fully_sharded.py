@@ -52,6 +52,7 @@ class FullySharded(Sync):
         policy = MixedPrecisionPolicy(self.in_flight, torch.float32) if self.in_flight else MixedPrecisionPolicy()
         shapes = {name: shard.value.shape for name, shard in shards.items()}
         names = {shard.value: name for name, shard in shards.items()}
+        model.register_forward_hook(_begin_backward_here)  # before torch's own, which watches what it gives
         for unit in (*self.units, model):
             feedback = None
             if self.coded and self.coded.feedback:
@@ -77,7 +78,8 @@ class FullySharded(Sync):
         for unit, following in zip(self.units, self.units[1:], strict=False):
             assert isinstance(unit, FSDPModule) and isinstance(following, FSDPModule)
             unit.set_modules_to_forward_prefetch([following])
-            following.set_modules_to_backward_prefetch([unit])
+            if any(value.requires_grad for value in unit.parameters()):  # else backward needn't come so far
+                following.set_modules_to_backward_prefetch([unit])
         assert isinstance(model, FSDPModule)
         self.model = model
         self.parameters: dict[str, Any] = {name: value for name, value in model.named_parameters() if name in shards}
@@ -147,6 +149,11 @@ class FullySharded(Sync):
 
     def _feedbacks(self) -> Iterator[ChunkedFeedback]:
         return (unit.feedback for unit in self.scatter_sums if unit.feedback is not None)
+
+
+def _begin_backward_here(model: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """Let what a model gives have a gradient, though nothing below it is learnt: it tells torch that backward has begun."""
+    return output if output.requires_grad or not torch.is_grad_enabled() else output.detach().requires_grad_()
 
 
 def _in_torchs_order(unit: nn.Module) -> Iterator[nn.Parameter]:

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from shoal.core.errors import InputError
-from shoal.core.model_directory import find_model_directory, read_model_directory
+from shoal.core.model_directory import adapter_of, find_model_directory, read_adapter_directory, read_model_directory
 from shoal.core.seeds import generator
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models import hugging_face
 from shoal.models.cache import LayerCache, make_cache
+from shoal.models.hugging_face.adapters import Adapter, merged
 from shoal.models.transformer import Transformer
 from shoal.serve.sampling import Sampling, draw
 
@@ -25,10 +26,12 @@ class LanguageModel:
 
 
 def load_language_model(directory: Path, device: str | torch.device = "cpu") -> LanguageModel:
-    """Read a model folder in the Hugging Face layout, or a run's; `InputError` says what is wrong with it."""
-    directory = find_model_directory(directory)
+    """Read a folder in the Hugging Face layout, a model's or an adapter's, or a run's; `InputError` tells what is wrong."""
+    adapter, directory = adapter_of(directory), find_model_directory(directory)
     config, weights = read_model_directory(directory)
     try:
+        if adapter is not None:
+            config, weights = merged(config, weights, Adapter.parse(*read_adapter_directory(adapter)))
         model = hugging_face.build(config, weights).to(device).eval()
     except ValueError as error:
         raise InputError(f"{directory}: {error}") from None

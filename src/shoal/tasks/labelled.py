@@ -110,4 +110,6 @@ def settled(settings: Any, **found: Any) -> Any:
 
 def no_loss(hidden: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, count) of a batch without pieces, with a gradient of zero for all that was computed."""
+    if not hidden.requires_grad and torch.is_grad_enabled():  # of a frozen trunk
+        hidden = hidden.detach().requires_grad_()
     return hidden.sum() * 0.0, torch.zeros((), dtype=torch.int64, device=hidden.device)

@@ -223,8 +223,9 @@ class Auto:
         if self.choice is None:
             if on_one_machine(self.wire):
                 return self.recipe
-            self.parameters = sum(parameter.numel() for parameter in model.parameters())
-            self.last = model.embedding.weight.numel() / self.parameters
+            travel = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+            self.parameters = sum(travel.values())
+            self.last = travel.get("embedding.weight", 0) / self.parameters
             self.compute = time_step(model, task, precision, self.wire, sequences, passes)
             self.choice = self._now()
         return self.choice.apply(self.recipe)

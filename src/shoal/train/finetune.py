@@ -12,7 +12,8 @@ from torch import Tensor
 
 from shoal.core import native
 from shoal.core.errors import InputError, RecipeError
-from shoal.core.model_directory import find_model_directory, write_model_directory
+from shoal.core.files import read_json
+from shoal.core.model_directory import find_model_directory, write_adapter_directory, write_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe, merged, recipe_tree
 from shoal.core.run_directory import RunDirectory
@@ -28,6 +29,9 @@ from shoal.data.readers import Faults
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models import hugging_face
 from shoal.models.foreign import Foreign
+from shoal.models.hugging_face.adapters import adapter_files, changes_from_hugging_face
+from shoal.models.hugging_face.relatives import RELATIVES
+from shoal.models.lora import Changes, changes_of, fold
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
@@ -35,10 +39,11 @@ from shoal.parallel.world import World
 from shoal.tasks import LABELLED, LabelledTask
 from shoal.train.augmentation import make_augmentation
 from shoal.train.cards import finetuned_card
+from shoal.train.features import looked_up
 from shoal.train.foreign import foreign_to_hugging_face
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
 from shoal.train.material import Evaluate, Material
-from shoal.train.models import read_model
+from shoal.train.models import read_adapter, read_model
 from shoal.train.schedule import Budget
 from shoal.train.tuning import freeze, tuned_model
 
@@ -100,7 +105,7 @@ class Examined:
 
 def examine(recipe: Recipe) -> Examined:
     """Read and encode the recipe's examples for its model. Raises `InputError` for what can't work."""
-    base = read_model(recipe.model)
+    base = read_model(recipe.model, changed=recipe.tuning.what != "lora")
     tokenizer = read_tokenizer(find_model_directory(Path(recipe.model.init_from)))
     tokenizer = framing_tokenizer(tokenizer, base.config.causal)
     length = min(recipe.examples.length or base.config.context, base.config.context)
@@ -119,22 +124,25 @@ def examine(recipe: Recipe) -> Examined:
 def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examined | None = None) -> Material:
     """Labelled examples, and the recipe's model with the task's head. Raises `InputError` for what can't work."""
     examined = examined or examine(recipe)
-    tokenizer, task = examined.tokenizer, examined.task
-    make = partial(tuned_model, examined.base, recipe, task.head)
+    base, tokenizer, task = examined.base, examined.tokenizer, examined.task
+    make = partial(tuned_model, base, recipe, task.head, _changes(recipe, base))
     model = make().to(world.device)
     freeze(model, recipe.tuning)
+    parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora." not in name)
     layout: Layout = "joined" if joins(model, recipe) else "padded"
-    train = examined.train
-    augmentation = make_augmentation(recipe, world, task, examined.base, tokenizer, train.examples)
-    rows = train.rows(model, layout, None if augmentation is None else train.varied_by(augmentation, task))
+    train, others = examined.train, (examined.validation, examined.test)
+    augmentation = make_augmentation(recipe, world, task, base, tokenizer, train.examples)
+    vary = None if augmentation is None else train.varied_by(augmentation, task)
+    every = [train.rows(model, layout, vary), *(part.rows(model, layout) for part in others)]
+    model, (rows, *held_out), told = looked_up(model, every, recipe, world)
     recipe = resolve(recipe, task, rows)
     order = Order(recipe.seed, rows.samples)
     sizes = BatchSizes.of(recipe, rows.tokens / rows.samples)
 
     def evaluator(together: int, wire: Wire, data: Axis, precision: AbstractContextManager[None]) -> Evaluate:
         found = [
-            LabelledSplit(name, part.examples, part.owners, part.rows(model, layout))
-            for name, part in (("eval", examined.validation), ("test", examined.test))
+            LabelledSplit(name, part.examples, part.owners, its)
+            for name, part, its in zip(("eval", "test"), others, held_out, strict=True)
             if part.examples
         ]
         return LabelledEvaluator(
@@ -144,6 +152,9 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
     def write_model(folder: Path, weights: Mapping[str, Tensor], result: dict[str, Any]) -> None:
         trained = make()
         trained.load_state_dict(weights, strict=False)  # what was frozen is as it was
+        if recipe.tuning.what == "lora":
+            write_adapter(run.adapter, recipe, trained)
+            fold(trained)
         write_finetuned(folder, recipe, task, examined.length, tokenizer, trained, result)
 
     return Material(
@@ -154,9 +165,10 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
         Plan(rows, order, sizes),
         Budget.of(recipe.train),
         round(rows.tokens / rows.samples),
+        parameters,
         evaluator,
         write_model,
-        tuple(_notes(examined)),
+        (*_notes(examined), *told),
         _facts(examined),
     )
 
@@ -187,6 +199,31 @@ def joins(model: Transformer, recipe: Recipe) -> bool:
         and not config.dropped("attention")
         and native.available()
     )
+
+
+def _changes(recipe: Recipe, base: Transformer) -> Changes | None:
+    """Those of the adapter that is to be trained on."""
+    adapter = read_adapter(recipe.model) if recipe.tuning.what == "lora" else None
+    try:
+        return None if adapter is None else changes_from_hugging_face(adapter, base.config)
+    except ValueError as error:
+        raise InputError(f"{recipe.model.adapter or recipe.model.init_from}: {error}") from None
+
+
+def write_adapter(folder: Path, recipe: Recipe, model: Transformer) -> None:
+    """Write what was learnt beside the model's weights, for those who have them.
+
+    Not of RoBERTa and its like, which are read, and written, as another family: the names would be that family's.
+    """
+    base = find_model_directory(Path(recipe.model.init_from)).resolve()
+    if read_json(base / "config.json").get("model_type") in RELATIVES:
+        return
+    plain = {name: value for name, value in model.state_dict().items() if ".lora." not in name}
+    whole = Transformer(model.config).materialise()
+    whole.load_state_dict(plain)
+    weights = hugging_face.weights_to_hugging_face(whole)
+    config, tensors = adapter_files(changes_of(model), model.config, weights, str(base), recipe.tuning.lora.dropout)
+    write_adapter_directory(folder, config, tensors)
 
 
 def write_finetuned(
@@ -224,7 +261,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """What a recipe for fine-tuning has where it doesn't say otherwise."""
 
-RATES = {"frozen": 1e-3, "lora": 5e-4, "top": 1e-4}
+RATES = {"frozen": 5e-3, "lora": 5e-4, "top": 1e-4}
 """Learning rates where less than all of a model is trained."""
 
 
@@ -244,6 +281,10 @@ def check_finetuning(recipe: Recipe) -> None:
         raise RecipeError(f"'task' is {recipe.task}, which shoal pretrain is for; accepted here: {', '.join(LABELLED)}")
     if recipe.parallel.sync == "server":
         raise RecipeError("'parallel.sync' server is for shoal pretrain; accepted here: auto, every, local")
+    if recipe.tuning.what == "lora" and recipe.parallel.tensor > 1:
+        raise RecipeError(
+            "'parallel.tensor' above 1 divides matrices that 'tuning.what' lora changes as wholes; take parallel.shard zero3"
+        )
     if not recipe.model.init_from:
         raise RecipeError("no model to start from: give its folder, or a run's, by --model DIR ('model.init_from')")
 

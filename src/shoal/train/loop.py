@@ -80,6 +80,7 @@ class Parts:
     telemetry: Telemetry | Silence
     precision: AbstractContextManager[None]
     parameters: int
+    """That are trained."""
     flops_per_token: float
     peak_flops: float
     stop_requested: Callable[[], bool]

@@ -35,7 +35,8 @@ WriteModel = Callable[[Path, Mapping[str, Tensor], dict[str, Any]], None]
 @dataclass(frozen=True)
 class Material:
     """`recipe` with what only the material tells filled in. `identity`: what must be the same on all ranks, by what it is
-    called. `tokens`: of a row, about. `notes`: what is to be told before the run; `facts`: what its result tells beside.
+    called. `tokens`: of a row, about. `parameters`: of the model that is written. `notes`: what is to be told before the
+    run; `facts`: what its result tells beside.
 
     `evaluator`: given how many rows are computed at once, the wire, the axis of data ranks and the precision.
     """
@@ -47,6 +48,7 @@ class Material:
     plan: Plan
     budget: Budget
     tokens: int
+    parameters: int
     evaluator: Callable[[int, Wire, Axis, AbstractContextManager[None]], Evaluate]
     write_model: WriteModel
     notes: tuple[str, ...] = ()
@@ -85,6 +87,7 @@ def pretraining(recipe: Recipe, world: World) -> Material:
         plan_rows(recipe, corpora, task, context),
         Budget.of(recipe.train),
         context,
+        sum(parameter.numel() for parameter in model.parameters()),
         evaluator,
         write_model,
     )

@@ -62,7 +62,7 @@ def compile_blocks(model: Transformer, choice: str) -> str:
     Blocks, not the whole model: one block's code serves all, so compiling takes a sixth of the time at six layers.
     """
     device = model.head_weight.device
-    if choice == "off":
+    if choice == "off" or not len(model.blocks):
         return "eager"
     if not all(isinstance(block, Block) for block in model.blocks):
         return "eager (no layers of Shoal's own)"

@@ -7,13 +7,14 @@ import torch
 
 from shoal.core import recipe as schema
 from shoal.core.errors import InputError, RecipeError
-from shoal.core.model_directory import find_model_directory, read_model_directory
+from shoal.core.model_directory import adapter_of, find_model_directory, read_adapter_directory, read_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.seeds import generator
 from shoal.data.shards import Corpus
 from shoal.data.tokenizer import difference, read_tokenizer
 from shoal.models import dropout, hugging_face
 from shoal.models.config import TransformerConfig
+from shoal.models.hugging_face.adapters import Adapter, merged
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer
 from shoal.train import foreign
@@ -41,6 +42,8 @@ def make_transformer_config(settings: schema.Model, vocabulary: int, related: bo
 def build_model(recipe: Recipe, vocabulary: int, device: torch.device) -> Transformer:
     """Random weights from the recipe's seed, or those of `model.init_from`, if that has all words of the corpus."""
     settings = recipe.model
+    if settings.adapter and not settings.init_from:
+        raise RecipeError("'model.adapter' changes a model: give its folder as 'model.init_from'")
     if settings.init_from:
         model = read_model(settings).to(device)
         if model.config.vocabulary < vocabulary:
@@ -72,20 +75,40 @@ def _check_tokenizer(recipe: Recipe) -> None:
         )
 
 
-def read_model(settings: schema.Model) -> Transformer:
-    """The model of the folder `model.init_from`; `InputError` says what is wrong with it."""
-    free = {"preset", "init_from", "trust_remote_code", *dropout.NAMES}
+def read_model(settings: schema.Model, changed: bool = True) -> Transformer:
+    """The model of the folder `model.init_from`; `InputError` says what is wrong with it.
+
+    Where it has an adapter, with that; unless it is to be `changed`, with the adapter's whole modules alone.
+    """
+    free = {"preset", "init_from", "adapter", "trust_remote_code", *dropout.NAMES}
     given = [key for key, value in vars(settings).items() if value is not None and key not in free and key[0] != "_"]
     if given:
         raise RecipeError(f"'model.{given[0]}' can't be set beside 'model.init_from': the folder's shape holds")
     folder = find_model_directory(Path(settings.init_from))
     if foreign.is_foreign(folder):
+        if read_adapter(settings):
+            raise InputError(f"{folder}: a model that Shoal has no code of its own for, and that no adapter can change here")
         return foreign.read_foreign(folder, settings.trust_remote_code)
     try:
         config, weights = read_model_directory(folder)
+        if adapter := read_adapter(settings):
+            config, weights = merged(config, weights, adapter, changed)
         return hugging_face.build(config, weights, **_dropouts(settings))
     except ValueError as error:
         raise InputError(f"{settings.init_from}: {error}") from None
+
+
+def read_adapter(settings: schema.Model) -> Adapter | None:
+    """The adapter `model.adapter`, or the one that `model.init_from` is; `InputError` says what is wrong with it."""
+    folder = Path(settings.adapter) if settings.adapter else adapter_of(Path(settings.init_from))
+    if folder is None:
+        return None
+    if settings.adapter and adapter_of(Path(settings.init_from)) is not None:
+        raise RecipeError("'model.init_from' is an adapter itself: give its model's folder there, beside 'model.adapter'")
+    try:
+        return Adapter.parse(*read_adapter_directory(folder))
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from None
 
 
 def _dropouts(settings: schema.Model) -> dict[str, float | None]:

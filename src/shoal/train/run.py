@@ -68,13 +68,15 @@ def finish(
     parts: Parts, material: Material, run: RunDirectory, peak: float, evaluated: dict[str, float], memory: list[int]
 ) -> dict[str, Any]:
     """Write model and result of a trained run; `peak`: the ranks' matrix peak, and `memory`: what each has had at most."""
-    result = {**_result(parts, run, peak, evaluated, memory), **material.facts}
+    result = {**_result(parts, material, run, peak, evaluated, memory), **material.facts}
     material.write_model(run.model, trained_weights(parts), result)
     write_json(run.result, result)
     return result
 
 
-def _result(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, float], memory: list[int]) -> dict[str, Any]:
+def _result(
+    parts: Parts, material: Material, run: RunDirectory, peak: float, evaluated: dict[str, float], memory: list[int]
+) -> dict[str, Any]:
     world = parts.sync.wire.world
     training, evaluations = read_metrics(run.metrics)
     warm = training[min(3, len(training) - 1) :]
@@ -84,7 +86,8 @@ def _result(parts: Parts, run: RunDirectory, peak: float, evaluated: dict[str, f
         "steps": parts.progress.step,
         "tokens": parts.progress.tokens,
         "epochs": _epochs(parts.batches.state_dict()),
-        "parameters": parts.parameters,
+        "parameters": material.parameters,
+        "parameters_trained": parts.parameters,
         "loss": training[-1]["loss"],
         **evaluated,
         "best": parts.patience.state_dict() if parts.patience.best_step is not None else None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from shoal.core.errors import CheckpointError, InputError
 from shoal.core.machine import code_fingerprint
@@ -37,6 +38,10 @@ from shoal.train.optimizers import build_optimizer
 from shoal.train.patience import Patience, check_regular
 from shoal.train.strategies import describe, make_sync, mesh_sizes
 from shoal.train.telemetry import Silence, Telemetry
+from shoal.train.tuning import rate_multiples
+
+WITH_STATE = 16
+"""Bytes of a parameter that is learnt: itself, its gradient, and AdamW's two moments."""
 
 LEAVING_SECONDS = 8.0
 """How long a rank may take to notice by itself that another has failed."""
@@ -64,7 +69,6 @@ def build(
     _check_equal(wire, recipe, material.identity)
     train = recipe.train
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
-    size = sum(p.numel() for p in model.parameters())
     flops = model.flops_per_token(material.tokens, task.projected)
     share, together = -(-train.global_batch // mesh.data.size), sequences_at_once(recipe, mesh.data.size)
     shards, compiled = lay_out_model(model, recipe, wire, mesh, together * material.tokens)
@@ -78,14 +82,16 @@ def build(
         plan.sizes, recipe.parallel.virtual_shards if recipe.parallel.exact else 0,
     )  # fmt: skip
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
-    optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular)
+    multiples = rate_multiples(model, sync.shards, recipe.tuning)
+    optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular, multiples)
     evaluate = material.evaluator(together, wire, mesh.data, precision)
     if recipe.regular.ema:
         evaluate = AverageEvaluator(evaluate, optimizer, sync)
     peak_flops = peak_of_all(wire, train.precision)
     parts = Parts(
         recipe, model, task, batches, optimizer, sync, material.budget, evaluate, checkpoints,
-        Silence(), precision, size, flops, peak_flops, stop_requested, auto, patience=Patience.of(recipe),
+        Silence(), precision, sum(shard.shape.numel() for shard in shards.values()), flops, peak_flops, stop_requested,
+        auto, patience=Patience.of(recipe),
     )  # fmt: skip
     notes = [*material.notes, *(_resume(parts, run) if resume else []), *auto.notes]
     if world.is_main:
@@ -93,13 +99,34 @@ def build(
         parts = replace(parts, telemetry=Telemetry(run, parts.progress.step if resume else None, expected, quiet))
     threads = torch.get_num_threads()
     notes.append(
-        f"{size / 1e6:.1f}M parameters on {world.size} rank{'s' if world.size > 1 else ''} × "
+        f"{_told(parts, material)} on {world.size} rank{'s' if world.size > 1 else ''} × "
         f"{threads} thread{'s' if threads > 1 else ''}{describe(recipe, mesh)}, {compiled}; "
         f"matrix peak {peak_flops / 1e9:,.0f} GFLOP/s"
     )
     for note in notes:
         parts.telemetry.note(note)
     return parts, material
+
+
+def _told(parts: Parts, material: Material) -> str:
+    """How many parameters there are, how many of them are trained, and the memory that this takes a rank."""
+    if parts.parameters == material.parameters:
+        return f"{_millions(material.parameters)} parameters"
+    frozen = (parameter for parameter in parts.model.parameters() if not parameter.requires_grad)
+    weights = sum((part.to_local() if isinstance(part, DTensor) else part).numel() for part in frozen)
+    learnt = sum(shard.value.numel() for shard in parts.sync.shards.values())
+    return (
+        f"trains {_millions(parts.parameters)} of {_millions(material.parameters)} parameters "
+        f"({_megabytes(4 * weights)} of frozen weights in memory, {_megabytes(WITH_STATE * learnt)} of what is learnt)"
+    )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f}M" if count >= 50_000 else f"{count:,}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
 
 
 def make_wire(recipe: Recipe, world: World) -> Wire:

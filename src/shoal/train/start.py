@@ -99,5 +99,5 @@ def _launch(start: Start, recipe: Recipe, folder: RunDirectory) -> Result:
 def _clear(folder: RunDirectory) -> None:
     for path in (folder.metrics, folder.ledger, folder.result, folder.report, folder.predictions, folder.confusion):
         path.unlink(missing_ok=True)
-    for path in (folder.checkpoints, folder.tensorboard, folder.model):
+    for path in (folder.checkpoints, folder.tensorboard, folder.model, folder.adapter):
         remove_folder(path)

@@ -9,7 +9,7 @@
 extern "C" {
 struct Linear {  // weight [columns][width], bias [columns] or none
     const float *weight, *bias;
-    float *weight_gradient, *bias_gradient;
+    float *weight_gradient, *bias_gradient;  // none where they are not learnt
     int64_t columns, width;
 };
 struct Mlp {  // down(act(up x)), or down(act(gate x) * up x) where there is a gate
@@ -161,6 +161,7 @@ void input_gradient(const Linear &linear, float *dx, const float *dy, int64_t to
 }
 
 template <class Value> void parameter_gradients(const Linear &linear, const float *dy, Value value, int64_t tokens, int64_t threads) {
+    if (!linear.weight_gradient) return;
     weight_gradient(linear.weight_gradient, linear.bias_gradient, dy, linear.columns, linear.columns, value, linear.width, tokens, false, threads);
 }
 

@@ -128,7 +128,9 @@ def _linear_save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output:
     ctx.biased = inputs[2] is not None
 
 
-def _linear_gradients(ctx: Any, dy_NC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _linear_gradients(ctx: Any, dy_NC: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if not any(ctx.needs_input_grad[1:]):  # frozen: the library's product of its own has nothing to take along
+        return dy_NC @ ctx.saved_tensors[1], None, None
     dx_ND, dweight_CD, dbias_C = linear_backward(dy_NC, *ctx.saved_tensors)
     return dx_ND, dweight_CD, dbias_C if ctx.biased else None
 
@@ -236,6 +238,41 @@ def mlp_gradients(
     return dx, dup, dup_bias, dgate, dgate_bias, ddown, ddown_bias
 
 
+@torch.library.custom_op("shoal::mlp_input_gradient", mutates_args=())
+def mlp_input_gradient(
+    dy_ND: Tensor,
+    up_NH: Tensor,
+    gate_NH: Tensor,
+    up_HD: Tensor,
+    gate_HD: Tensor | None,
+    down_DH: Tensor,
+    activation: int,
+) -> Tensor:
+    """Gradient of the input alone, where all weights are frozen."""
+    dy_ND = dy_ND.contiguous()
+    dx_ND = torch.empty_like(dy_ND)
+    gate = Linear() if gate_HD is None else Linear.of(gate_HD, None)
+    inner = pointer(up_NH), pointer(gate_NH if gate_HD is not None else None)
+    structure = Mlp(Linear.of(up_HD, None), gate, Linear.of(down_DH, None), activation, *inner)
+    room = torch.empty_like(up_NH), torch.empty_like(gate_NH)
+    tensors = map(pointer, (dx_ND, *room, dy_ND, None))
+    call("mlp_backward", ctypes.byref(structure), *tensors, ctypes.c_int64(len(dy_ND)))
+    return dx_ND
+
+
+@mlp_input_gradient.register_fake
+def _(
+    dy_ND: Tensor,
+    up_NH: Tensor,
+    gate_NH: Tensor,
+    up_HD: Tensor,
+    gate_HD: Tensor | None,
+    down_DH: Tensor,
+    activation: int,
+) -> Tensor:
+    return dy_ND.new_empty(dy_ND.shape)
+
+
 def _mlp_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x_ND, up_HD, up_H, gate_HD, gate_H, down_DH, down_D, ctx.activation = inputs
     ctx.save_for_backward(x_ND, *output[1:], up_HD, gate_HD, down_DH)
@@ -245,6 +282,9 @@ def _mlp_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, T
 
 def _mlp_gradients(ctx: Any, dy_ND: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     x_ND, up_NH, gate_NH, up_HD, gate_HD, down_DH = ctx.saved_tensors
+    if not any(ctx.needs_input_grad[1:]):
+        dx_ND = mlp_input_gradient(dy_ND, up_NH, gate_NH, up_HD, gate_HD, down_DH, ctx.activation)
+        return (dx_ND, *(None,) * 7)
     dx, dup, dup_bias, dgate, dgate_bias, ddown, ddown_bias = mlp_backward(
         dy_ND, x_ND, up_NH, gate_NH, up_HD, gate_HD, down_DH, ctx.activation
     )

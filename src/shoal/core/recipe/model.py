@@ -15,6 +15,8 @@ class Model:
     """A named shape, which the other keys change; a wrong one is answered with all names."""
     init_from: str = ""
     """A folder in the Hugging Face layout to start from; its shape holds, only dropout may be set beside it."""
+    adapter: str = ""
+    """A folder with an adapter in `peft`'s layout: merged into `init_from`, or, by `tuning.what: lora`, trained on."""
     trust_remote_code: Annotated[bool, Strict()] = False
     """Run code that lies in the model's folder, where neither Shoal nor `transformers` has its own: only if trusted."""
     context: Positive | None = None

@@ -80,10 +80,12 @@ class Tuning:
     """How a text's hidden states become one: `auto`: the first token's (encoders), or the last's (decoders)."""
     dropout: Momentum = 0.1
     """Before the head."""
+    cache: Annotated[bool, Strict()] = True
+    """`frozen`: compute what the head reads of each text once, and keep it in the user's cache folder."""
     layer_decay: Fraction = 1.0
     """Learning rate of each block, and of the embeddings, as a share of that of the block above."""
     head_rate: PositiveFloat = 1.0
-    """Learning rate of the new head, as a multiple of `optimizer.learning_rate`."""
+    """Learning rate of what stands on top, as a multiple of `optimizer.learning_rate`."""
     lora: Lora = field(default_factory=Lora)
 
 

@@ -4,6 +4,7 @@ The learning rate arrives with every step as a share of the peak, so that a sche
 flat dictionary of tensors by parameter name: it goes to disk without pickle and can be cut up by ranks.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from shoal.core import recipe
 from shoal.core.errors import RecipeError
 from shoal.parallel.shards import Shards
-from shoal.train.optimizers.adamw import AdamW, peak_rate
+from shoal.train.optimizers.adamw import ALIKE, AdamW, peak_rate
 from shoal.train.optimizers.averaged import Averaged
 from shoal.train.optimizers.delayed import Collected, DelayedNesterov
 from shoal.train.optimizers.lookahead import Lookahead
@@ -68,24 +69,32 @@ def check_optimizer(settings: recipe.Optimizer, divided: bool) -> None:
         )
 
 
-def build_optimizer(shards: Shards, settings: recipe.Optimizer, regular: recipe.Regular = PLAIN) -> Optimizer:
-    """The recipe's optimizer over this rank's parts of all parameters, with what pulls at and averages them."""
+def build_optimizer(
+    shards: Shards,
+    settings: recipe.Optimizer,
+    regular: recipe.Regular = PLAIN,
+    multiples: Mapping[str, float] = ALIKE,
+) -> Optimizer:
+    """The recipe's optimizer over this rank's parts of all parameters, with what pulls at and averages them.
+
+    `multiples`: of the settings' learning rates, by parameter.
+    """
     check_optimizer(settings, divided=any(shard.boxes for shard in shards.values()))
     named = {name: shard.value for name, shard in shards.items()}
     matrices = {name for name, shard in shards.items() if len(shard.shape) == 2}
-    peaks = {name: peak_rate(name, settings) for name in matrices}
+    peaks = {name: peak_rate(name, settings) * multiples.get(name, 1.0) for name in matrices}
     optimizer: Optimizer
     if settings.kind == "muon":
         whole = {name: value for name, value in named.items() if name in matrices and name.startswith("blocks.")}
         rest = {name: value for name, value in named.items() if name not in whole}
-        peaks |= dict.fromkeys(whole, settings.muon_learning_rate)
+        peaks |= {name: settings.muon_learning_rate * multiples.get(name, 1.0) for name in whole}
         # a parameter server may have none of one kind
-        parts: list[Optimizer] = [Muon(whole, settings)] if whole else []
-        optimizer = Together([*parts, AdamW(rest, settings, matrices)] if rest else parts)
+        parts: list[Optimizer] = [Muon(whole, settings, multiples)] if whole else []
+        optimizer = Together([*parts, AdamW(rest, settings, matrices, multiples)] if rest else parts)
     elif settings.kind == "onebit_adam":
-        optimizer = OneBitAdam(named, settings, matrices)
+        optimizer = OneBitAdam(named, settings, matrices, multiples)
     else:
-        optimizer = AdamW(named, settings, matrices)
+        optimizer = AdamW(named, settings, matrices, multiples)
     if regular.l1 or regular.l2:
         optimizer = Penalised(optimizer, named, peaks, regular)
     if settings.lookahead.every:

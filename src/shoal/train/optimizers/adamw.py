@@ -1,18 +1,32 @@
 """AdamW (Loshchilov and Hutter 2019) through torch's fused kernel, on CPU as on GPU."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn, optim
 
 from shoal.core import recipe
 
+ALIKE: Mapping[str, float] = {}
+"""All parameters learn at the settings' rates."""
+
 
 class AdamW:
-    """Decays `matrices` only; embeddings and the output projection may have a learning rate of their own."""
+    """Decays `matrices` only; embeddings and the output projection may have a learning rate of their own.
 
-    def __init__(self, named: dict[str, nn.Parameter], settings: recipe.Optimizer, matrices: set[str]) -> None:
+    `multiples`: of it, by parameter.
+    """
+
+    def __init__(
+        self,
+        named: dict[str, nn.Parameter],
+        settings: recipe.Optimizer,
+        matrices: set[str],
+        multiples: Mapping[str, float] = ALIKE,
+    ) -> None:
         self.named = named
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in named.items():
-            rate = peak_rate(name, settings)
+            rate = peak_rate(name, settings) * multiples.get(name, 1.0)
             decay = settings.weight_decay if name in matrices else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
         self.peaks = [rate for rate, _ in groups]

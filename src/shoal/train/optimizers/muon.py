@@ -4,10 +4,13 @@ Matrices of one shape are orthogonalised together as one batch. The Newton–Sch
 is fast, and in fp32 on a CPU, where bf16 products are some 70 times slower.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from shoal.core import recipe
+from shoal.train.optimizers.adamw import ALIKE
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 """Steep at zero and good enough near one: after five rounds singular values lie in about 0.7–1.2."""
@@ -27,10 +30,12 @@ class Muon:
     """Nesterov momentum, orthogonalised, times √max(1, rows / columns) as in Jordan's reference.
 
     With `muon_row_decay`, each row is also divided by the running root mean square of its updates, the matrix's norm kept
-    (NorMuon, Li et al. 2025, arXiv:2510.05491).
+    (NorMuon, Li et al. 2025, arXiv:2510.05491). `multiples`: of the learning rate, by parameter.
     """
 
-    def __init__(self, named: dict[str, nn.Parameter], settings: recipe.Optimizer) -> None:
+    def __init__(
+        self, named: dict[str, nn.Parameter], settings: recipe.Optimizer, multiples: Mapping[str, float] = ALIKE
+    ) -> None:
         self.settings = settings
         self.groups: dict[torch.Size, dict[str, nn.Parameter]] = {}
         for name, parameter in named.items():
@@ -38,6 +43,9 @@ class Muon:
         # one stack a shape, so that a step is a few large operations instead of many small ones
         self.momentum = {shape: _stack_of_zeros(members, shape) for shape, members in self.groups.items()}
         self.rows = {shape: value[..., :1].clone() for shape, value in self.momentum.items()}
+        self.multiples = {
+            shape: [multiples.get(name, 1.0) for name in members] for shape, members in self.groups.items()
+        }  # fmt: skip
         self.steps = 0
 
     @torch.no_grad()
@@ -53,9 +61,12 @@ class Muon:
             if settings.muon_row_decay:
                 update = self._even_rows(update, self.rows[shape])
             if settings.muon_weight_decay:
-                torch._foreach_mul_(parameters, 1 - rate * settings.muon_weight_decay)
+                decays = [1 - rate * multiple * settings.muon_weight_decay for multiple in self.multiples[shape]]
+                torch._foreach_mul_(parameters, decays)
             scale = -rate * max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_add_(parameters, list(update.unbind()), alpha=scale)
+            updates = list(update.unbind())
+            torch._foreach_mul_(updates, self.multiples[shape])
+            torch._foreach_add_(parameters, updates, alpha=scale)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The momentum of every matrix, and of its rows."""

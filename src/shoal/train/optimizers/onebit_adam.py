@@ -3,18 +3,26 @@
 What `.grad` is after the warm-up, the sum of encoded momenta, is made where gradients meet (`parallel.momentum`).
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from shoal.core import recipe
-from shoal.train.optimizers.adamw import AdamW
+from shoal.train.optimizers.adamw import ALIKE, AdamW
 
 
 class OneBitAdam:
     """`settings.onebit_warmup` steps of AdamW, then of its frozen form: both count the steps that are taken."""
 
-    def __init__(self, named: dict[str, nn.Parameter], settings: recipe.Optimizer, matrices: set[str]) -> None:
-        self.adamw, self.settings = AdamW(named, settings, matrices), settings
+    def __init__(
+        self,
+        named: dict[str, nn.Parameter],
+        settings: recipe.Optimizer,
+        matrices: set[str],
+        multiples: Mapping[str, float] = ALIKE,
+    ) -> None:
+        self.adamw, self.settings = AdamW(named, settings, matrices, multiples), settings
         self.taken = 0
 
     @torch.no_grad()
