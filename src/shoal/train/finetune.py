@@ -16,19 +16,22 @@ from shoal.core.model_directory import find_model_directory, write_model_directo
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe, merged, recipe_tree
 from shoal.core.run_directory import RunDirectory
+from shoal.core.seeds import generator
 from shoal.data.batch_sizes import BatchSizes
 from shoal.data.examples.example import Example
 from shoal.data.examples.rows import LabelledRows, Layout, Sample
 from shoal.data.examples.splits import read_splits
 from shoal.data.order import Order
 from shoal.data.plan import Plan
+from shoal.data.readers import Faults
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models import hugging_face
 from shoal.models.transformer import Transformer
+from shoal.models.vocabulary import with_tokens
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import LABELLED, LabelledTask
+from shoal.tasks import LABELLED, LabelledTask, check_labelled
 from shoal.train.cards import finetuned_card
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
 from shoal.train.material import Evaluate, Material
@@ -46,15 +49,23 @@ class Encoded:
     owners: list[int]
 
     @classmethod
-    def of(cls, task: LabelledTask, examples: Sequence[Example]) -> "Encoded":
-        """Every example's samples; `InputError` names the example that can't be used."""
+    def of(cls, task: LabelledTask, examples: Sequence[Example], wire: Wire, faults: Faults) -> "Encoded":
+        """Every example's samples; `faults` meets the examples that can't be used."""
+        used: list[Example] = []
         samples: list[Sample] = []
         owners: list[int] = []
-        for number, example in enumerate(examples):
-            its = task.samples(example)
+        for example in examples:
+            try:
+                its = task.samples(example)
+            except InputError as error:
+                faults.meet(error)
+                continue
             samples += its
-            owners += [number] * len(its)
-        return cls(list(examples), samples, owners)
+            owners += [len(used)] * len(its)
+            used.append(example)
+        if examples and not used:
+            raise InputError(f"none of {len(examples):,} examples can be used: {'; '.join(faults.first)}")
+        return cls(used, task.completed(samples, wire), owners)
 
     def rows(self, model: Transformer, layout: Layout = "padded") -> LabelledRows:
         """The samples as the model reads them."""
@@ -66,13 +77,19 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
     base = read_model(recipe.model).to(world.device)
     tokenizer = read_tokenizer(find_model_directory(Path(recipe.model.init_from)))
     length = min(recipe.examples.length or base.config.context, base.config.context)
+    check_labelled(recipe, base.config)
     kind = LABELLED[recipe.task]
     splits = read_splits(recipe.examples, kind.roles)
     task = kind(recipe, tokenizer, length, splits.train)
+    if task.tokenizer.vocabulary > tokenizer.vocabulary:
+        random = generator(recipe.seed, "new tokens")
+        base = with_tokens(base, tokenizer.vocabulary, task.tokenizer.vocabulary, random)
     make = partial(tuned_model, base.cpu(), recipe, task.head)
     model = make().to(world.device)
     freeze(model, recipe.tuning)
-    train, *others = (Encoded.of(task, examples) for examples in (splits.train, splits.validation, splits.test))
+    train, *others = (
+        Encoded.of(task, examples, Wire(world), splits.faults) for examples in (splits.train, splits.validation, splits.test)
+    )
     layout: Layout = "joined" if joins(model, recipe) else "padded"
     rows = train.rows(model, layout)
     recipe = resolve(recipe, task, rows)
@@ -92,7 +109,7 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
     def write_model(folder: Path, weights: Mapping[str, Tensor], result: dict[str, Any]) -> None:
         trained = make()
         trained.load_state_dict(weights, strict=False)  # what was frozen is as it was
-        write_finetuned(folder, recipe, task, length, tokenizer, trained, result)
+        write_finetuned(folder, recipe, task, length, task.tokenizer, trained, result)
 
     return Material(
         recipe,
@@ -166,12 +183,17 @@ DEFAULTS: dict[str, Any] = {
 RATES = {"frozen": 1e-3, "lora": 5e-4, "top": 1e-4}
 """Learning rates where less than all of a model is trained."""
 
+TASK_RATES = {"prefer": 5e-6}
+"""Learning rates of tasks that would soon forget what the model knows."""
+
 
 def finetuning_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     """What a recipe's tree has where it doesn't say otherwise."""
     tuning = tree.get("tuning")
     what = tuning.get("what") if isinstance(tuning, Mapping) else None
     defaults = {section: dict(values) for section, values in DEFAULTS.items()}
+    if tree.get("task") in TASK_RATES:
+        defaults["optimizer"]["learning_rate"] = TASK_RATES[tree["task"]]
     if what in RATES:
         defaults["optimizer"]["learning_rate"] = RATES[what]
     return defaults
@@ -191,5 +213,5 @@ def _notes(task: LabelledTask, left_out: int) -> list[str]:
     notes = [f"{left_out:,} examples left out, which can't be used"] if left_out else []
     framed = getattr(task, "framed", None)
     if framed is not None and framed.cut:
-        notes.append(f"{framed.cut:,} of {framed.count:,} texts are longer than the model reads, and lost their end")
-    return notes
+        notes.append(f"{framed.cut:,} of {framed.count:,} texts are longer than the model reads, and lost {framed.lost}")
+    return [*notes, *task.notes]

@@ -14,6 +14,7 @@ import torch
 from shoal.core.files import write_text
 from shoal.data.examples.example import Example
 from shoal.data.examples.rows import LabelledRows
+from shoal.data.rows import empty_rows
 from shoal.data.sequences import Sequences
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
@@ -84,6 +85,8 @@ class LabelledEvaluator:
             outputs_of[split.owners[sample]].append(output)
         examples = split.examples[:count]
         predictions = self.task.predict(examples, outputs_of)
+        if final:
+            predictions = self._judged(examples, predictions)
         measured = {"loss": loss_sum / max(targets, 1), "targets": int(targets)}
         if any(predictions):
             measured |= self.task.measure(examples, predictions)
@@ -91,13 +94,21 @@ class LabelledEvaluator:
             write_predictions(self.predictions, examples, predictions)
         return {f"{split.name}_{name}": value for name, value in measured.items()}
 
+    def _judged(self, examples: list[Example], predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Predictions with what takes time to find out, of which each rank does a share."""
+        ranks = self.wire.world.size
+        numbers = range(self.wire.world.rank, len(examples), ranks)
+        shares = self.wire.gather_objects([self.task.judged(examples[number], predictions[number]) for number in numbers])
+        return [shares[number % ranks][number // ranks] for number in range(len(examples))]
+
     def _batches(self, rows: LabelledRows, samples: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[Sequences]:
-        """This rank's share, in batches of samples of about one length."""
+        """This rank's share, in batches of samples of about one length; as many on every rank, the last perhaps empty."""
         ordered = samples[np.argsort(rows.lengths(samples), kind="stable")]
         mine = ordered[self.data.rank :: self.data.size]
-        for start in range(0, len(mine), self.batch):
+        for start in range(0, -(-len(ordered) // self.data.size), self.batch):
             chosen = mine[start : start + self.batch]
-            yield rows.read(chosen, np.zeros(len(chosen), dtype=np.uint64))
+            read = rows.read(chosen if len(chosen) else ordered[:1], np.zeros(max(1, len(chosen)), dtype=np.uint64))
+            yield read if len(chosen) else empty_rows(read, 1)
 
 
 def write_predictions(path: Path, examples: list[Example], predictions: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from shoal.core.files import read_json
 from shoal.core.model_directory import find_model_directory
 from shoal.core.recipe_file import build_recipe
 from shoal.data.examples.example import Example
+from shoal.data.readers import Faults
 from shoal.data.tokenizer import TextTokenizer
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
@@ -37,15 +38,24 @@ def is_labelled(directory: Path) -> bool:
     return config.exists() and "shoal_task" in read_json(config)
 
 
-def labelled_model(model: Transformer, tokenizer: TextTokenizer, directory: Path) -> LabelledModel:
-    """The model with the task that its `config.json` says; `InputError` where that can't be made."""
+def labelled_model(
+    model: Transformer, tokenizer: TextTokenizer, directory: Path, given: Mapping[str, Any] | None = None
+) -> LabelledModel:
+    """The model with the task that its `config.json` says; `InputError` where that can't be made.
+
+    `given`: keys of the task's section that the user says, among them those that a folder must not.
+    """
     folder = find_model_directory(directory)
     said = read_json(folder / "config.json").get("shoal_task")
     if not isinstance(said, Mapping) or said.get("name") not in LABELLED or not isinstance(said.get("length"), int):
         raise InputError(f"{folder}: its config.json doesn't say which task it was fine-tuned for")
     name = said["name"]
-    recipe = build_recipe({"task": name, name: said.get("settings", {})})
-    return LabelledModel(model, tokenizer, name, LABELLED[name](recipe, tokenizer, said["length"], []))
+    kind, given = LABELLED[name], given or {}
+    settings = {key: value for key, value in dict(said.get("settings", {})).items() if key not in kind.outside}
+    if unknown := [key for key in given if key not in kind.outside]:
+        raise InputError(f"{folder}: is a model of task '{name}', which has no use for --{unknown[0]}")
+    recipe = build_recipe({"task": name, name: settings | given})
+    return LabelledModel(model, tokenizer, name, kind(recipe, tokenizer, said["length"], []))
 
 
 def evaluate_labelled(
@@ -53,7 +63,8 @@ def evaluate_labelled(
 ) -> dict[str, Any]:
     """The task's figures on some examples; and, where asked, the predictions, a JSON object a line."""
     task = labelled.task
-    encoded = Encoded.of(task, examples)
+    wire = Wire(World())
+    encoded = Encoded.of(task, examples, wire, Faults())
     split = LabelledSplit("eval", encoded.examples, encoded.owners, encoded.rows(labelled.model))
-    evaluator = LabelledEvaluator(task, [split], batch, Wire(World()), Axis(), nullcontext(), predictions=predictions)
+    evaluator = LabelledEvaluator(task, [split], batch, wire, Axis(), nullcontext(), predictions=predictions)
     return evaluator(labelled.model)

@@ -235,5 +235,7 @@ FIGURES = {
     "bpb": "{:.{digits}f} bits per byte",
     "accuracy": "{:.1%} right",
     "macro_f1": "macro-F1 {:.{digits}f}",
+    "margin": "margin {:.{digits}f}",
+    "win_rate": "{:.1%} won",
 }
 """How figures of evaluations are told, without `eval_`; those that are not here stand in the files alone."""
