@@ -54,7 +54,7 @@ def labelled_model(
     settings = {key: value for key, value in dict(said.get("settings", {})).items() if key not in kind.outside}
     if unknown := [key for key in given if key not in kind.outside]:
         raise InputError(f"{folder}: is a model of task '{name}', which has no use for --{unknown[0]}")
-    recipe = build_recipe({"task": name, name: settings | given})
+    recipe = build_recipe({"task": name, name: {**settings, **given}})
     return LabelledModel(model, tokenizer, name, kind(recipe, tokenizer, said["length"], []))
 
 
