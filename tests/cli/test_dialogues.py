@@ -104,5 +104,5 @@ def test_what_a_short_context_cuts_is_told_once(shoal: Shoal, decoder: Path) -> 
     write_rows(Path("rows.jsonl"), dialogues(9))
     words = ("--model", decoder, "--data", "rows.jsonl", "--examples.length", 24, *SMALL[:-1])
     told = shoal("finetune", "--task", "chat", *words)
-    assert told.err.count("are longer than the model reads, and lost their first turns") == 1
+    assert told.err.count("dialogues are longer than the 24 tokens that the model reads, and lost their first turns") == 1
     assert told.err.count("4 new tokens, which begin at random") == 1

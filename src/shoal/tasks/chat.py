@@ -50,10 +50,9 @@ class Chat(LabelledTask):
         self.settings = settled(settings, template="", judge="", against="")
         self.judge = Judge.of(settings.judge, settings.judge_seconds) if settings.judge else None
         self.replies = read_replies(settings.against) if settings.against else None
-        self.framed = Framed(lost="their first turns")
+        self.framed = Framed()
         self.read = self.learnt = 0
-        if added := self.tokenizer.vocabulary - tokenizer.vocabulary:
-            self.notes = [f"the model has no chat template and gets Shoal's, with {added} new tokens, which begin at random"]
+        self.added = self.tokenizer.vocabulary - tokenizer.vocabulary
 
     def samples(self, example: Example) -> list[Sample]:
         """One piece: the dialogue, up to the assistant's last turn."""
@@ -65,6 +64,20 @@ class Chat(LabelledTask):
         size = sum(len(content.encode()) for content in reading.said)
         return [(reading.piece(bytes=size, prompt=reading.prompt),)]
 
+    def notes(self) -> list[str]:
+        """How many dialogues were cut, and what the model is given for its template."""
+        framed, notes = self.framed, []
+        if framed.cut:
+            notes.append(
+                f"{framed.cut:,} of {framed.count:,} dialogues are longer than the {self.length:,} tokens that the model "
+                "reads, and lost their first turns"
+            )
+        if self.added:
+            notes.append(
+                f"the model has no chat template and gets Shoal's, with {self.added} new tokens, which begin at random"
+            )
+        return notes
+
     def batch(self, sequences: Sequences, device: torch.device) -> Batch:
         """Pieces, and where the assistant speaks."""
         return next_token_batch(sequences, device)
@@ -73,22 +86,24 @@ class Chat(LabelledTask):
         """Summed cross entropy of the assistant's tokens, and how many they are."""
         assert batch.at is not None
         hidden_BTD = model(batch.tokens, reach=batch.reach)
-        count = torch.tensor(len(batch.at), device=batch.at.device)
-        return loss_at(model, hidden_BTD, batch.targets, batch.at), count
+        return loss_at(model, hidden_BTD, batch.targets, batch.at), _count(batch)
 
     def sums(self, model: Transformer, batch: Batch) -> dict[str, Tensor]:
         """Loss and count."""
-        loss_sum, count = self.loss(model, batch)
-        return {"loss": loss_sum, "count": count}
+        return self.evaluated(model, batch, final=False)[0]
 
     def outputs(self, model: Transformer, batch: Batch, final: bool) -> list[Any]:
         """Of each dialogue the loss in nats, the bytes that it is of, and, if `final`, the tokens of a reply."""
-        pieces = batch.pieces
-        assert pieces is not None
-        losses = losses_by_piece(model, model(batch.tokens, reach=batch.reach), batch).tolist()
-        sizes = pieces.values["bytes"].tolist() if losses else []
+        return self.evaluated(model, batch, final)[1]
+
+    def evaluated(self, model: Transformer, batch: Batch, final: bool) -> tuple[dict[str, Tensor], list[Any]]:
+        """Both of one pass, but for the replies."""
+        assert batch.pieces is not None
+        losses_P = losses_by_piece(model, model(batch.tokens, reach=batch.reach), batch)
+        losses = losses_P.tolist()
+        sizes = batch.pieces.values["bytes"].tolist() if losses else []
         replies = self._replies(model, batch) if final else [None] * len(losses)
-        return list(zip(losses, sizes, replies, strict=True))
+        return {"loss": losses_P.sum(), "count": _count(batch)}, list(zip(losses, sizes, replies, strict=True))
 
     def predict(self, examples: Sequence[Example], outputs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
         """The assistant's last turn, where one was written, and the loss of what the data says in its place."""
@@ -138,3 +153,9 @@ class Chat(LabelledTask):
                 reply_to(model, prompt, self.settings.reply, self.template.ends, self.tokenizer.vocabulary)
                 for prompt in prompts
             ]
+
+
+def _count(batch: Batch) -> Tensor:
+    """Targets of a batch."""
+    assert batch.at is not None
+    return torch.tensor(len(batch.at), device=batch.at.device)

@@ -48,8 +48,6 @@ class LabelledTask(Task, Protocol):
     """The figure by which the best model is chosen: `eval_` before one of `measure`, or `eval_loss`."""
     tokenizer: TextTokenizer
     """The one given, perhaps with further special tokens, for which the model then gets rows."""
-    notes: Sequence[str] = ()
-    """What is to be told before the run."""
     outside: frozenset[str] = frozenset()
     """Keys of its section that no model's folder may say, such as commands to be run."""
 
@@ -61,6 +59,13 @@ class LabelledTask(Task, Protocol):
         """What is read of an example, in samples that are learnt from one by one; `InputError` names where it is wrong."""
         ...
 
+    def notes(self) -> list[str]:
+        """What is to be told of the examples before a run."""
+        framed = getattr(self, "framed", None)
+        if framed is None or not framed.cut:
+            return []
+        return [f"{framed.cut:,} of {framed.count:,} texts are longer than the model reads, and lost their end"]
+
     def completed(self, samples: list[Sample], wire: Wire) -> list[Sample]:
         """The samples with what a model tells of them once and for all; ranks share the work, and get all of it."""
         return samples
@@ -68,6 +73,10 @@ class LabelledTask(Task, Protocol):
     def outputs(self, model: Transformer, batch: Batch, final: bool) -> list[Any]:
         """What predictions are made of, for each piece of the batch, on the CPU; `final`: it may take its time."""
         ...
+
+    def evaluated(self, model: Transformer, batch: Batch, final: bool) -> tuple[dict[str, Tensor], list[Any]]:
+        """What `sums` and `outputs` give; a task that has both of one pass through the model says so here."""
+        return self.sums(model, batch), self.outputs(model, batch, final)
 
     def predict(self, examples: Sequence[Example], outputs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
         """A prediction for each example, ready for JSON, from its pieces' outputs."""
@@ -96,7 +105,9 @@ def labelled_batch(sequences: Sequences, device: torch.device) -> Batch:
     tokens = on_device(sequences.tokens, device)
     if labels is None:
         none = torch.zeros(0, dtype=torch.int64, device=device)
-        return Batch(tokens.clamp(min=0), torch.full_like(tokens, -100), 0, pieces=Pieces(none, none, [], {}))
+        place = torch.arange(tokens.shape[1], dtype=torch.int32, device=device).expand_as(tokens)
+        alone = Reach(place, place + 1)  # a joined row may be longer than the model's context
+        return Batch(tokens.clamp(min=0), torch.full_like(tokens, -100), 0, alone, pieces=Pieces(none, none, [], {}))
     return Batch(
         tokens.clamp(min=0),
         on_device(labels.targets, device),

@@ -58,7 +58,7 @@ class Prefer(LabelledTask):
         self.tokenizer, self.length = tokenizer, length
         self.settings = settled(recipe.prefer, reference=recipe.prefer.reference or recipe.model.init_from)
         self.template = ChatTemplate.of(tokenizer) if tokenizer.config.get("chat_template") else None
-        self.framed = Framed(lost="their beginning")
+        self.framed = Framed()
         self.read = self.learnt = 0
 
     def samples(self, example: Example) -> list[Sample]:
@@ -91,14 +91,21 @@ class Prefer(LabelledTask):
             for number, sample in enumerate(samples)
         ]
 
+    def notes(self) -> list[str]:
+        """How many pairs were cut."""
+        framed = self.framed
+        if not framed.cut:
+            return []
+        told = f"{framed.cut:,} of {framed.count:,} pairs are longer than the {self.length:,} tokens that the model reads"
+        return [f"{told}, and lost the beginning of their prompt"]
+
     def batch(self, sequences: Sequences, device: torch.device) -> Batch:
         """Pieces, and where the answers are."""
         return next_token_batch(sequences, device)
 
     def loss(self, model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss, and the number of pairs."""
-        chosen_S, rejected_S = self.rewards(model, batch).unbind(1)
-        return self.losses(chosen_S - rejected_S).sum(), torch.tensor(len(chosen_S), device=chosen_S.device)
+        return self._summed(self.rewards(model, batch))
 
     def losses(self, margins_S: Tensor) -> Tensor:
         """The loss of each pair by its margin."""
@@ -117,12 +124,18 @@ class Prefer(LabelledTask):
 
     def sums(self, model: Transformer, batch: Batch) -> dict[str, Tensor]:
         """Loss and count."""
-        loss_sum, count = self.loss(model, batch)
-        return {"loss": loss_sum, "count": count}
+        return self.evaluated(model, batch, final=False)[0]
 
     def outputs(self, model: Transformer, batch: Batch, final: bool) -> list[Any]:
         """The reward of each answer."""
-        return self.rewards(model, batch).flatten().tolist()
+        return self.evaluated(model, batch, final)[1]
+
+    def evaluated(self, model: Transformer, batch: Batch, final: bool) -> tuple[dict[str, Tensor], list[Any]]:
+        """Both of one pass."""
+        rewards_S2 = self.rewards(model, batch)
+        loss_sum, count = self._summed(rewards_S2)
+        rewards: list[float] = rewards_S2.flatten().tolist()
+        return {"loss": loss_sum, "count": count}, rewards
 
     def predict(self, examples: Sequence[Example], outputs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
         """Both rewards, and which answer the model has come to prefer."""
@@ -146,6 +159,11 @@ class Prefer(LabelledTask):
     def describe(self) -> dict[str, Any]:
         """Nothing more: the model is of the kind that it was."""
         return {}
+
+    def _summed(self, rewards_S2: Tensor) -> tuple[Tensor, Tensor]:
+        """(summed loss, number of pairs)."""
+        chosen_S, rejected_S = rewards_S2.unbind(1)
+        return self.losses(chosen_S - rejected_S).sum(), torch.tensor(len(chosen_S), device=chosen_S.device)
 
     def _readings(self, example: Example) -> list[Reading]:
         prompt, *answers = (example.values.get(role.name) for role in self.roles)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,23 +49,25 @@ class Encoded:
     owners: list[int]
 
     @classmethod
-    def of(cls, task: LabelledTask, examples: Sequence[Example], wire: Wire, faults: Faults) -> "Encoded":
-        """Every example's samples; `faults` meets the examples that can't be used."""
-        used: list[Example] = []
-        samples: list[Sample] = []
-        owners: list[int] = []
+    def of(cls, task: LabelledTask, examples: Sequence[Example], faults: Faults) -> "Encoded":
+        """Every example's samples; `InputError` names the example that can't be used, unless that is left out."""
+        encoded = cls([], [], [])
         for example in examples:
             try:
                 its = task.samples(example)
             except InputError as error:
                 faults.meet(error)
                 continue
-            samples += its
-            owners += [len(used)] * len(its)
-            used.append(example)
-        if examples and not used:
+            encoded.owners.extend([len(encoded.examples)] * len(its))
+            encoded.examples.append(example)
+            encoded.samples.extend(its)
+        if examples and not encoded.examples:
             raise InputError(f"none of {len(examples):,} examples can be used: {'; '.join(faults.first)}")
-        return cls(used, task.completed(samples, wire), owners)
+        return encoded
+
+    def completed(self, task: LabelledTask, wire: Wire) -> "Encoded":
+        """The same, with what a model tells of the samples once and for all."""
+        return replace(self, samples=task.completed(self.samples, wire))
 
     def rows(self, model: Transformer, layout: Layout = "padded") -> LabelledRows:
         """The samples as the model reads them."""
@@ -88,7 +90,8 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
     model = make().to(world.device)
     freeze(model, recipe.tuning)
     train, *others = (
-        Encoded.of(task, examples, Wire(world), splits.faults) for examples in (splits.train, splits.validation, splits.test)
+        Encoded.of(task, examples, splits.faults).completed(task, Wire(world))
+        for examples in (splits.train, splits.validation, splits.test)
     )
     layout: Layout = "joined" if joins(model, recipe) else "padded"
     rows = train.rows(model, layout)
@@ -211,7 +214,4 @@ def check_finetuning(recipe: Recipe) -> None:
 
 def _notes(task: LabelledTask, left_out: int) -> list[str]:
     notes = [f"{left_out:,} examples left out, which can't be used"] if left_out else []
-    framed = getattr(task, "framed", None)
-    if framed is not None and framed.cut:
-        notes.append(f"{framed.cut:,} of {framed.count:,} texts are longer than the model reads, and lost {framed.lost}")
-    return [*notes, *task.notes]
+    return notes + task.notes()

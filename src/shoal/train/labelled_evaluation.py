@@ -71,8 +71,7 @@ class LabelledEvaluator:
         for sequences in self._batches(split.rows, np.array(chosen, dtype=np.int64)):
             with self.precision:
                 batch = self.task.batch(sequences, self.wire.world.device)
-                sums = self.task.sums(model, batch)
-                outputs = self.task.outputs(model, batch, final)
+                sums, outputs = self.task.evaluated(model, batch, final)
             totals += torch.stack((sums["loss"].double(), sums["count"].double()))
             assert batch.pieces is not None
             mine += zip(batch.pieces.samples, outputs, strict=True)
@@ -102,12 +101,14 @@ class LabelledEvaluator:
         return [shares[number % ranks][number // ranks] for number in range(len(examples))]
 
     def _batches(self, rows: LabelledRows, samples: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[Sequences]:
-        """This rank's share, in batches of samples of about one length; as many on every rank, the last perhaps empty."""
+        """This rank's share, in batches of samples of about one length; as many on every rank, which may gather weights."""
         ordered = samples[np.argsort(rows.lengths(samples), kind="stable")]
         mine = ordered[self.data.rank :: self.data.size]
-        for start in range(0, -(-len(ordered) // self.data.size), self.batch):
+        most = -(-len(ordered) // self.data.size)
+        for start in range(0, most, self.batch):
             chosen = mine[start : start + self.batch]
-            read = rows.read(chosen if len(chosen) else ordered[:1], np.zeros(max(1, len(chosen)), dtype=np.uint64))
+            share = chosen if len(chosen) else ordered[:1]
+            read = rows.read(share, np.zeros(len(share), dtype=np.uint64))
             yield read if len(chosen) else empty_rows(read, 1)
 
 

@@ -64,7 +64,7 @@ def evaluate_labelled(
     """The task's figures on some examples; and, where asked, the predictions, a JSON object a line."""
     task = labelled.task
     wire = Wire(World())
-    encoded = Encoded.of(task, examples, wire, Faults())
+    encoded = Encoded.of(task, examples, Faults()).completed(task, wire)
     split = LabelledSplit("eval", encoded.examples, encoded.owners, encoded.rows(labelled.model))
     evaluator = LabelledEvaluator(task, [split], batch, wire, Axis(), nullcontext(), predictions=predictions)
     return evaluator(labelled.model)

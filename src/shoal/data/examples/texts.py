@@ -11,11 +11,10 @@ from shoal.data.tokenizer import TextTokenizer
 
 @dataclass
 class Framed:
-    """How many texts were framed, and how many of them were cut, which then have `lost` something."""
+    """How many texts were framed, and how many of them were cut."""
 
     count: int = 0
     cut: int = 0
-    lost: str = "their end"
 
 
 def frame_texts(
