@@ -65,7 +65,7 @@ def pairs(of_scenes: list[list[Speech]], choose: random.Random) -> Iterator[dict
                 name, _, words = turns[answer]["content"].partition(":\n")
                 place = places[len(words), number, words]
                 near = by_length[max(0, place - NEAR) : place + NEAR]
-                other = choose.choice([other for _, scene_number, other in near if scene_number != number])
+                other = choose.choice([other for _, place_of, other in near if place_of != number and other != words])
                 yield {"prompt": turns[:answer], "chosen": turns[answer]["content"], "rejected": f"{name}:\n{other}"}
 
 

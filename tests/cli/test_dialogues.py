@@ -62,7 +62,7 @@ def test_a_model_is_taught_to_talk_then_to_prefer_and_evaluated_to_the_same_figu
         ("chat", {"messages": [USER, {"role": "wizard", "content": "x"}]}, "turn 2 has the role 'wizard'"),
         ("chat", {"messages": [USER, {"role": "assistant", "content": ""}]}, "turn 2 is empty"),
         ("chat", {"messages": [USER]}, "the assistant has no turn"),
-        ("chat", {"messages": [{"role": "user", "content": "sea " * 90}, ASSISTANT]}, "shorten the question"),
+        ("chat", {"messages": [{"role": "system", "content": "sea " * 90}, USER, ASSISTANT]}, "shorten what is before it"),
         ("chat", {"talk": [USER, ASSISTANT]}, "no column for the messages"),
         ("prefer", {"prompt": "the", "chosen": "sea", "rejected": "sea"}, "are the same answer"),
         ("prefer", {"prompt": "the", "chosen": "sea"}, "no column for the rejected"),
@@ -104,5 +104,5 @@ def test_what_a_short_context_cuts_is_told_once(shoal: Shoal, decoder: Path) -> 
     write_rows(Path("rows.jsonl"), dialogues(9))
     words = ("--model", decoder, "--data", "rows.jsonl", "--examples.length", 24, *SMALL[:-1])
     told = shoal("finetune", "--task", "chat", *words)
-    assert told.err.count("dialogues are longer than the 24 tokens that the model reads, and lost their first turns") == 1
+    assert told.err.count("dialogues are longer than the 24 tokens that the model reads, and lost their beginning") == 1
     assert told.err.count("4 new tokens, which begin at random") == 1

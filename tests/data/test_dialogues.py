@@ -62,10 +62,13 @@ def test_a_long_dialogue_loses_whole_exchanges_at_its_beginning_and_never_the_sy
     assert read(turns, 26, framed) == whole and framed.cut == 0  # 27 tokens, of which the last is only told
     shorter = whole.replace("<|user|>aaaa<|end|><|assistant|>bbbb<|end|>", "")
     assert read(turns, 25, framed) == shorter and (framed.cut, framed.count) == (1, 2)
-    # one exchange that is too long by itself loses its end
-    assert read(turns, 12, framed) == shorter.removesuffix("d<|end|>") and framed.cut == 2
-    with pytest.raises(InputError, match=r"f:1: 15 tokens, of which the model reads 9.*shorten the question"):
-        read(turns, 9, framed)
+    # where one exchange is too long by itself, the question loses its beginning, and then the answer its end
+    turns = dialogue("h", "cccccccc", "d")
+    assert read(turns, 13, framed) == "<|system|>h<|end|><|user|>cccccc<|end|><|assistant|>d<|end|>" and framed.cut == 2
+    turns = dialogue("h", "cccccccc", "dddd")
+    assert read(turns, 12, framed) == shorter.replace("cccc", "cccccc").removesuffix("ddd<|end|>") and framed.cut == 3
+    with pytest.raises(InputError, match=r"f:1: 22 tokens, of which the model reads 12.*shorten what is before"):
+        read(dialogue("hhhhhhhhhh", "cccc", "dd"), 12, framed)
 
 
 def test_answers_to_one_prompt_lose_the_same_of_it() -> None:

@@ -70,7 +70,7 @@ class Chat(LabelledTask):
         if framed.cut:
             notes.append(
                 f"{framed.cut:,} of {framed.count:,} dialogues are longer than the {self.length:,} tokens that the model "
-                "reads, and lost their first turns"
+                "reads, and lost their beginning"
             )
         if self.added:
             notes.append(

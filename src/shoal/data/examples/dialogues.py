@@ -92,20 +92,29 @@ def read_dialogues(
     """Dialogues that differ in the assistant's last turn alone, as a decoder reads them, which sees `length` tokens.
 
     What follows the assistant's last turn is left out. Where one is too long, all lose whole exchanges at their beginning,
-    the system's turn excepted; and if the last exchange is too long by itself, its end. `InputError` where none of the
-    answer would be left.
+    the system's turn excepted. If the last exchange is too long by itself, the question loses its beginning, until half of
+    `length` is left of it, and then the answer its end. `InputError` where none of the answer would be left.
     """
     cut = [list(turns[: _last(turns) + 1]) for turns in dialogues]
     begin = int(cut[0][0].role == "system")
+    whole = cut[0].copy()
     while True:
         encoded = [template.encode(turns, where) for turns in cut]
-        too_long = max(len(ids) for ids, _ in encoded) > length + 1  # the last token is only told
-        if not too_long or len(cut[0]) - begin <= 2:
+        excess = max(len(ids) for ids, _ in encoded) - (length + 1)  # the last token is only told
+        if excess <= 0:
             break
-        for turns in cut:
-            del turns[begin : begin + 2]
+        asked = cut[0][begin]
+        shorter = _without_beginning(template.tokenizer, asked.content, excess, length // 2)
+        if len(cut[0]) - begin > 2:
+            for turns in cut:
+                del turns[begin : begin + 2]
+        elif shorter != asked.content:
+            for turns in cut:
+                turns[begin] = Turn(asked.role, shorter)
+        else:
+            break
     framed.count += 1
-    framed.cut += too_long or len(cut[0]) <= _last(dialogues[0])
+    framed.cut += excess > 0 or cut[0] != whole
     said = ([turn.content for turn in turns if turn.role == "assistant"] for turns in cut)
     return [_shortened(template.tokenizer, *one, length, where) for one in zip(encoded, said, strict=True)]
 
@@ -146,9 +155,16 @@ def _shortened(
     if not (turns[1:] == len(said) - 1).any():
         raise InputError(
             f"{where}: {len(encoded[0]):,} tokens, of which the model reads {length:,}, and none of the answer is among "
-            "them: shorten the question"
+            "them: shorten what is before it"
         )
     return Reading(tokens, turns, tuple(said))
+
+
+def _without_beginning(tokenizer: TextTokenizer, text: str, excess: int, least: int) -> str:
+    """The text without so many tokens, or with its last `least` ones, where it has as many."""
+    tokens = tokenizer.encode(text)
+    # half of a character is none
+    return tokenizer.decode(tokens[min(excess, max(0, len(tokens) - least)) :]).lstrip("\ufffd")
 
 
 def _last(turns: Sequence[Turn]) -> int:
