@@ -52,6 +52,8 @@ def test_a_model_is_taught_to_talk_then_to_prefer_and_evaluated_to_the_same_figu
     again = json.loads(shoal("evaluate", "runs/prefer", "--json").out)
     for name in ("eval_loss", "eval_accuracy", "eval_margin", "eval_chosen_reward", "eval_rejected_reward"):
         assert again[name] == pytest.approx(result[name], rel=1e-4, abs=1e-6)
+    ends = [Path(f"runs/{name}/model/generation_config.json").read_text() for name in ("chat", "prefer")]
+    assert ends[0] == ends[1]
     assert "no use for --judge" in shoal("evaluate", "runs/prefer", "--judge", "true").error
 
 

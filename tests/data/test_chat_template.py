@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from shoal.core.errors import InputError
 from shoal.data.chat_template import ChatTemplate, Turn
-from shoal.data.tokenizer import TextTokenizer, read_tokenizer, train_bpe, with_special
+from shoal.data.tokenizer import TextTokenizer, build_char, read_tokenizer, train_bpe, with_special
 
 TURNS = [
     Turn("system", "Swim with one mind.\n"),
@@ -88,6 +88,14 @@ def test_a_folder_may_have_its_template_in_a_file_of_its_own(tmp_path: Path) -> 
     template.tokenizer.write(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(CHATML.replace("im_start", "im_begin"))
     assert "<|im_begin|>" in ChatTemplate.of(read_tokenizer(tmp_path)).text(TURNS, "here")
+
+
+def test_a_character_that_the_vocabulary_lacks_is_named(tmp_path: Path) -> None:
+    template = ChatTemplate.of(build_char("海里"))
+    ids, owner = template.encode([Turn("user", "海"), Turn("assistant", "里")], "here")
+    assert template.tokenizer.decode(ids[owner == 0]) == "里<|end|>"
+    with pytest.raises(InputError, match="here: the character '鱼'"):
+        template.encode([Turn("user", "鱼"), Turn("assistant", "里")], "here")
 
 
 @pytest.mark.parametrize(

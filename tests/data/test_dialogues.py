@@ -82,3 +82,5 @@ def test_answers_to_one_prompt_lose_the_same_of_it() -> None:
     assert piece.targets is not None
     assert tokenizer.decode(piece.tokens) == "<|endoftext|>abc" and tokenizer.decode(piece.targets[2:]) == "c<|endoftext|>"
     assert np.array_equal(piece.targets[:2], [-100, -100]) and framed.cut == 1
+    with pytest.raises(InputError, match="f:1: the character 'é'"):
+        read_answers(tokenizer, "ab", ["é"], 9, framed, "f:1")

@@ -76,9 +76,9 @@ class ChatTemplate:
             self.program = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"{name}: line {error.lineno}: not a chat template in Jinja: {error.message}") from None
-        ids, turns = self.encode([Turn("user", "a"), Turn("assistant", "b")], name)
-        special = set(tokenizer.special_tokens.values())
-        self.ends = {int(token) for token in ids[turns >= 0] if int(token) in special} | {tokenizer.end_of_text}
+        text, ((begin, end),) = self._laid_out([Turn("user", "a"), Turn("assistant", "b")], name)
+        written = self.special.findall(text[begin:end])
+        self.ends = {tokenizer.special_tokens[token] for token in written} | {tokenizer.end_of_text}
         """Tokens at which a reply is over."""
 
     @classmethod
@@ -97,6 +97,11 @@ class ChatTemplate:
             return cls(own, tokenizer, "the model's chat template")
         return cls(DEFAULT, with_special(tokenizer, DEFAULT_TOKENS), "Shoal's chat template")
 
+    @property
+    def end(self) -> int:
+        """The token that ends a turn of the assistant's; the end-of-text where the template has none."""
+        return min(self.ends - {self.tokenizer.end_of_text}, default=self.tokenizer.end_of_text)
+
     def text(self, turns: Sequence[Turn], where: str, ready: bool = False) -> str:
         """The dialogue as text; `ready`: for a reply. `InputError` where the template refuses it."""
         return self._marked(turns, where, ready).translate(UNMARKED)
@@ -106,6 +111,20 @@ class ChatTemplate:
 
         A token that only begins before the assistant does is not the assistant's.
         """
+        text, spans = self._laid_out(turns, where)
+        try:
+            ids, starts = self._encode(text)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        owner = np.full(len(ids), -1, dtype=np.int64)
+        for number, (begin, end) in enumerate(spans):
+            owner[(starts >= begin) & (starts < end)] = number
+        return ids, owner
+
+    def _laid_out(self, turns: Sequence[Turn], where: str) -> tuple[str, list[tuple[int, int]]]:
+        """The text, in which spelled special tokens are marked, and from where to where, no mark counted, each of the
+        assistant's turns goes.
+        """
         marked = self._marked(turns, where)
         text, spans = _spans(marked)
         if spans and len(spans) != sum(turn.role == "assistant" for turn in turns):
@@ -114,11 +133,7 @@ class ChatTemplate:
             )
         if not spans:
             spans = self._spans_by_prefix(turns, text.translate(UNMARKED), where)
-        ids, starts = self._encode(text)
-        owner = np.full(len(ids), -1, dtype=np.int64)
-        for number, (begin, end) in enumerate(spans):
-            owner[(starts >= begin) & (starts < end)] = number
-        return ids, owner
+        return text, spans
 
     def _encode(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(tokens, where in the text each begins), of a text in which spelled special tokens are marked."""

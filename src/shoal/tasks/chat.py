@@ -134,10 +134,7 @@ class Chat(LabelledTask):
 
     def describe(self) -> dict[str, Any]:
         """Where `transformers` stops: at a turn's end."""
-        return {"eos_token_id": self._turn_end()}
-
-    def _turn_end(self) -> int:
-        return min(self.template.ends - {self.tokenizer.end_of_text}, default=self.tokenizer.end_of_text)
+        return {"eos_token_id": self.template.end}
 
     def _to_last_answer(self, example: Example) -> list[Turn]:
         turns = read_turns(example.values["messages"], example.where)

@@ -157,8 +157,8 @@ class Prefer(LabelledTask):
         }
 
     def describe(self) -> dict[str, Any]:
-        """Nothing more: the model is of the kind that it was."""
-        return {}
+        """Where `transformers` stops, which is as before: at a turn's end, if the model knows turns."""
+        return {} if self.template is None else {"eos_token_id": self.template.end}
 
     def _summed(self, rewards_S2: Tensor) -> tuple[Tensor, Tensor]:
         """(summed loss, number of pairs)."""

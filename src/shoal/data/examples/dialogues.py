@@ -126,8 +126,11 @@ def read_answers(
 
     A prompt follows what texts begin with, and where the answer alone is too long, it loses its end.
     """
-    asked = tokenizer.encode(prompt)
-    told = [np.append(tokenizer.encode(answer), tokenizer.end_of_text) for answer in answers]
+    try:
+        asked = tokenizer.encode(prompt)
+        told = [np.append(tokenizer.encode(answer), tokenizer.end_of_text) for answer in answers]
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     room = length - max(map(len, told))  # for what texts begin with and the prompt, as the last token is only told
     framed.count += 1
     framed.cut += len(asked) > room
