@@ -148,4 +148,4 @@ def test_a_long_question_leaves_half_of_the_window_to_the_context() -> None:
     task: Answer = make_task("answer", wordpiece(), [], length=32)
     ((piece,), *_) = task.samples(asked("mind", question=CONTEXT))
     assert len(piece.tokens) == 32 and piece.values["offset"] == 16
-    assert task.notes[1] == "1 of 1 questions fill half of a window, and lost their end"
+    assert task.notes()[1] == "1 of 1 questions fill half of a window, and lost their end"

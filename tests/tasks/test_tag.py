@@ -121,7 +121,7 @@ def test_predictions_have_the_places_of_entities_in_the_text(settings: dict[str,
         ("江泽民", "PER", 0), ("北京", "LOC", 6), ("美国", "LOC", 10), ("邓小平", "PER", 15), ("上海", "LOC", 21),
     ]  # fmt: skip
     assert task.measure([example], [prediction])["f1"] == 1
-    assert task.notes == ["2 of 2 sentences are longer than the model reads, and were divided"]
+    assert task.notes() == ["2 of 2 sentences are longer than the model reads, and were divided"]
 
 
 def test_all_tokens_of_a_word_learn_its_tag_where_they_are_to() -> None:

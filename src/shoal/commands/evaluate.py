@@ -60,6 +60,10 @@ class Arguments:
     """Which column of --data is what, as '{text: sentence}', where they have no usual names."""
     predictions: Path | None = None
     """A file for what is predicted of each example, a JSON object a line."""
+    judge: str = ""
+    """Task `chat`: a command that compares each reply with the data's own, as `chat.judge` in a recipe."""
+    against: str = ""
+    """Task `chat`: another model's predictions, whose replies are compared in place of the data's."""
     batch: int = 32
     """Sequences, or labelled examples, at once."""
     json: bool = False
@@ -73,7 +77,8 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if arguments.batch < 1:
         raise InputError(f"--batch is {arguments.batch}; accepted: a whole number above 0")
     if is_labelled(arguments.model):
-        return _evaluate_labelled(arguments, read_labelled_model(arguments.model))
+        given = {key: value for key in ("judge", "against") if (value := getattr(arguments, key))}
+        return _evaluate_labelled(arguments, read_labelled_model(arguments.model, given))
     language = load_language_model(arguments.model)
     if arguments.data:
         raise InputError(f"{arguments.model}: was not fine-tuned, and --data is for labelled examples; give --text")

@@ -68,7 +68,7 @@ class TextTokenizer:
 
         Raises `InputError` that says how to add it.
         """
-        named = (_token_text(self.config.get(key)) for key in config_keys(name))
+        named = (token_text(self.config.get(key)) for key in config_keys(name))
         for token in (*named, *spellings(name)):
             if token in self.special_tokens:
                 return self.special_tokens[token]
@@ -119,6 +119,9 @@ def read_tokenizer(path: Path) -> TextTokenizer:
     config_file = file.parent / "tokenizer_config.json"
     config = read_json(config_file) if config_file.exists() else {}
     config = config if isinstance(config, dict) else {}
+    template_file = file.parent / "chat_template.jinja"
+    if template_file.exists():
+        config["chat_template"] = template_file.read_text(encoding="utf-8", errors="replace")
     end = _find_end(library, config, file)
     special = [token.content for token in library.get_added_tokens_decoder().values() if token.special]
     return TextTokenizer(library, end, config or make_config(end, special))
@@ -264,13 +267,13 @@ def special_config(special: Sequence[str]) -> dict[str, str]:
     return {"mask_token": mask} if mask else {}
 
 
-def _token_text(named: Any) -> Any:
-    """A token in `tokenizer_config.json` is a text, or an object with one."""
+def token_text(named: Any) -> Any:
+    """The text of a token in `tokenizer_config.json`, where it is a text, or an object with one."""
     return named.get("content") if isinstance(named, dict) else named
 
 
 def _find_end(library: Tokenizer, config: dict[str, Any], file: Path) -> str:
-    named = _token_text(config.get("eos_token"))
+    named = token_text(config.get("eos_token"))
     for token in (named, *KNOWN_ENDS):
         if token and library.token_to_id(token) is not None:
             return str(token)

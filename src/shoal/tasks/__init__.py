@@ -10,10 +10,12 @@ from shoal.data.tokenizer import TextTokenizer
 from shoal.models.config import TransformerConfig
 from shoal.tasks.answer import Answer
 from shoal.tasks.causal import Causal
+from shoal.tasks.chat import Chat
 from shoal.tasks.classify import Classify
 from shoal.tasks.infill import Infill
 from shoal.tasks.labelled import LabelledTask
 from shoal.tasks.masked import Masked
+from shoal.tasks.prefer import Prefer
 from shoal.tasks.tag import Tag
 from shoal.tasks.task import Batch, Task
 
@@ -28,17 +30,47 @@ LABELLED: dict[str, Any] = {
     "classify": Classify,
     "tag": Tag,
     "answer": Answer,
+    "chat": Chat,
+    "prefer": Prefer,
 }
 """Tasks of fine-tuning, each a class that is a `LabelledTask`."""
 
 ENCODERS = frozenset({"masked"})
 """Tasks for models that see both ways."""
 
+DECODERS = frozenset({"chat", "prefer"})
+"""Tasks of fine-tuning for models that see only what is before."""
+
 
 def check_objective(recipe: Recipe) -> None:
     """`RecipeError` for a task that isn't learned from text alone."""
     if recipe.task not in TASKS:
         raise RecipeError(f"'task' is {recipe.task}, which labelled examples teach: that is for shoal finetune")
+
+
+def check_labelled(recipe: Recipe, config: TransformerConfig) -> None:
+    """`RecipeError` when the model, or the way in which it is divided or tuned, is not of the kind that the task is for."""
+    if recipe.task not in DECODERS:
+        return
+    if not config.causal:
+        raise RecipeError(
+            f"task '{recipe.task}' needs a model that sees only what is before, and {recipe.model.init_from} sees both "
+            "ways: give a decoder by --model, e.g. one of `shoal pretrain`"
+        )
+    if config.head:
+        raise RecipeError(
+            f"task '{recipe.task}' needs a model that writes text, and {recipe.model.init_from} has scores in its place: "
+            "give the one that it was made from by --model"
+        )
+    if recipe.parallel.tensor > 1:
+        raise RecipeError(
+            f"'parallel.tensor' divides the vocabulary, over all of which task '{recipe.task}' looks at each token by "
+            "itself; divide the model by --shard zero3 instead"
+        )
+    if recipe.tuning.what == "frozen":
+        raise RecipeError(
+            f"'tuning.what' frozen trains a head alone, and task '{recipe.task}' has none; accepted here: all, top, lora"
+        )
 
 
 def check_task(recipe: Recipe, config: TransformerConfig) -> None:
@@ -75,18 +107,22 @@ def _shape(recipe: Recipe) -> str:
 
 
 __all__ = [
+    "DECODERS",
     "ENCODERS",
     "LABELLED",
     "TASKS",
     "Answer",
     "Batch",
     "Causal",
+    "Chat",
     "Classify",
     "Infill",
     "LabelledTask",
     "Masked",
+    "Prefer",
     "Tag",
     "Task",
+    "check_labelled",
     "check_objective",
     "check_task",
 ]

@@ -60,7 +60,6 @@ class Answer(LabelledTask):
         self.characters = lru_cache(CONTEXTS)(Aligner(tokenizer).characters)
         self.questions = self.windowed = self.shortened = 0
 
-    @property
     def notes(self) -> list[str]:
         """What is to be told of the examples."""
         told = []

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +17,10 @@ from shoal.data.examples.example import Example, Role
 from shoal.data.examples.rows import Sample
 from shoal.data.sequences import Framing, Sequences
 from shoal.data.tokenizer import TextTokenizer
+from shoal.models.loss import IGNORED
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
+from shoal.parallel.wire import Wire
 from shoal.tasks.task import Batch, Found, Pieces, Task, on_device
 
 FRAMING = Framing("whole")
@@ -45,6 +48,10 @@ class LabelledTask(Task, Protocol):
     """None: the model's own projection onto the vocabulary."""
     metric: str
     """The figure by which the best model is chosen: `eval_` before one of `measure`, or `eval_loss`."""
+    tokenizer: TextTokenizer
+    """The one given, perhaps with further special tokens, for which the model then gets rows."""
+    outside: frozenset[str] = frozenset()
+    """Keys of its section that no model's folder may say, such as commands to be run."""
 
     def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, length: int, examples: Sequence[Example]) -> None:
         """`length`: tokens of a text, at most; `examples`: those of training, which may tell what the recipe doesn't."""
@@ -53,6 +60,17 @@ class LabelledTask(Task, Protocol):
     def samples(self, example: Example) -> list[Sample]:
         """What is read of an example, in samples that are learnt from one by one; `InputError` names where it is wrong."""
         ...
+
+    def notes(self) -> list[str]:
+        """What is to be told of the examples before a run."""
+        framed = getattr(self, "framed", None)
+        if framed is None or not framed.cut:
+            return []
+        return [f"{framed.cut:,} of {framed.count:,} texts are longer than the model reads, and lost their end"]
+
+    def completed(self, samples: list[Sample], wire: Wire) -> list[Sample]:
+        """The samples with what a model tells of them once and for all; ranks share the work, and get all of it."""
+        return samples
 
     def outputs(self, model: Transformer, batch: Batch, final: bool) -> list[Any]:
         """What predictions are made of, for each piece of the batch, on the CPU; `final`: it may take its time."""
@@ -65,6 +83,10 @@ class LabelledTask(Task, Protocol):
     def predict(self, examples: Sequence[Example], outputs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
         """A prediction for each example, ready for JSON, from its pieces' outputs."""
         ...
+
+    def judged(self, example: Example, prediction: dict[str, Any]) -> dict[str, Any]:
+        """A prediction of the last evaluation with what takes time to find out; ranks share the examples."""
+        return prediction
 
     def measure(self, examples: Sequence[Example], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What the predictions are worth; names without `eval_`."""
@@ -101,6 +123,13 @@ def labelled_batch(sequences: Sequences, device: torch.device) -> Batch:
             {name: on_device(value, device) for name, value in labels.values.items()},
         ),
     )
+
+
+def next_token_batch(sequences: Sequences, device: torch.device) -> Batch:
+    """The same, of pieces whose targets are tokens of the vocabulary, with the places of these."""
+    batch = labelled_batch(sequences, device)
+    targets = np.full(0, IGNORED) if sequences.labels is None else sequences.labels.targets
+    return replace(batch, at=on_device(np.flatnonzero(targets != IGNORED), device))
 
 
 def settled(settings: Any, **found: Any) -> Any:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from shoal.models.loss import linear_cross_entropy
+from shoal.models.token_losses import token_losses
 from shoal.models.transformer import Transformer
+from shoal.tasks.task import Batch
 
 CHUNK_BYTES = 16 << 20
 
@@ -28,6 +30,15 @@ def correct_at(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, place
         logits = torch.nn.functional.linear(hidden, model.head_weight, model.head_bias)
         found += (logits.argmax(-1) == targets).sum()
     return found
+
+
+def losses_by_piece(model: Transformer, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+    """Summed cross entropy [pieces] of the targets at the batch's places, each piece's by itself, in fp32."""
+    assert batch.pieces is not None and batch.at is not None
+    hidden_ND, targets_N = _gathered(model, hidden_BTD, batch.targets, batch.at)
+    losses_N = token_losses(hidden_ND, model.head_weight, targets_N)
+    piece_N = torch.searchsorted(batch.pieces.starts, batch.at, right=True) - 1
+    return losses_N.new_zeros(len(batch.pieces.starts)).index_add(0, piece_N, losses_N)
 
 
 def _gathered(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, places_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,6 @@ class Tag(LabelledTask):
         self.head = Head("token", len(self.labels))
         self.sentences = self.divided = 0
 
-    @property
     def notes(self) -> list[str]:
         """What is to be told of the examples."""
         if not self.divided:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from shoal.core.model_directory import find_model_directory, write_adapter_direc
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe, merged, recipe_tree
 from shoal.core.run_directory import RunDirectory
+from shoal.core.seeds import generator
 from shoal.data.batch_sizes import BatchSizes
 from shoal.data.examples.augment import Augmentation
 from shoal.data.examples.example import Example
@@ -33,10 +34,11 @@ from shoal.models.hugging_face.adapters import adapter_files, changes_from_huggi
 from shoal.models.hugging_face.relatives import RELATIVES
 from shoal.models.lora import Changes, changes_of, fold
 from shoal.models.transformer import Transformer
+from shoal.models.vocabulary import with_tokens
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import LABELLED, LabelledTask
+from shoal.tasks import LABELLED, LabelledTask, check_labelled
 from shoal.train.augmentation import make_augmentation
 from shoal.train.cards import finetuned_card
 from shoal.train.features import looked_up
@@ -70,6 +72,10 @@ class Encoded:
             encoded.examples.append(example)
             encoded.samples.extend(its)
         return encoded
+
+    def completed(self, task: LabelledTask, wire: Wire) -> "Encoded":
+        """The same, with what a model tells of the samples once and for all."""
+        return replace(self, samples=task.completed(self.samples, wire))
 
     def rows(self, model: Transformer, layout: Layout = "padded", vary: Vary | None = None) -> LabelledRows:
         """The samples as the model reads them."""
@@ -109,9 +115,13 @@ def examine(recipe: Recipe) -> Examined:
     tokenizer = read_tokenizer(find_model_directory(Path(recipe.model.init_from)))
     tokenizer = framing_tokenizer(tokenizer, base.config.causal)
     length = min(recipe.examples.length or base.config.context, base.config.context)
+    check_labelled(recipe, base.config)
     kind = LABELLED[recipe.task]
     splits = read_splits(recipe.examples, kind.roles)
     task = kind(recipe, tokenizer, length, splits.train)
+    if task.tokenizer.vocabulary > tokenizer.vocabulary:
+        random = generator(recipe.seed, "new tokens")
+        base = with_tokens(base, tokenizer.vocabulary, task.tokenizer.vocabulary, random)
     encoded = {}
     for name in ("train", "validation", "test"):
         examples = getattr(splits, name)
@@ -130,7 +140,7 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
     freeze(model, recipe.tuning)
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora." not in name)
     layout: Layout = "joined" if joins(model, recipe) else "padded"
-    train, others = examined.train, (examined.validation, examined.test)
+    train, *others = (part.completed(task, Wire(world)) for part in (examined.train, examined.validation, examined.test))
     augmentation = make_augmentation(recipe, world, task, base, tokenizer, train.examples)
     vary = None if augmentation is None else train.varied_by(augmentation, task)
     every = [train.rows(model, layout, vary), *(part.rows(model, layout) for part in others)]
@@ -155,7 +165,7 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
         if recipe.tuning.what == "lora":
             write_adapter(run.adapter, recipe, trained)
             fold(trained)
-        write_finetuned(folder, recipe, task, examined.length, tokenizer, trained, result)
+        write_finetuned(folder, recipe, task, examined.length, task.tokenizer, trained, result)
 
     return Material(
         recipe,
@@ -264,12 +274,17 @@ DEFAULTS: dict[str, Any] = {
 RATES = {"frozen": 5e-3, "lora": 5e-4, "top": 1e-4}
 """Learning rates where less than all of a model is trained."""
 
+TASK_RATES = {"prefer": 5e-6}
+"""Learning rates of tasks that would soon forget what the model knows."""
+
 
 def finetuning_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     """What a recipe's tree has where it doesn't say otherwise."""
     tuning = tree.get("tuning")
     what = tuning.get("what") if isinstance(tuning, Mapping) else None
     defaults = {section: dict(values) for section, values in DEFAULTS.items()}
+    if tree.get("task") in TASK_RATES:
+        defaults["optimizer"]["learning_rate"] = TASK_RATES[tree["task"]]
     if what in RATES:
         defaults["optimizer"]["learning_rate"] = RATES[what]
     return defaults
@@ -290,16 +305,10 @@ def check_finetuning(recipe: Recipe) -> None:
 
 
 def _notes(examined: Examined) -> list[str]:
-    faults, framed = examined.faults, getattr(examined.task, "framed", None)
-    notes = []
+    faults, notes = examined.faults, []
     if faults.count:
         notes.append(f"{faults.count:,} examples left out, which can't be used: {'; '.join(faults.first)}")
-    if framed is not None and framed.cut:
-        notes.append(
-            f"{framed.cut:,} of {framed.count:,} texts are longer than the {examined.length:,} tokens that the model reads, "
-            "and lost their end"
-        )
-    return [*notes, *getattr(examined.task, "notes", [])]
+    return [*notes, *examined.task.notes()]
 
 
 def _facts(examined: Examined) -> dict[str, Any]:

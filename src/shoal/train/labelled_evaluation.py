@@ -84,12 +84,21 @@ class LabelledEvaluator:
             outputs_of[split.owners[sample]].append(output)
         examples = split.examples[:count]
         predictions = self.task.predict(examples, outputs_of)
+        if final:
+            predictions = self._judged(examples, predictions)
         measured = {"loss": loss_sum / max(targets, 1), "targets": int(targets)}
         if any(predictions):
             measured |= self.task.measure(examples, predictions)
         if final and split is self.splits[-1] and self.predictions is not None and self.wire.world.is_main:
             write_predictions(self.predictions, examples, predictions)
         return {f"{split.name}_{name}": value for name, value in measured.items()}
+
+    def _judged(self, examples: list[Example], predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Predictions with what takes time to find out, of which each rank does a share."""
+        ranks = self.wire.world.size
+        numbers = range(self.wire.world.rank, len(examples), ranks)
+        shares = self.wire.gather_objects([self.task.judged(examples[number], predictions[number]) for number in numbers])
+        return [shares[number % ranks][number // ranks] for number in range(len(examples))]
 
     def _batches(self, rows: LabelledRows, samples: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[Sequences]:
         """This rank's share, in batches of samples of about one length; as many on every rank, which may gather weights."""

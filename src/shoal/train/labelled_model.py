@@ -44,8 +44,11 @@ def is_labelled(directory: Path) -> bool:
     return config.exists() and bool(_said(read_json(config)))
 
 
-def read_labelled_model(directory: Path) -> LabelledModel:
-    """A model's folder, or a run's; `InputError` says what is wrong with it."""
+def read_labelled_model(directory: Path, given: Mapping[str, Any] | None = None) -> LabelledModel:
+    """A model's folder, or a run's; `InputError` says what is wrong with it.
+
+    `given`: keys of the task's section that the user says, among them those that a folder must not.
+    """
     folder = find_model_directory(directory)
     model = read_model(build_recipe({"model": {"init_from": str(folder)}}).model).eval()
     tokenizer = framing_tokenizer(read_tokenizer(folder), model.config.causal)
@@ -53,8 +56,12 @@ def read_labelled_model(directory: Path) -> LabelledModel:
     if said.get("name") not in LABELLED:
         raise InputError(f"{folder}: its config.json doesn't say which task it was fine-tuned for")
     name, length = said["name"], said.get("length", model.config.context)
-    recipe = build_recipe({"task": name, name: said.get("settings", {})})
-    task: LabelledTask = LABELLED[name](recipe, tokenizer, length, [])
+    kind, given = LABELLED[name], given or {}
+    settings = {key: value for key, value in dict(said.get("settings", {})).items() if key not in kind.outside}
+    if unknown := [key for key in given if key not in kind.outside]:
+        raise InputError(f"{folder}: is a model of task '{name}', which has no use for --{unknown[0]}")
+    recipe = build_recipe({"task": name, name: {**settings, **given}})
+    task: LabelledTask = kind(recipe, tokenizer, length, [])
     if task.head is not None and (task.head.kind, task.head.outputs) != (model.config.head, model.config.outputs):
         raise InputError(f"{folder}: its weights have no head for the task '{name}' that its config.json says")
     return LabelledModel(model, tokenizer, name, task)
@@ -85,11 +92,11 @@ def evaluate_labelled(
 
     These are a JSON object a line. What can't be used is for `faults`.
     """
-    task, found = labelled.task, []
+    task, wire, found = labelled.task, Wire(World()), []
     for name, examples in splits.items():
-        encoded = Encoded.of(task, examples, faults)
+        encoded = Encoded.of(task, examples, faults).completed(task, wire)
         if not encoded.examples:
             raise InputError("no examples to evaluate on: the files have none, or none that can be used")
         found.append(LabelledSplit(name, encoded.examples, encoded.owners, encoded.rows(labelled.model)))
-    evaluator = LabelledEvaluator(task, found, batch, Wire(World()), Axis(), nullcontext(), predictions=predictions)
+    evaluator = LabelledEvaluator(task, found, batch, wire, Axis(), nullcontext(), predictions=predictions)
     return evaluator(labelled.model)

@@ -244,5 +244,7 @@ FIGURES = {
     "micro_f1": "micro-F1 {:.{digits}f}",
     "exact": "{:.1%} exact",
     "f1": "F1 {:.{digits}f}",
+    "margin": "margin {:.{digits}f}",
+    "win_rate": "{:.1%} won",
 }
 """How figures of evaluations are told, without `eval_`; those that are not here stand in the files alone."""

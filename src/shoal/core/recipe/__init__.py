@@ -15,19 +15,19 @@ from shoal.core.recipe.model import Model
 from shoal.core.recipe.parallel import Codec, Link, Local, Parallel, Server
 from shoal.core.recipe.tasks import Infill, Masked, Samples
 from shoal.core.recipe.training import Checkpoint, Evaluation, Lookahead, Optimizer, Regular, Schedule, Train
-from shoal.core.recipe.tuning import Answer, Augment, Classify, Examples, Lora, Tag, Tuning
+from shoal.core.recipe.tuning import Answer, Augment, Chat, Classify, Examples, Lora, Prefer, Tag, Tuning
 
 __all__ = [
-    "Answer", "Augment", "Checkpoint", "Classify", "Clean", "Codec", "Data", "Evaluation", "Examples", "Infill", "Link",
-    "Local", "Lookahead", "Lora", "Masked", "Model", "Optimizer", "Parallel", "Recipe", "Regular", "Samples", "Schedule",
-    "Server", "Tag", "Tokenizer", "Train", "Tuning",
+    "Answer", "Augment", "Chat", "Checkpoint", "Classify", "Clean", "Codec", "Data", "Evaluation", "Examples", "Infill",
+    "Link", "Local", "Lookahead", "Lora", "Masked", "Model", "Optimizer", "Parallel", "Prefer", "Recipe", "Regular",
+    "Samples", "Schedule", "Server", "Tag", "Tokenizer", "Train", "Tuning",
 ]  # fmt: skip
 
 
 Objective = Literal["causal", "masked", "infill"]
 """What is learned from text alone."""
 
-Labelled = Literal["classify", "tag", "answer"]
+Labelled = Literal["classify", "tag", "answer", "chat", "prefer"]
 """What is learned from labelled examples."""
 
 
@@ -63,6 +63,8 @@ class Recipe:
     classify: Classify = field(default_factory=Classify)
     tag: Tag = field(default_factory=Tag)
     answer: Answer = field(default_factory=Answer)
+    chat: Chat = field(default_factory=Chat)
+    prefer: Prefer = field(default_factory=Prefer)
 
     @property
     def verb(self) -> str:

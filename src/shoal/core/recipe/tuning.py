@@ -155,3 +155,33 @@ class Answer:
     """Whether a text may not answer its question (null: whether that happens in the training examples)."""
     threshold: Finite = 0.0
     """By how much "no answer" must score above the best answer to be told, where there may be none."""
+
+
+@section
+class Chat:
+    """Task `chat`: the assistant's turns of dialogues, laid out by a chat template."""
+
+    template: str = ""
+    """A Jinja file (empty: the model's own template, or, where it has none, Shoal's)."""
+    reply: Positive = 128
+    """Tokens of a reply to a held-out dialogue, at most."""
+    judge: str = ""
+    """A command that compares replies: it gets {prompt, ours, reference} as JSON and answers ours, reference or tie."""
+    judge_seconds: PositiveFloat = 60.0
+    """How long it may take over one."""
+    against: str = ""
+    """Whose replies ours are compared with: a predictions file of another model (empty: the data's own)."""
+
+
+@section
+class Prefer:
+    """Task `prefer`: which of two answers is the better one, learnt directly (DPO)."""
+
+    loss: Literal["dpo", "ipo"] = "dpo"
+    """Rafailov et al. 2023 (arXiv:2305.18290), or Azar et al. 2023 (arXiv:2310.12036)."""
+    beta: PositiveFloat = 0.1
+    """How much a change of an answer's log-probability is worth: small values let the model go far from where it began."""
+    smoothing: Annotated[float, Strict(), Field(ge=0, lt=0.5)] = 0.0
+    """`dpo`: share of the pairs that may be labelled the wrong way round (cDPO)."""
+    reference: str = ""
+    """Folder of the model against which changes are counted (empty: the one that training starts from)."""

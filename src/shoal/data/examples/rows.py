@@ -30,7 +30,8 @@ class Piece:
 
     `tokens` [length], special ones included; `targets` [length]: what is to be told of each, -100 for nothing (None: of
     none); `segments` [length] (None: 0). `prefix`: of a decoder, the first tokens, which see each other both ways.
-    `values`: by name, a number or an array of what the task knows of the piece.
+    `values`: by name, a number or an array of what the task knows of the piece; `computed`: the same of what a model has
+    told of it, which is no part of the text, and may differ in its last bits from run to run.
     """
 
     tokens: NDArray[np.int64]
@@ -38,6 +39,7 @@ class Piece:
     segments: NDArray[np.int64] | None = None
     prefix: int = 0
     values: Mapping[str, Any] = field(default_factory=dict)
+    computed: Mapping[str, Any] = field(default_factory=dict)
 
 
 Sample = tuple[Piece, ...]
@@ -114,8 +116,8 @@ def collate(
             ends[its] = begin + length
         elif piece.prefix:
             ends[start : start + piece.prefix] = begin + piece.prefix
-    names = pieces[0].values if pieces else ()
-    values = {name: np.stack([np.asarray(piece.values[name]) for piece in pieces]) for name in names}
+    known = [{**piece.values, **piece.computed} for piece in pieces]
+    values = {name: np.stack([np.asarray(one[name]) for one in known]) for name in (known[0] if known else ())}
     shape = (rows, width)
     labels = Labels(
         targets.reshape(shape), segments.reshape(shape), lows.reshape(shape), ends.reshape(shape), starts, lengths,

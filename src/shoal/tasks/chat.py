@@ -1,0 +1,158 @@
+"""Take part in a dialogue: the assistant's turns are learnt, and what others say is read.
+
+A dialogue is one piece, laid out by a chat template (`data.chat_template`); its targets are the tokens of the assistant's
+turns, with the token that ends each. Bits per byte are theirs too: the nats of these targets over the bytes of what the
+assistant says. The last evaluation lets the model write the assistant's last turn, and a judge, where one is given, says
+whether it is better than the reference.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.core.errors import InputError
+from shoal.core.recipe import Recipe
+from shoal.data.chat_template import ChatTemplate, Turn
+from shoal.data.examples.dialogues import read_dialogues, read_turns
+from shoal.data.examples.example import Example, Role
+from shoal.data.examples.rows import Sample
+from shoal.data.examples.texts import Framed
+from shoal.data.sequences import Sequences
+from shoal.data.tokenizer import TextTokenizer
+from shoal.models.transformer import Transformer
+from shoal.parallel.fully_sharded import gathered
+from shoal.tasks.judge import Judge, dialogue_key, read_replies, win_rate
+from shoal.tasks.labelled import LabelledTask, next_token_batch, settled
+from shoal.tasks.projection import loss_at, losses_by_piece
+from shoal.tasks.reply import reply_to
+from shoal.tasks.task import Batch
+
+MESSAGES = Role("messages", ("messages", "conversations", "conversation", "dialogue"))
+
+
+class Chat(LabelledTask):
+    """Replies by the assistant."""
+
+    roles = (MESSAGES,)
+    metric = "eval_loss"
+    head = None
+    outside = frozenset({"judge", "against", "template"})
+
+    def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, length: int, examples: Sequence[Example]) -> None:
+        """`InputError` for a template or a judge that can't be used."""
+        settings = recipe.chat
+        self.template = ChatTemplate.of(tokenizer, settings.template)
+        self.tokenizer, self.length = self.template.tokenizer, length
+        # what is in the written folder already, or no model's business
+        self.settings = settled(settings, template="", judge="", against="")
+        self.judge = Judge.of(settings.judge, settings.judge_seconds) if settings.judge else None
+        self.replies = read_replies(settings.against) if settings.against else None
+        self.framed = Framed()
+        self.read = self.learnt = 0
+        self.added = self.tokenizer.vocabulary - tokenizer.vocabulary
+
+    def samples(self, example: Example) -> list[Sample]:
+        """One piece: the dialogue, up to the assistant's last turn."""
+        turns = read_turns(example.values.get("messages"), example.where)
+        (reading,) = read_dialogues(self.template, [turns], self.length, self.framed, example.where)
+        self.read += len(reading.tokens)
+        self.learnt += int((reading.turns >= 0).sum())
+        self.projected = self.learnt / self.read
+        size = sum(len(content.encode()) for content in reading.said)
+        return [(reading.piece(bytes=size, prompt=reading.prompt),)]
+
+    def notes(self) -> list[str]:
+        """How many dialogues were cut, and what the model is given for its template."""
+        framed, notes = self.framed, []
+        if framed.cut:
+            notes.append(
+                f"{framed.cut:,} of {framed.count:,} dialogues are longer than the {self.length:,} tokens that the model "
+                "reads, and lost their beginning"
+            )
+        if self.added:
+            notes.append(
+                f"the model has no chat template and gets Shoal's, with {self.added} new tokens, which begin at random"
+            )
+        return notes
+
+    def batch(self, sequences: Sequences, device: torch.device) -> Batch:
+        """Pieces, and where the assistant speaks."""
+        return next_token_batch(sequences, device)
+
+    def loss(self, model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed cross entropy of the assistant's tokens, and how many they are."""
+        assert batch.at is not None
+        hidden_BTD = model(batch.tokens, reach=batch.reach)
+        return loss_at(model, hidden_BTD, batch.targets, batch.at), _count(batch)
+
+    def sums(self, model: Transformer, batch: Batch) -> dict[str, Tensor]:
+        """Loss and count."""
+        return self.evaluated(model, batch, final=False)[0]
+
+    def outputs(self, model: Transformer, batch: Batch, final: bool) -> list[Any]:
+        """Of each dialogue the loss in nats, the bytes that it is of, and, if `final`, the tokens of a reply."""
+        return self.evaluated(model, batch, final)[1]
+
+    def evaluated(self, model: Transformer, batch: Batch, final: bool) -> tuple[dict[str, Tensor], list[Any]]:
+        """Both of one pass, but for the replies."""
+        assert batch.pieces is not None
+        losses_P = losses_by_piece(model, model(batch.tokens, reach=batch.reach), batch)
+        losses = losses_P.tolist()
+        sizes = batch.pieces.values["bytes"].tolist() if losses else []
+        replies = self._replies(model, batch) if final else [None] * len(losses)
+        return {"loss": losses_P.sum(), "count": _count(batch)}, list(zip(losses, sizes, replies, strict=True))
+
+    def predict(self, examples: Sequence[Example], outputs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+        """The assistant's last turn, where one was written, and the loss of what the data says in its place."""
+        return [
+            {"loss": loss, "bytes": size} | ({} if reply is None else {"reply": self.tokenizer.decode(reply)})
+            for ((loss, size, reply),) in outputs
+        ]
+
+    def judged(self, example: Example, prediction: dict[str, Any]) -> dict[str, Any]:
+        """The prediction with the judge's verdict, where there is a judge."""
+        if self.judge is None:
+            return prediction
+        *prompt, answer = self._to_last_answer(example)
+        reference = answer.content
+        if self.replies is not None:
+            key = dialogue_key(example.values["messages"])
+            if key not in self.replies:
+                raise InputError(f"{example.where}: the file of 'chat.against' has no reply to this dialogue")
+            reference = self.replies[key]
+        verdict = self.judge.compare(prompt, prediction["reply"], reference, example.where)
+        return prediction | {"verdict": verdict}
+
+    def measure(self, examples: Sequence[Example], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Bits per byte of the assistant's turns, and how often ours was the better reply."""
+        nats, size = (sum(prediction[name] for prediction in predictions) for name in ("loss", "bytes"))
+        verdicts = [prediction for prediction in predictions if "verdict" in prediction]
+        return {"bpb": nats / math.log(2) / size} | (win_rate(verdicts) if verdicts else {})
+
+    def describe(self) -> dict[str, Any]:
+        """Where `transformers` stops: at a turn's end."""
+        return {"eos_token_id": self.template.end}
+
+    def _to_last_answer(self, example: Example) -> list[Turn]:
+        turns = read_turns(example.values["messages"], example.where)
+        return turns if turns[-1].role == "assistant" else turns[:-1]
+
+    def _replies(self, model: Transformer, batch: Batch) -> list[Sequence[int]]:
+        assert batch.pieces is not None
+        tokens_N = batch.tokens.flatten()
+        places = zip(batch.pieces.starts.tolist(), batch.pieces.values.get("prompt", ()), strict=True)
+        prompts = [tokens_N[start : start + int(length)] for start, length in places]
+        with gathered(model):
+            return [
+                reply_to(model, prompt, self.settings.reply, self.template.ends, self.tokenizer.vocabulary)
+                for prompt in prompts
+            ]
+
+
+def _count(batch: Batch) -> Tensor:
+    """Targets of a batch."""
+    assert batch.at is not None
+    return torch.tensor(len(batch.at), device=batch.at.device)
