@@ -302,6 +302,11 @@ def check_finetuning(recipe: Recipe) -> None:
         )
     if not recipe.model.init_from:
         raise RecipeError("no model to start from: give its folder, or a run's, by --model DIR ('model.init_from')")
+    if recipe.task == "prefer" and recipe.model.adapter and not recipe.prefer.reference:
+        raise RecipeError(
+            "'model.adapter' changes the model that answers are compared with: name what they are compared with as "
+            "'prefer.reference', or start from the folder in which the adapter is merged, such as runs/NAME/model"
+        )
 
 
 def _notes(examined: Examined) -> list[str]:
