@@ -5,7 +5,8 @@
     shoal generate runs/infill-demo --prompt "def add(a, b):[MASK]\\n\\nprint(add(1, 2))"
 
 With `[MASK]` in the prompt an encoder tells the likeliest words there, and a decoder that was trained to fill in writes what
-could stand between.
+could stand between. A model that was fine-tuned to translate, or to complete prompts, is asked as it was trained: the prompt
+is the source alone, and the answer is what its evaluations would write, by its own beams.
 """
 
 import sys
@@ -20,6 +21,8 @@ from shoal.serve.filling import BLANK, Layout, fill_masks, read_layout
 from shoal.serve.generation import LanguageModel, generate, load_language_model
 from shoal.serve.samples import make_samples
 from shoal.serve.sampling import Sampling
+from shoal.tasks.continuation import Continuation
+from shoal.train.labelled_model import is_labelled, labelled_model
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
         raise InputError("--stop is given an empty text, which every text has at its start")
     prompt = _read_prompt(arguments.prompt)
     language = load_language_model(arguments.model)
+    if is_labelled(arguments.model):
+        return _answer(arguments, language, prompt)
     layout = read_layout(arguments.model)
     if not language.model.config.causal or (layout is not None and BLANK in prompt):
         return _fill(arguments, language, prompt, sampling, layout)
@@ -71,6 +76,25 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if not arguments.json:
         _write("\n")
     return {"model": str(arguments.model), "prompt": prompt, "text": "".join(pieces), "seed": arguments.seed}
+
+
+def _answer(arguments: Arguments, language: LanguageModel, prompt: str) -> dict[str, Any]:
+    """Print what a fine-tuned model writes."""
+    labelled = labelled_model(language.model, language.tokenizer, arguments.model)
+    if not isinstance(labelled.task, Continuation):
+        raise InputError(
+            f"{arguments.model}: was fine-tuned for '{labelled.name}', which writes no text; "
+            f"shoal evaluate {arguments.model} --data FILE tells what it predicts"
+        )
+    given = labelled.task.roles[0].name
+    if not prompt.strip():
+        raise InputError(
+            f"no {given}: a model of task '{labelled.name}' is given it by --prompt TEXT, and nothing around it"
+        )
+    text = labelled.task.answer(language.model, prompt, arguments.tokens)
+    if not arguments.json:
+        _write(text + "\n")
+    return {"model": str(arguments.model), "prompt": prompt, "text": text, "seed": arguments.seed}
 
 
 def _fill(

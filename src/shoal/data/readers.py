@@ -186,11 +186,11 @@ def _read_jsonl(path: Path, name: str, reading: Reading) -> Iterator[Document]:
             reading.faults.meet(error)
 
 
-def numbered_lines(path: Path, name: str, faults: Faults) -> Iterator[tuple[str, str]]:
-    """(where, line) of every line that is not blank."""
+def numbered_lines(path: Path, name: str, faults: Faults, blank: bool = False) -> Iterator[tuple[str, str]]:
+    """(where, line) of every line that is not blank, or, if `blank`, of those too."""
     with _opened(path, name) as file:
         for number, line in enumerate(cast(Iterable[bytes], file), 1):
-            if line.isspace():
+            if line.isspace() and not blank:
                 continue
             where = f"{name}:{number}"
             try:

@@ -7,6 +7,7 @@ there. They may travel encoded, with error feedback.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -125,6 +126,21 @@ class FullySharded(Sync):
             scatter_sum.result = None
         for name, parameter in self.parameters.items():
             parameter.grad = self.shards[name].value.grad = None
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Inside, all units are gathered and stay so: as much memory as the model has."""
+        for unit in (*self.units, self.model):
+            assert isinstance(unit, FSDPModule)
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        try:
+            yield
+        finally:
+            for unit in self.units:
+                assert isinstance(unit, FSDPModule)
+                unit.set_reshard_after_forward(not self.keep, recurse=False)
+            self.weights_changed()
 
     def weights_changed(self) -> None:
         """Give back what an evaluation has left gathered: only a backward pass does that."""

@@ -10,10 +10,12 @@ from shoal.data.tokenizer import TextTokenizer
 from shoal.models.config import TransformerConfig
 from shoal.tasks.causal import Causal
 from shoal.tasks.classify import Classify
+from shoal.tasks.generate import Generate
 from shoal.tasks.infill import Infill
 from shoal.tasks.labelled import LabelledTask
 from shoal.tasks.masked import Masked
 from shoal.tasks.task import Batch, Task
+from shoal.tasks.translate import Translate
 
 TASKS: dict[str, Callable[[Recipe, TextTokenizer, TokenStream | None], Task]] = {
     "causal": lambda recipe, tokenizer, stream: Causal(),
@@ -24,11 +26,16 @@ TASKS: dict[str, Callable[[Recipe, TextTokenizer, TokenStream | None], Task]] = 
 
 LABELLED: dict[str, Any] = {
     "classify": Classify,
+    "translate": Translate,
+    "generate": Generate,
 }
 """Tasks of fine-tuning, each a class that is a `LabelledTask`."""
 
 ENCODERS = frozenset({"masked"})
 """Tasks for models that see both ways."""
+
+WRITERS = frozenset({"translate", "generate"})
+"""Tasks of fine-tuning that write text, for models that see only what is before; these may start from random weights."""
 
 
 def check_objective(recipe: Recipe) -> None:
@@ -61,17 +68,37 @@ def check_task(recipe: Recipe, config: TransformerConfig) -> None:
         )
 
 
+def check_labelled(recipe: Recipe, config: TransformerConfig) -> None:
+    """`RecipeError` when the model is not of the kind that a task of fine-tuning is for."""
+    if recipe.task not in WRITERS:
+        return
+    if not config.causal:
+        raise RecipeError(
+            f"task '{recipe.task}' writes text, and a model that sees both ways can't: start from a decoder (GPT-2, Llama, "
+            "Qwen3)"
+        )
+    if recipe.parallel.tensor > 1:
+        raise RecipeError(
+            f"'parallel.tensor' divides the vocabulary, from all of which task '{recipe.task}' chooses; divide the model by "
+            "--shard zero3 instead"
+        )
+
+
 __all__ = [
     "ENCODERS",
     "LABELLED",
     "TASKS",
+    "WRITERS",
     "Batch",
     "Causal",
     "Classify",
+    "Generate",
     "Infill",
     "LabelledTask",
     "Masked",
     "Task",
+    "Translate",
+    "check_labelled",
     "check_objective",
     "check_task",
 ]

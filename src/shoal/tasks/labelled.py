@@ -52,6 +52,17 @@ class LabelledTask(Task, Protocol):
         """What is read of an example, in samples that are learnt from one by one; `InputError` names where it is wrong."""
         ...
 
+    def notes(self) -> list[str]:
+        """What is to be told of the examples before a run."""
+        framed = getattr(self, "framed", None)
+        if framed is None or not framed.cut:
+            return []
+        return [f"{framed.cut:,} of {framed.count:,} texts are longer than the model reads, and lost their end"]
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """`loss`, `targets`, and what else the sums over all examples tell."""
+        return {"loss": sums["loss"] / max(sums["count"], 1), "targets": int(sums["count"])}
+
     def outputs(self, model: Transformer, batch: Batch, final: bool) -> list[Any]:
         """What predictions are made of, for each piece of the batch, on the CPU; `final`: it may take its time."""
         ...

@@ -5,7 +5,7 @@ from typing import Any
 from shoal.core.recipe import Recipe
 from shoal.train.telemetry import describe_metrics
 
-PIPELINES = {"classify": "text-classification"}
+PIPELINES = {"classify": "text-classification", "translate": "translation"}
 """A task's pipeline on the hub."""
 
 
@@ -22,7 +22,7 @@ tags: [shoal]
 # {recipe.name}
 
 A model of {result["parameters"]:,} parameters ({config["architectures"][0]}), fine-tuned with Shoal for the task
-`{recipe.task}` from {recipe.model.init_from}.
+`{recipe.task}` from {recipe.model.init_from or "random weights"}.
 
 | | |
 | --- | --- |

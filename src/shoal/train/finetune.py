@@ -1,4 +1,4 @@
-"""What fine-tuning learns from and with: labelled examples, a model from a folder, and a task's head on it."""
+"""What fine-tuning learns from and with: labelled examples, a model to start from, and a task's head on it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoal.core import native
 from shoal.core.errors import InputError, RecipeError
-from shoal.core.model_directory import find_model_directory, write_model_directory
+from shoal.core.model_directory import write_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe, merged, recipe_tree
 from shoal.core.run_directory import RunDirectory
@@ -22,17 +22,19 @@ from shoal.data.examples.rows import LabelledRows, Layout, Sample
 from shoal.data.examples.splits import read_splits
 from shoal.data.order import Order
 from shoal.data.plan import Plan
-from shoal.data.tokenizer import TextTokenizer, read_tokenizer
+from shoal.data.readers import Faults
+from shoal.data.tokenizer import TextTokenizer
 from shoal.models import hugging_face
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import LABELLED, LabelledTask
+from shoal.tasks import LABELLED, WRITERS, LabelledTask, check_labelled
+from shoal.train.beginnings import beginning
 from shoal.train.cards import finetuned_card
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
 from shoal.train.material import Evaluate, Material
-from shoal.train.models import read_model
+from shoal.train.models import make_transformer_config
 from shoal.train.schedule import Budget
 from shoal.train.tuning import freeze, tuned_model
 
@@ -46,15 +48,23 @@ class Encoded:
     owners: list[int]
 
     @classmethod
-    def of(cls, task: LabelledTask, examples: Sequence[Example]) -> "Encoded":
-        """Every example's samples; `InputError` names the example that can't be used."""
+    def of(cls, task: LabelledTask, examples: Sequence[Example], faults: Faults | None = None) -> "Encoded":
+        """Every example's samples; `InputError` names the example that can't be used, unless `faults` are skipped."""
+        used: list[Example] = []
         samples: list[Sample] = []
         owners: list[int] = []
-        for number, example in enumerate(examples):
-            its = task.samples(example)
+        for example in examples:
+            try:
+                its = task.samples(example)
+            except InputError as error:
+                (faults or Faults()).meet(error)
+                continue
             samples += its
-            owners += [number] * len(its)
-        return cls(list(examples), samples, owners)
+            owners += [len(used)] * len(its)
+            used.append(example)
+        if examples and not used:
+            raise InputError(f"{examples[0].where}, and those after it: none of them can be used")
+        return cls(used, samples, owners)
 
     def rows(self, model: Transformer, layout: Layout = "padded") -> LabelledRows:
         """The samples as the model reads them."""
@@ -63,16 +73,19 @@ class Encoded:
 
 def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
     """Labelled examples, and the recipe's model with the task's head. Raises `InputError` for what can't work."""
-    base = read_model(recipe.model).to(world.device)
-    tokenizer = read_tokenizer(find_model_directory(Path(recipe.model.init_from)))
-    length = min(recipe.examples.length or base.config.context, base.config.context)
     kind = LABELLED[recipe.task]
     splits = read_splits(recipe.examples, kind.roles)
+    texts = [value for example in splits.train for value in example.values.values() if isinstance(value, str)]
+    base, tokenizer = beginning(recipe, world, run, texts)
+    check_labelled(recipe, base.config)
+    length = min(recipe.examples.length or base.config.context, base.config.context)
     task = kind(recipe, tokenizer, length, splits.train)
     make = partial(tuned_model, base.cpu(), recipe, task.head)
     model = make().to(world.device)
     freeze(model, recipe.tuning)
-    train, *others = (Encoded.of(task, examples) for examples in (splits.train, splits.validation, splits.test))
+    train, *others = (
+        Encoded.of(task, examples, splits.faults) for examples in (splits.train, splits.validation, splits.test) if examples
+    )
     layout: Layout = "joined" if joins(model, recipe) else "padded"
     rows = train.rows(model, layout)
     recipe = resolve(recipe, task, rows)
@@ -82,8 +95,7 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory) -> Material:
     def evaluator(together: int, wire: Wire, data: Axis, precision: AbstractContextManager[None]) -> Evaluate:
         found = [
             LabelledSplit(name, part.examples, part.owners, part.rows(model, layout))
-            for name, part in zip(("eval", "test"), others, strict=True)
-            if part.examples
+            for name, part in zip(("eval", "test"), others, strict=False)
         ]
         return LabelledEvaluator(
             task, found, max(together, 32), wire, data, precision, recipe.evaluation.sequences, run.predictions
@@ -155,7 +167,7 @@ def write_finetuned(
 
 
 DEFAULTS: dict[str, Any] = {
-    "model": {"attention_dropout": 0.0},
+    "model": {"preset": "", "attention_dropout": 0.0},
     "train": {"epochs": 3.0, "global_batch": 32},
     "optimizer": {"learning_rate": 5e-5, "beta2": 0.999, "weight_decay": 0.01},
     "schedule": {"kind": "linear", "warmup": 0.1, "final": 0.0},
@@ -183,13 +195,14 @@ def check_finetuning(recipe: Recipe) -> None:
         raise RecipeError(f"'task' is {recipe.task}, which shoal pretrain is for; accepted here: {', '.join(LABELLED)}")
     if recipe.parallel.sync == "server":
         raise RecipeError("'parallel.sync' server is for shoal pretrain; accepted here: auto, every, local")
-    if not recipe.model.init_from:
-        raise RecipeError("no model to start from: give its folder, or a run's, by --model DIR ('model.init_from')")
+    if recipe.model.init_from:
+        return
+    if recipe.task not in WRITERS or not recipe.model.preset:
+        shape = ", or, to start from random weights, a shape: --model.preset llama-tiny" if recipe.task in WRITERS else ""
+        raise RecipeError(f"no model to start from: give its folder, or a run's, by --model DIR ('model.init_from'){shape}")
+    check_labelled(recipe, make_transformer_config(recipe.model, recipe.tokenizer.vocabulary))
 
 
 def _notes(task: LabelledTask, left_out: int) -> list[str]:
     notes = [f"{left_out:,} examples left out, which can't be used"] if left_out else []
-    framed = getattr(task, "framed", None)
-    if framed is not None and framed.cut:
-        notes.append(f"{framed.cut:,} of {framed.count:,} texts are longer than the model reads, and lost their end")
-    return notes
+    return notes + task.notes()

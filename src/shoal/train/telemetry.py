@@ -234,6 +234,11 @@ def describe_metrics(evaluated: Record, digits: int = 3) -> str:
 FIGURES = {
     "bpb": "{:.{digits}f} bits per byte",
     "accuracy": "{:.1%} right",
+    "bleu": "BLEU {:.1f}",
+    "chrf": "chrF {:.1f}",
+    "rouge_1": "ROUGE-1 {:.{digits}f}",
+    "rouge_2": "ROUGE-2 {:.{digits}f}",
+    "rouge_l": "ROUGE-L {:.{digits}f}",
     "macro_f1": "macro-F1 {:.{digits}f}",
 }
 """How figures of evaluations are told, without `eval_`; those that are not here stand in the files alone."""

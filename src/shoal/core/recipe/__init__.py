@@ -15,20 +15,20 @@ from shoal.core.recipe.model import Model
 from shoal.core.recipe.parallel import Codec, Link, Local, Parallel, Server
 from shoal.core.recipe.tasks import Infill, Masked, Samples
 from shoal.core.recipe.training import Checkpoint, Evaluation, Lookahead, Optimizer, Regular, Schedule, Train
-from shoal.core.recipe.tuning import Classify, Examples, Lora, Tuning
+from shoal.core.recipe.tuning import Classify, Examples, Generate, Lora, Translate, Tuning
 
 __all__ = [
-    "Checkpoint", "Classify", "Clean", "Codec", "Data", "Evaluation", "Examples", "Infill", "Link", "Local", "Lookahead",
-    "Lora", "Masked",
+    "Checkpoint", "Classify", "Clean", "Codec", "Data", "Evaluation", "Examples", "Generate", "Infill", "Link", "Local",
+    "Lookahead", "Lora", "Masked",
     "Model", "Optimizer", "Parallel", "Recipe", "Regular", "Samples", "Schedule", "Server", "Tokenizer", "Train",
-    "Tuning",
+    "Translate", "Tuning",
 ]  # fmt: skip
 
 
 Objective = Literal["causal", "masked", "infill"]
 """What is learned from text alone."""
 
-Labelled = Literal["classify"]
+Labelled = Literal["classify", "translate", "generate"]
 """What is learned from labelled examples."""
 
 
@@ -59,6 +59,8 @@ class Recipe:
     examples: Examples = field(default_factory=Examples)
     tuning: Tuning = field(default_factory=Tuning)
     classify: Classify = field(default_factory=Classify)
+    translate: Translate = field(default_factory=Translate)
+    generate: Generate = field(default_factory=Generate)
 
     @property
     def verb(self) -> str:

@@ -1,4 +1,4 @@
-"""Files of labelled examples, a row at a time: JSONL, CSV, TSV, Parquet, `datasets` folders, two texts side by side.
+"""Files of labelled examples, a row at a time: JSONL, CSV, TSV, Parquet, `datasets` folders, texts side by side.
 
 Adding a format is one reader here, one line in `READERS`, and one row in the tests.
 """
@@ -6,6 +6,7 @@ Adding a format is one reader here, one line in `READERS`, and one row in the te
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,19 +23,50 @@ Reader = Callable[[Path, Sequence[Role], Examples], Rows]
 
 def read_examples(specs: Sequence[str], roles: Sequence[Role], settings: Examples, faults: Faults) -> Iterator[Example]:
     """The examples of some files, in their order; `InputError` names file and line of what is wrong."""
-    for spec in specs:
-        path = Path(spec).expanduser()
-        if not path.exists():
-            raise InputError(f"{spec}: no such file or folder; examples are read from files: --data FILE")
-        reader = READERS[_format(path, settings)]
+    paths = [Path(spec).expanduser() for spec in specs]
+    if missing := [path for path in paths if not path.exists()]:
+        raise InputError(f"{missing[0]}: no such file or folder; examples are read from files: --data FILE")
+    for rows in _tables(paths, roles, settings):
         columns: tuple[tuple[str, ...], dict[str, str]] | None = None
-        for where, row in reader(path, roles, settings):
+        for where, row in rows:
             try:
                 if columns is None or columns[0] != tuple(row):
                     columns = tuple(row), choose_columns(list(row), roles, settings.columns, where)
                 yield Example({role: row[name] for role, name in columns[1].items()}, where)
             except InputError as error:
                 faults.meet(error)
+
+
+def _tables(paths: Sequence[Path], roles: Sequence[Role], settings: Examples) -> Iterator[Rows]:
+    """The rows of each file, or, of texts side by side, of those that belong together: as many as the task needs columns."""
+    if settings.format != "lines":
+        yield from (READERS[_format(path, settings)](path, roles, settings) for path in paths)
+        return
+    names = [role.name for role in roles if role.needed]
+    if len(paths) % len(names):
+        raise InputError(
+            f"{', '.join(map(str, paths))}: with 'examples.format' lines a file holds one column ({', '.join(names)}), so "
+            f"files come in groups of {len(names)}, in this order"
+        )
+    for first in range(0, len(paths), len(names)):
+        yield _side_by_side(dict(zip(names, paths[first : first + len(names)], strict=True)))
+
+
+def _side_by_side(files: Mapping[str, Path]) -> Rows:
+    """Line n of one file belongs to line n of the others; lines that are blank in all are left out."""
+    shown = ", ".join(map(str, files.values()))
+    lines = [numbered_lines(path, str(path), Faults(), blank=True) for path in files.values()]
+    for number, row in enumerate(zip_longest(*lines), 1):
+        parts = [part for part in row if part is not None]
+        if len(parts) < len(row):
+            ended = [
+                number - 1 if part is None else number + sum(1 for _ in rest) for part, rest in zip(row, lines, strict=True)
+            ]
+            counts = ", ".join(f"{path} has {n:,} lines" for path, n in zip(files.values(), ended, strict=True))
+            raise InputError(f"{counts}: line n of one must belong to line n of the others")
+        texts = [text.rstrip("\r\n") for _, text in parts]
+        if any(text.strip() for text in texts):
+            yield f"{shown}: line {number}", dict(zip(files, texts, strict=True))
 
 
 def _format(path: Path, settings: Examples) -> str:
@@ -44,7 +76,7 @@ def _format(path: Path, settings: Examples) -> str:
         return "datasets"
     ending = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
     if ending.lower() not in ENDINGS:
-        raise InputError(f"{path}: what format is '{ending}'? Say it: --examples.format ({', '.join(READERS)})")
+        raise InputError(f"{path}: what format is '{ending}'? Say it: --examples.format ({', '.join(READERS)}, lines)")
     return ENDINGS[ending.lower()]
 
 
