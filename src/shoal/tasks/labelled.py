@@ -77,6 +77,10 @@ class LabelledTask(Task, Protocol):
         """The samples with what a model tells of them once and for all; ranks share the work, and get all of it."""
         return samples
 
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """`loss`, `targets`, and what else the sums over all examples tell."""
+        return {"loss": sums["loss"] / max(sums["count"], 1), "targets": int(sums["count"])}
+
     def outputs(self, model: Transformer, batch: Batch, final: bool) -> list[Any]:
         """What predictions are made of, for each piece of the batch, on the CPU; `final`: it may take its time."""
         ...
