@@ -29,7 +29,9 @@ from shoal.train.optimizers import build_optimizer
 from shoal.train.run import trained_weights
 from shoal.train.tuning import freeze, rate_multiples
 from tests.ranks import alone, run_ranks
+from tests.train.classifiers import finetune_recipe, write_base
 from tests.train.labelled import SHAPE, finetune, labelled_recipe, losses_in, write_encoder, write_texts
+from tests.train.test_tag_and_answer import write_data
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -109,6 +111,23 @@ def test_every_way_of_pooling_reads_what_was_cached(encoder: Path, data: Path, t
     for cache in (True, False):
         tuning = {"what": "frozen", "cache": cache, "pooling": pooling, "dropout": 0.1}
         finetune(alone(), labelled_recipe(encoder, data, tuning=tuning), tmp_path / str(cache))
+    assert losses_in(tmp_path / "True") == pytest.approx(losses_in(tmp_path / "False"), abs=1e-6)
+
+
+@pytest.mark.parametrize("task", ["tag", "answer"])
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_tasks_that_score_tokens_read_what_was_cached(tmp_path: Path, task: str, family: str) -> None:
+    base, data = write_base(tmp_path / "base", family), write_data(tmp_path)[task]
+    for cache in (True, False):
+        recipe = finetune_recipe(
+            base,
+            data,
+            task=task,
+            tuning={"what": "frozen", "cache": cache},
+            examples={"length": 16},
+            evaluation={"every": 2},
+        )
+        finetune(alone(), recipe, tmp_path / str(cache))
     assert losses_in(tmp_path / "True") == pytest.approx(losses_in(tmp_path / "False"), abs=1e-6)
 
 

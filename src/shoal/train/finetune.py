@@ -305,6 +305,11 @@ def check_finetuning(recipe: Recipe) -> None:
         raise RecipeError(
             "'parallel.tensor' above 1 divides matrices that 'tuning.what' lora changes as wholes; take parallel.shard zero3"
         )
+    if recipe.task == "prefer" and recipe.model.adapter and not recipe.prefer.reference:
+        raise RecipeError(
+            "'model.adapter' changes the model that answers are compared with: name what they are compared with as "
+            "'prefer.reference', or start from the folder in which the adapter is merged, such as runs/NAME/model"
+        )
     if recipe.model.init_from:
         return
     if recipe.task not in WRITERS or not recipe.model.preset:

@@ -131,7 +131,7 @@ def _told(parts: Parts, material: Material) -> str:
     learnt = sum(shard.value.numel() for shard in parts.sync.shards.values())
     return (
         f"trains {_millions(parts.parameters)} of {_millions(material.parameters)} parameters "
-        f"({_megabytes(4 * weights)} of frozen weights in memory, {_megabytes(WITH_STATE * learnt)} of what is learnt)"
+        f"({_bytes(4 * weights)} of frozen weights in memory, {_bytes(WITH_STATE * learnt)} of what is learnt)"
     )
 
 
@@ -139,8 +139,8 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.1f}M" if count >= 50_000 else f"{count:,}"
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"
 
 
 def make_wire(recipe: Recipe, world: World) -> Wire:
