@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.models.cache import LayerCache, make_cache
+from shoal.models.cache import Cache, make_cache
 from shoal.models.config import TransformerConfig
 from shoal.models.transformer import Transformer
 from tests.models.shapes import FAMILIES, LLAMA, random_model, random_tokens
@@ -21,7 +21,7 @@ MODELS = {
 }
 
 
-def cache_of(config: TransformerConfig, batch: int, model: Transformer) -> list[LayerCache]:
+def cache_of(config: TransformerConfig, batch: int, model: Transformer) -> Cache:
     return make_cache(config.layers, batch, config.kv_heads, config.context, config.head_dim, model.head_weight)
 
 
@@ -40,7 +40,7 @@ def test_tokens_in_pieces_give_the_hidden_states_of_all_at_once(name: str, cuts:
         whole = model(tokens)
         pieces = [model(tokens[:, start:end], cache) for start, end in pairwise(edges)]
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-5, atol=1e-5)
-    assert [layer.length for layer in cache] == [length] * model.config.layers
+    assert cache.lengths.tolist() == [length] * 2
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -5,7 +5,8 @@
     shoal generate runs/infill-demo --prompt "x = [MASK] + 1"
 
 With `[MASK]` in the prompt an encoder tells the likeliest words there, and a decoder that was trained to fill in writes what
-could stand between.
+could stand between. A model that was fine-tuned to translate, or to complete prompts, is asked as it was trained: the prompt
+is the source alone, and the answer is what its evaluations would write, by its own beams.
 """
 
 import sys
@@ -20,6 +21,8 @@ from shoal.serve.filling import BLANK, Layout, fill_masks, read_layout
 from shoal.serve.generation import LanguageModel, generate, load_language_model
 from shoal.serve.samples import make_samples, told
 from shoal.serve.sampling import Sampling
+from shoal.tasks.continuation import Continuation
+from shoal.train.labelled_model import LabelledModel, is_labelled, read_labelled_model
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if "" in arguments.stop:
         raise InputError("--stop is given an empty text, which every text has at its start")
     prompt = _read_prompt(arguments.prompt)
+    if is_labelled(arguments.model):
+        labelled = read_labelled_model(arguments.model)
+        if labelled.name not in ("chat", "prefer"):  # these go on with a text as any decoder does
+            return _answer(arguments, labelled, prompt)
     language = load_language_model(arguments.model)
     layout = read_layout(arguments.model)
     if not language.model.config.causal or (layout is not None and BLANK in prompt):
@@ -71,6 +78,24 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if not arguments.json:
         _write("\n")
     return {"model": str(arguments.model), "prompt": prompt, "text": "".join(pieces), "seed": arguments.seed}
+
+
+def _answer(arguments: Arguments, labelled: LabelledModel, prompt: str) -> dict[str, Any]:
+    """Print what a fine-tuned model writes."""
+    if not isinstance(labelled.task, Continuation):
+        raise InputError(
+            f"{arguments.model}: was fine-tuned for '{labelled.name}', which writes no text; "
+            f"shoal evaluate {arguments.model} --data FILE tells what it predicts"
+        )
+    given = labelled.task.roles[0].name
+    if not prompt.strip():
+        raise InputError(
+            f"no {given}: a model of task '{labelled.name}' is given it by --prompt TEXT, and nothing around it"
+        )
+    text = labelled.task.answer(labelled.model, prompt, arguments.tokens)
+    if not arguments.json:
+        _write(text + "\n")
+    return {"model": str(arguments.model), "prompt": prompt, "text": text, "seed": arguments.seed}
 
 
 def _fill(

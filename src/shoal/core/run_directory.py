@@ -39,6 +39,11 @@ class RunDirectory:
         return self.root / "ledger.json"
 
     @property
+    def tokenizer(self) -> Path:
+        """The tokenizer that a run from random weights has trained on its examples."""
+        return self.root / "tokenizer"
+
+    @property
     def model(self) -> Path:
         """The result, in the Hugging Face layout."""
         return self.root / "model"

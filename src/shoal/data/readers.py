@@ -189,9 +189,9 @@ def _read_jsonl(path: Path, name: str, reading: Reading) -> Iterator[Document]:
             reading.faults.meet(error)
 
 
-def numbered_lines(path: Path, name: str, faults: Faults) -> Iterator[tuple[str, str]]:
-    """(where, line) of every line that is not blank."""
-    for number, (where, line) in enumerate(byte_lines(path, name)):
+def numbered_lines(path: Path, name: str, faults: Faults, blank: bool = False) -> Iterator[tuple[str, str]]:
+    """(where, line) of every line that is not blank, or, if `blank`, of those too."""
+    for number, (where, line) in enumerate(byte_lines(path, name, blank)):
         try:
             text = line.decode("utf-8-sig" if number == 0 else "utf-8")
         except UnicodeDecodeError as error:
@@ -200,11 +200,11 @@ def numbered_lines(path: Path, name: str, faults: Faults) -> Iterator[tuple[str,
         yield where, text
 
 
-def byte_lines(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
-    """(where, line) of every line that is not blank, as it is in the file."""
+def byte_lines(path: Path, name: str, blank: bool = False) -> Iterator[tuple[str, bytes]]:
+    """(where, line) of every line that is not blank, or of all, as it is in the file."""
     with _opened(path, name) as file:
         for number, line in enumerate(cast(Iterable[bytes], file), 1):
-            if not line.isspace():
+            if blank or not line.isspace():
                 yield f"{name}:{number}", line
 
 

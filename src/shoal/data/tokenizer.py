@@ -64,7 +64,8 @@ class TextTokenizer:
         return {token.content: number for number, token in added if token.special}
 
     def special(self, name: str) -> int:
-        """The id of a special token, by its spelling or by what it is for: `mask`, or `begin` (else the end-of-text token).
+        """The id of a special token, by its spelling or by what it is for: `mask`, or `begin` or `separator` (else the
+        end-of-text token).
 
         Raises `InputError` that says how to add it.
         """
@@ -72,7 +73,7 @@ class TextTokenizer:
         for token in (*named, *spellings(name)):
             if token in self.special_tokens:
                 return self.special_tokens[token]
-        if name == "begin":
+        if name in ("begin", "separator"):
             return self.end_of_text
         wanted = spellings(name)[0]
         raise InputError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.models.cache import LayerCache
+from shoal.models.cache import Cache
 from shoal.models.config import TransformerConfig
 from shoal.models.heads import TaskHead
 from shoal.models.reach import Reach
@@ -36,7 +36,7 @@ class Foreign(Transformer):
     def forward(
         self,
         tokens_BT: Tensor,
-        cache: list[LayerCache] | None = None,
+        cache: Cache | None = None,
         reach: Reach | None = None,
         segments_BT: Tensor | None = None,
     ) -> Tensor:

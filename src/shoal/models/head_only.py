@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from shoal.models.cache import LayerCache
+from shoal.models.cache import Cache
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
 
@@ -27,7 +27,7 @@ class HeadOnly(Transformer):
     def forward(
         self,
         tokens_BT: Tensor,
-        cache: list[LayerCache] | None = None,
+        cache: Cache | None = None,
         reach: Reach | None = None,
         segments_BT: Tensor | None = None,
     ) -> Tensor:

@@ -13,13 +13,13 @@ S positions attended to, V vocabulary, N = B×T.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.models.cache import LayerCache
+from shoal.models.cache import Cache, LayerCache
 from shoal.models.config import TransformerConfig
 from shoal.models.heads import TaskHead
 from shoal.models.layers import MLP, Linear, Transform, make_norm
@@ -57,21 +57,23 @@ class Transformer(nn.Module):
     def forward(
         self,
         tokens_BT: Tensor,
-        cache: list[LayerCache] | None = None,
+        cache: Cache | None = None,
         reach: Reach | None = None,
         segments_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [batch, tokens, dim] after the last norm.
 
-        With a `cache` of one entry a layer, the tokens follow those seen before, and the cache grows by them. `reach` says
+        With a `cache` the tokens of each row follow those that it has seen, and the cache grows by them. `reach` says
         who sees whom, and where positions begin, if that is not everyone before (decoders) or everyone (encoders);
         `segments` [batch, tokens] the kind of text that a token belongs to (0); a model of one kind reads all as that.
         """
-        start = cache[0].length if cache else 0
-        end = start + tokens_BT.shape[1]
-        if reach is None and end > self.config.context:
+        end = tokens_BT.shape[1] + (cache.length if cache is not None else 0)
+        if (reach is None or cache is not None) and end > self.config.context:
             raise ValueError(f"{end} tokens are more than the model's context of {self.config.context}")
-        at = slice(start, end) if reach is None else reach.positions()
+        at: slice | Tensor = slice(0, end) if reach is None else reach.positions()
+        layers: Sequence[LayerCache | None] = [None] * len(self.blocks)
+        if cache is not None:
+            (at, layers), reach = cache.layers(tokens_BT.shape[1], reach), None
         x_BTD = self.embedding(tokens_BT)
         if self.position is not None:
             # looked up: the gradient of an index would be summed in whatever order threads come
@@ -86,9 +88,11 @@ class Transformer(nn.Module):
             reach = Reach.whole(tokens_BT)
         near = reach.within(self.config.window) if reach is not None and self.config.window else reach
         wide, narrow = (None if self.position is not None else self.rotation(kind, at) for kind in ("", "local_"))
-        for index, block in enumerate(self.blocks):
+        for block, layer in zip(self.blocks, layers, strict=True):
             local = bool(block.local)
-            x_BTD = block(x_BTD, narrow if local else wide, cache[index] if cache else None, near if local else reach)
+            x_BTD = block(x_BTD, narrow if local else wide, layer, near if local else reach)
+        if cache is not None:
+            cache.lengths = cache.lengths + tokens_BT.shape[1]
         return self.norm(x_BTD)
 
     def like(self, config: TransformerConfig) -> "Transformer":
@@ -284,7 +288,7 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         reach: Reach | None = None,
     ) -> Tensor:
-        """[batch, tokens, dim] to the same; `reach` is for tokens that no cached ones precede."""
+        """[batch, tokens, dim] to the same; with a `cache`, that says who sees whom."""
         B, T, _ = x_BTD.shape
         qkv = self.qkv(x_BTD).view(B, T, self.kv_heads, self.group + 2, self.head_dim)
         q_BTKGE, k_BTKE, v_BTKE = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
@@ -301,7 +305,7 @@ class Attention(nn.Module):
         mask = None if reach is None else reach.mask()
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE)
-            mask = cache.mask(T) if mask is None else mask
+            mask = cache.mask
         o_BHTE = F.scaled_dot_product_attention(
             q_BHTE,
             k_BKSE,

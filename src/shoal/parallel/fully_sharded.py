@@ -129,6 +129,21 @@ class FullySharded(Sync):
         for name, parameter in self.parameters.items():
             parameter.grad = self.shards[name].value.grad = None
 
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Inside, all units are gathered and stay so: as much memory as the model has."""
+        for unit in (*self.units, self.model):
+            assert isinstance(unit, FSDPModule)
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        try:
+            yield
+        finally:
+            for unit in self.units:
+                assert isinstance(unit, FSDPModule)
+                unit.set_reshard_after_forward(not self.keep, recurse=False)
+            self.weights_changed()
+
     def weights_changed(self) -> None:
         """Give back what an evaluation has left gathered: only a backward pass does that."""
         for unit in (*self.units, self.model):
@@ -155,32 +170,6 @@ class FullySharded(Sync):
 def _begin_backward_here(model: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     """Let what a model gives have a gradient, though nothing below it is learnt: it tells torch that backward has begun."""
     return output if output.requires_grad or not torch.is_grad_enabled() else output.detach().requires_grad_()
-
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Inside, every rank has all weights of the model, however it is divided; all ranks enter together.
-
-    So each may forward as often as it has to: where blocks give their weights back, ranks gather them at every pass
-    together, and would wait for those that write shorter texts.
-    """
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    giving = [unit for unit in units if any(group._reshard_after_forward for group in _groups(unit))]
-    for unit in units:
-        unit.unshard()
-    for unit in giving:
-        unit.set_reshard_after_forward(False, recurse=False)
-    try:
-        yield
-    finally:
-        for unit in giving:
-            unit.set_reshard_after_forward(True, recurse=False)
-            unit.reshard()
-
-
-def _groups(unit: FSDPModule) -> Any:
-    """Torch tells of its groups of weights, which know whether they are given back, nowhere else."""
-    return unit._get_fsdp_state()._fsdp_param_groups
 
 
 def _in_torchs_order(unit: nn.Module) -> Iterator[nn.Parameter]:

@@ -16,7 +16,7 @@ copies, not over those that sent a value: what a copy leaves out counts as zero,
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -302,6 +302,10 @@ class Local(Sync):
         share = self.settings.momentum * warm
         momentum.mul_(share).add_(gradient)
         common.sub_(gradient, alpha=rate).sub_(momentum, alpha=rate * share)
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Of this copy."""
+        return self.inner.whole_weights()
 
     def weights_changed(self) -> None:
         """The ranks that divide this copy may have to gather them."""

@@ -64,6 +64,10 @@ class Sync(Protocol):
         """Inside, the model has the weights that all ranks share, where theirs differ."""
         return nullcontext()
 
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Inside, each rank has all of the model's weights, and may compute by itself, as often as it likes."""
+        return nullcontext()
+
     def weights_changed(self) -> None:
         """The weights of this rank's shards were changed by others than the optimizer: what was gathered of them is old."""
         return

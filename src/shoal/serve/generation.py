@@ -11,7 +11,7 @@ from shoal.core.model_directory import adapter_of, find_model_directory, read_ad
 from shoal.core.seeds import generator
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models import hugging_face
-from shoal.models.cache import LayerCache, make_cache
+from shoal.models.cache import Cache, make_cache
 from shoal.models.hugging_face.adapters import Adapter, merged
 from shoal.models.transformer import Transformer
 from shoal.serve.sampling import Sampling, draw
@@ -72,7 +72,7 @@ def generate(
     given = len(tokenizer.decode(sequence))
     told = 0
     for _ in range(tokens):
-        if cache[0].length + len(pending) > context:
+        if cache.length + len(pending) > context:
             pending = (sequence + produced)[-(context // 2) or -1 :]
             cache = _make_cache(model)
         hidden = model(torch.tensor([pending], device=model.head_weight.device), cache)
@@ -97,7 +97,7 @@ def generate(
         yield rest
 
 
-def _make_cache(model: Transformer) -> list[LayerCache]:
+def _make_cache(model: Transformer) -> Cache:
     config = model.config
     return make_cache(config.layers, 1, config.kv_heads, config.context, config.head_dim, model.head_weight)
 

@@ -12,12 +12,14 @@ from shoal.tasks.answer import Answer
 from shoal.tasks.causal import Causal
 from shoal.tasks.chat import Chat
 from shoal.tasks.classify import Classify
+from shoal.tasks.generate import Generate
 from shoal.tasks.infill import Infill
 from shoal.tasks.labelled import LabelledTask
 from shoal.tasks.masked import Masked
 from shoal.tasks.prefer import Prefer
 from shoal.tasks.tag import Tag
 from shoal.tasks.task import Batch, Task
+from shoal.tasks.translate import Translate
 
 TASKS: dict[str, Callable[[Recipe, TextTokenizer, TokenStream | None], Task]] = {
     "causal": lambda recipe, tokenizer, stream: Causal(),
@@ -30,6 +32,8 @@ LABELLED: dict[str, Any] = {
     "classify": Classify,
     "tag": Tag,
     "answer": Answer,
+    "translate": Translate,
+    "generate": Generate,
     "chat": Chat,
     "prefer": Prefer,
 }
@@ -38,8 +42,11 @@ LABELLED: dict[str, Any] = {
 ENCODERS = frozenset({"masked"})
 """Tasks for models that see both ways."""
 
-DECODERS = frozenset({"chat", "prefer"})
+DECODERS = frozenset({"translate", "generate", "chat", "prefer"})
 """Tasks of fine-tuning for models that see only what is before."""
+
+WRITERS = frozenset({"translate", "generate"})
+"""Those of them that may start from random weights."""
 
 
 def check_objective(recipe: Recipe) -> None:
@@ -111,17 +118,20 @@ __all__ = [
     "ENCODERS",
     "LABELLED",
     "TASKS",
+    "WRITERS",
     "Answer",
     "Batch",
     "Causal",
     "Chat",
     "Classify",
+    "Generate",
     "Infill",
     "LabelledTask",
     "Masked",
     "Prefer",
     "Tag",
     "Task",
+    "Translate",
     "check_labelled",
     "check_objective",
     "check_task",

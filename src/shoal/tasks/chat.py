@@ -22,12 +22,11 @@ from shoal.data.examples.rows import Sample
 from shoal.data.examples.texts import Framed
 from shoal.data.sequences import Sequences
 from shoal.data.tokenizer import TextTokenizer
+from shoal.models.decoding import Decoding, decode
 from shoal.models.transformer import Transformer
-from shoal.parallel.fully_sharded import gathered
 from shoal.tasks.judge import Judge, dialogue_key, read_replies, win_rate
 from shoal.tasks.labelled import LabelledTask, next_token_batch, settled
 from shoal.tasks.projection import loss_at, losses_by_piece
-from shoal.tasks.reply import reply_to
 from shoal.tasks.task import Batch
 
 MESSAGES = Role("messages", ("messages", "conversations", "conversation", "dialogue"))
@@ -144,12 +143,13 @@ class Chat(LabelledTask):
         assert batch.pieces is not None
         tokens_N = batch.tokens.flatten()
         places = zip(batch.pieces.starts.tolist(), batch.pieces.values.get("prompt", ()), strict=True)
-        prompts = [tokens_N[start : start + int(length)] for start, length in places]
-        with gathered(model):
-            return [
-                reply_to(model, prompt, self.settings.reply, self.template.ends, self.tokenizer.vocabulary)
-                for prompt in prompts
-            ]
+        prompts = [tokens_N[start : start + int(length)].tolist() for start, length in places]
+        how = Decoding(self.template.end, self.settings.reply, vocabulary=self.tokenizer.vocabulary)
+        return [self._up_to_end(said) for said in decode(model, prompts, how)]
+
+    def _up_to_end(self, said: Sequence[int]) -> Sequence[int]:
+        """A reply before whatever ends it: a turn's end, or the text's."""
+        return said[: next((place for place, token in enumerate(said) if token in self.template.ends), None)]
 
 
 def _count(batch: Batch) -> Tensor:

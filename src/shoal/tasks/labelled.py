@@ -50,6 +50,8 @@ class LabelledTask(Task, Protocol):
     """The figure by which the best model is chosen: `eval_` before one of `measure`, or `eval_loss`."""
     tokenizer: TextTokenizer
     """The one given, perhaps with further special tokens, for which the model then gets rows."""
+    length: int
+    """Tokens of a text, at most."""
     outside: frozenset[str] = frozenset()
     """Keys of its section that no model's folder may say, such as commands to be run."""
 
@@ -66,11 +68,18 @@ class LabelledTask(Task, Protocol):
         framed = getattr(self, "framed", None)
         if framed is None or not framed.cut:
             return []
-        return [f"{framed.cut:,} of {framed.count:,} texts are longer than the model reads, and lost their end"]
+        return [
+            f"{framed.cut:,} of {framed.count:,} texts are longer than the {self.length:,} tokens that the model reads, and "
+            "lost their end"
+        ]
 
     def completed(self, samples: list[Sample], wire: Wire) -> list[Sample]:
         """The samples with what a model tells of them once and for all; ranks share the work, and get all of it."""
         return samples
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """`loss`, `targets`, and what else the sums over all examples tell."""
+        return {"loss": sums["loss"] / max(sums["count"], 1), "targets": int(sums["count"])}
 
     def outputs(self, model: Transformer, batch: Batch, final: bool) -> list[Any]:
         """What predictions are made of, for each piece of the batch, on the CPU; `final`: it may take its time."""

@@ -6,7 +6,10 @@ from shoal.core.recipe import Recipe
 from shoal.models.hugging_face.heads import ENDINGS
 from shoal.train.telemetry import describe_metrics
 
-PIPELINES = {"classify": "text-classification", "tag": "token-classification", "answer": "question-answering"}
+PIPELINES = {
+    "classify": "text-classification", "tag": "token-classification", "answer": "question-answering",
+    "translate": "translation",
+}  # fmt: skip
 """A task's pipeline on the hub."""
 
 
@@ -29,7 +32,7 @@ tags: [shoal]
 # {recipe.name}
 
 A model of {result["parameters"]:,} parameters ({config["architectures"][0]}), fine-tuned with Shoal for the task
-`{recipe.task}` from {recipe.model.init_from}.
+`{recipe.task}` from {recipe.model.init_from or "random weights"}.
 
 | | |
 | --- | --- |

@@ -1,4 +1,4 @@
-"""What fine-tuning learns from and with: labelled examples, a model from a folder, and a task's head on it."""
+"""What fine-tuning learns from and with: labelled examples, a model to start from, and a task's head on it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from shoal.data.examples.texts import framing_tokenizer
 from shoal.data.order import Order
 from shoal.data.plan import Plan
 from shoal.data.readers import Faults
-from shoal.data.tokenizer import TextTokenizer, read_tokenizer
+from shoal.data.tokenizer import TextTokenizer
 from shoal.models import hugging_face
 from shoal.models.foreign import Foreign
 from shoal.models.hugging_face.adapters import adapter_files, changes_from_hugging_face
@@ -38,14 +38,15 @@ from shoal.models.vocabulary import with_tokens
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import LABELLED, LabelledTask, check_labelled
+from shoal.tasks import LABELLED, WRITERS, LabelledTask, check_labelled
 from shoal.train.augmentation import make_augmentation
+from shoal.train.beginnings import Place, beginning
 from shoal.train.cards import finetuned_card
 from shoal.train.features import looked_up
 from shoal.train.foreign import foreign_to_hugging_face
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
 from shoal.train.material import Evaluate, Material
-from shoal.train.models import read_adapter, read_model
+from shoal.train.models import make_transformer_config, read_adapter
 from shoal.train.schedule import Budget
 from shoal.train.tuning import freeze, tuned_model
 
@@ -109,15 +110,18 @@ class Examined:
     faults: Faults
 
 
-def examine(recipe: Recipe) -> Examined:
-    """Read and encode the recipe's examples for its model. Raises `InputError` for what can't work."""
-    base = read_model(recipe.model, changed=recipe.tuning.what != "lora")
-    tokenizer = read_tokenizer(find_model_directory(Path(recipe.model.init_from)))
-    tokenizer = framing_tokenizer(tokenizer, base.config.causal)
-    length = min(recipe.examples.length or base.config.context, base.config.context)
-    check_labelled(recipe, base.config)
+def examine(recipe: Recipe, place: Place | None = None) -> Examined:
+    """Read and encode the recipe's examples for its model. Raises `InputError` for what can't work.
+
+    `place`: where a tokenizer that is trained on the examples is kept, and told to the other ranks (None: nowhere).
+    """
     kind = LABELLED[recipe.task]
     splits = read_splits(recipe.examples, kind.roles)
+    texts = [value for example in splits.train for value in example.values.values() if isinstance(value, str)]
+    base, tokenizer = beginning(recipe, texts, place)
+    check_labelled(recipe, base.config)
+    tokenizer = framing_tokenizer(tokenizer, base.config.causal)
+    length = min(recipe.examples.length or base.config.context, base.config.context)
     task = kind(recipe, tokenizer, length, splits.train)
     if task.tokenizer.vocabulary > tokenizer.vocabulary:
         random = generator(recipe.seed, "new tokens")
@@ -133,7 +137,8 @@ def examine(recipe: Recipe) -> Examined:
 
 def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examined | None = None) -> Material:
     """Labelled examples, and the recipe's model with the task's head. Raises `InputError` for what can't work."""
-    examined = examined or examine(recipe)
+    if examined is None or not recipe.model.init_from:  # what was trained to be examined is kept nowhere
+        examined = examine(recipe, Place(world, run))
     base, tokenizer, task = examined.base, examined.tokenizer, examined.task
     make = partial(tuned_model, base, recipe, task.head, _changes(recipe, base))
     model = make().to(world.device)
@@ -263,7 +268,7 @@ def _in_their_layout(model: Transformer, tokenizer: TextTokenizer) -> tuple[dict
 
 
 DEFAULTS: dict[str, Any] = {
-    "model": {"attention_dropout": 0.0},
+    "model": {"preset": "", "attention_dropout": 0.0},
     "train": {"epochs": 3.0, "global_batch": 32},
     "optimizer": {"learning_rate": 5e-5, "beta2": 0.999, "weight_decay": 0.01},
     "schedule": {"kind": "linear", "warmup": 0.1, "final": 0.0},
@@ -300,13 +305,17 @@ def check_finetuning(recipe: Recipe) -> None:
         raise RecipeError(
             "'parallel.tensor' above 1 divides matrices that 'tuning.what' lora changes as wholes; take parallel.shard zero3"
         )
-    if not recipe.model.init_from:
-        raise RecipeError("no model to start from: give its folder, or a run's, by --model DIR ('model.init_from')")
     if recipe.task == "prefer" and recipe.model.adapter and not recipe.prefer.reference:
         raise RecipeError(
             "'model.adapter' changes the model that answers are compared with: name what they are compared with as "
             "'prefer.reference', or start from the folder in which the adapter is merged, such as runs/NAME/model"
         )
+    if recipe.model.init_from:
+        return
+    if recipe.task not in WRITERS or not recipe.model.preset:
+        shape = ", or, to start from random weights, a shape: --model.preset llama-tiny" if recipe.task in WRITERS else ""
+        raise RecipeError(f"no model to start from: give its folder, or a run's, by --model DIR ('model.init_from'){shape}")
+    check_labelled(recipe, make_transformer_config(recipe.model, recipe.tokenizer.vocabulary))
 
 
 def _notes(examined: Examined) -> list[str]:

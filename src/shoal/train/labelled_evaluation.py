@@ -66,27 +66,28 @@ class LabelledEvaluator:
     def _measured(self, model: Transformer, split: LabelledSplit, final: bool) -> dict[str, Any]:
         count = len(split.examples) if final or not self.limit else min(self.limit, len(split.examples))
         chosen = [number for number, owner in enumerate(split.owners) if owner < count]
-        totals = torch.zeros(2, dtype=torch.float64, device=self.wire.world.device)
+        totals: dict[str, float] = {}
         mine: list[tuple[int, Any]] = []
         for sequences in self._batches(split.rows, np.array(chosen, dtype=np.int64)):
             with self.precision:
                 batch = self.task.batch(sequences, self.wire.world.device)
                 sums, outputs = self.task.evaluated(model, batch, final)
-            totals += torch.stack((sums["loss"].double(), sums["count"].double()))
+            totals |= {name: totals.get(name, 0.0) + value.item() for name, value in sums.items()}
             assert batch.pieces is not None
             mine += zip(batch.pieces.samples, outputs, strict=True)
-        loss_sum, targets = self.wire.sum(totals, self.data).tolist()
-        outputs_of: list[list[Any]] = [[] for _ in range(count)]
-        everyone = self.wire.gather_objects(mine)
+        everyone = self.wire.gather_objects((totals, mine))
         # tensor ranks have predicted the same
         told = [everyone[rank] for rank in range(0, len(everyone), len(everyone) // self.data.size)]
-        for sample, output in sorted((pair for share in told for pair in share), key=lambda pair: pair[0]):
+        outputs_of: list[list[Any]] = [[] for _ in range(count)]
+        for sample, output in sorted((pair for _, share in told for pair in share), key=lambda pair: pair[0]):
             outputs_of[split.owners[sample]].append(output)
         examples = split.examples[:count]
         predictions = self.task.predict(examples, outputs_of)
         if final:
             predictions = self._judged(examples, predictions)
-        measured = {"loss": loss_sum / max(targets, 1), "targets": int(targets)}
+        names = dict.fromkeys(name for its, _ in told for name in its)
+        sums_of_all = {name: sum(its.get(name, 0.0) for its, _ in told) for name in names}
+        measured: dict[str, Any] = self.task.figures(sums_of_all)
         if any(predictions):
             measured |= self.task.measure(examples, predictions)
         if final and split is self.splits[-1] and self.predictions is not None and self.wire.world.is_main:

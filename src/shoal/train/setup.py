@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -27,12 +28,13 @@ from shoal.parallel.sync import Sync
 from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
+from shoal.tasks import LABELLED
 from shoal.train.auto import Auto, decided
 from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.exact import resolve
 from shoal.train.loop import Parts, restore
-from shoal.train.material import Gather, Material, pretraining
+from shoal.train.material import Evaluate, Gather, Material, pretraining
 from shoal.train.model_setup import compile_blocks, divide_products, recompute_blocks, soften_loss, use_native_kernels
 from shoal.train.optimizers import build_optimizer
 from shoal.train.patience import Patience, check_regular
@@ -85,6 +87,8 @@ def build(
     multiples = rate_multiples(model, sync.shards, recipe.tuning)
     optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular, multiples)
     evaluate = material.evaluator(together, wire, mesh.data, precision)
+    if recipe.task in LABELLED:
+        evaluate = _by_itself(evaluate, sync)
     if recipe.regular.ema:
         evaluate = AverageEvaluator(evaluate, optimizer, sync)
     peak_flops = peak_of_all(wire, train.precision)
@@ -106,6 +110,16 @@ def build(
     for note in notes:
         parts.telemetry.note(note)
     return parts, material
+
+
+def _by_itself(evaluate: Evaluate, sync: Sync) -> Evaluate:
+    """An evaluation in which ranks forward the model as often as their own examples need, not as often as the others."""
+
+    def evaluated(model: Transformer, *, final: bool = True) -> dict[str, Any]:
+        with sync.whole_weights():
+            return evaluate(model, final=final)
+
+    return evaluated
 
 
 def _told(parts: Parts, material: Material) -> str:

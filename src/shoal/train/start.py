@@ -61,6 +61,8 @@ def run_on_ranks(
         folder.claim(start.resume, start.overwrite)
         if start.overwrite:
             _clear(folder)
+        if not start.resume:
+            remove_folder(folder.tokenizer)
         mark_job(folder)
     if recipe.parallel.sync == "server" and serve is not None:
         return serve(folder, start.resume)

@@ -240,6 +240,11 @@ def told_figures(evaluated: Record, digits: int = 3, split: str = "eval") -> lis
 FIGURES = {
     "bpb": "{:.{digits}f} bits per byte",
     "accuracy": "{:.1%} right",
+    "bleu": "BLEU {:.1f}",
+    "chrf": "chrF {:.1f}",
+    "rouge_1": "ROUGE-1 {:.{digits}f}",
+    "rouge_2": "ROUGE-2 {:.{digits}f}",
+    "rouge_l": "ROUGE-L {:.{digits}f}",
     "macro_f1": "macro-F1 {:.{digits}f}",
     "micro_f1": "micro-F1 {:.{digits}f}",
     "exact": "{:.1%} exact",

@@ -15,19 +15,31 @@ from shoal.core.recipe.model import Model
 from shoal.core.recipe.parallel import Codec, Link, Local, Parallel, Server
 from shoal.core.recipe.tasks import Infill, Masked, Samples
 from shoal.core.recipe.training import Checkpoint, Evaluation, Lookahead, Optimizer, Regular, Schedule, Train
-from shoal.core.recipe.tuning import Answer, Augment, Chat, Classify, Examples, Lora, Prefer, Tag, Tuning
+from shoal.core.recipe.tuning import (
+    Answer,
+    Augment,
+    Chat,
+    Classify,
+    Examples,
+    Generate,
+    Lora,
+    Prefer,
+    Tag,
+    Translate,
+    Tuning,
+)  # fmt: skip
 
 __all__ = [
-    "Answer", "Augment", "Chat", "Checkpoint", "Classify", "Clean", "Codec", "Data", "Evaluation", "Examples", "Infill",
-    "Link", "Local", "Lookahead", "Lora", "Masked", "Model", "Optimizer", "Parallel", "Prefer", "Recipe", "Regular",
-    "Samples", "Schedule", "Server", "Tag", "Tokenizer", "Train", "Tuning",
+    "Answer", "Augment", "Chat", "Checkpoint", "Classify", "Clean", "Codec", "Data", "Evaluation", "Examples", "Generate",
+    "Infill", "Link", "Local", "Lookahead", "Lora", "Masked", "Model", "Optimizer", "Parallel", "Prefer", "Recipe",
+    "Regular", "Samples", "Schedule", "Server", "Tag", "Tokenizer", "Train", "Translate", "Tuning",
 ]  # fmt: skip
 
 
 Objective = Literal["causal", "masked", "infill"]
 """What is learned from text alone."""
 
-Labelled = Literal["classify", "tag", "answer", "chat", "prefer"]
+Labelled = Literal["classify", "tag", "answer", "translate", "generate", "chat", "prefer"]
 """What is learned from labelled examples."""
 
 
@@ -65,6 +77,8 @@ class Recipe:
     answer: Answer = field(default_factory=Answer)
     chat: Chat = field(default_factory=Chat)
     prefer: Prefer = field(default_factory=Prefer)
+    translate: Translate = field(default_factory=Translate)
+    generate: Generate = field(default_factory=Generate)
 
     @property
     def verb(self) -> str:

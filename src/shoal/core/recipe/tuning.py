@@ -185,3 +185,41 @@ class Prefer:
     """`dpo`: share of the pairs that may be labelled the wrong way round (cDPO)."""
     reference: str = ""
     """Folder of the model against which changes are counted (empty: the one that training starts from)."""
+
+
+@section
+class Translate:
+    """Task `translate`: a source, and what it is in another language."""
+
+    prefix: Annotated[bool, Strict()] = True
+    """The source sees itself both ways, as an encoder's would."""
+    beams: Positive = 4
+    """Beginnings of a translation that are kept while it is written (1: greedy)."""
+    length_penalty: NonNegative = 1.0
+    """By which power of its length a translation is favoured (Wu et al. 2016; 0: not at all)."""
+    tokens: Positive = 128
+    """Of a translation, at most; so many of the context, but no more than half of it, a source leaves free."""
+    early: Count = 0
+    """Examples that an evaluation in mid-run translates (0: none, it tells the loss alone)."""
+    words: Literal["13a", "intl", "char", "zh"] = "13a"
+    """What BLEU takes for a word, by sacrebleu's names: `char` and `zh` for text without spaces."""
+
+
+@section
+class Generate:
+    """Task `generate`: a prompt, and the text that completes it."""
+
+    prefix: Annotated[bool, Strict()] = False
+    """The prompt sees itself both ways."""
+    between: str = "\n"
+    """Text that is put between prompt and completion."""
+    cut: Literal["end", "start"] = "end"
+    """What a prompt loses where it is too long; `start` keeps what is next to the completion."""
+    beams: Positive = 1
+    """Beginnings of a completion that are kept while it is written (1: greedy)."""
+    length_penalty: NonNegative = 1.0
+    """By which power of its length a completion is favoured (Wu et al. 2016; 0: not at all)."""
+    tokens: Positive = 128
+    """Of a completion, at most; so many of the context, but no more than half of it, a prompt leaves free."""
+    early: Count = 0
+    """Examples that an evaluation in mid-run completes (0: none, it tells the loss alone)."""

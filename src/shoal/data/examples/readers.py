@@ -1,4 +1,5 @@
-"""Files of labelled examples, a row at a time: JSONL, CSV, TSV, Parquet, `datasets` folders, CoNLL columns, SQuAD's JSON.
+"""Files of labelled examples, a row at a time: JSONL, CSV, TSV, Parquet, `datasets` folders, CoNLL columns, SQuAD's JSON,
+texts side by side.
 
 Adding a format is one reader here, one line in `READERS`, and one row in the tests.
 """
@@ -6,6 +7,7 @@ Adding a format is one reader here, one line in `READERS`, and one row in the te
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +17,7 @@ from shoal.core.recipe import Examples
 from shoal.data.examples.conll import read_conll
 from shoal.data.examples.example import Example, Role, choose_columns
 from shoal.data.examples.squad import read_squad
-from shoal.data.readers import COMPRESSIONS, Faults, byte_lines, opened_text
+from shoal.data.readers import COMPRESSIONS, Faults, byte_lines, numbered_lines, opened_text
 
 Rows = Iterator[tuple[str, Mapping[str, Any] | InputError]]
 """Where a row stands, and what its columns hold, or what is wrong with it."""
@@ -36,11 +38,10 @@ def read_examples(
 
     Of a `datasets` folder with several splits, `FOLDER:SPLIT` is one, and `FOLDER` the one that is for `split`.
     """
-    for spec in specs:
-        path = _located(spec, split)
-        reader = READERS[_format(path, settings)]
+    paths = [_located(spec, split) for spec in specs]
+    for rows in _tables(paths, roles, settings):
         columns: tuple[tuple[str, ...], dict[str, str]] | None = None
-        for where, row in reader(path, roles, settings):
+        for where, row in rows:
             try:
                 if isinstance(row, InputError):
                     raise row
@@ -81,11 +82,45 @@ def _located(spec: str, split: str) -> Path:
     return path / name
 
 
+def _tables(paths: Sequence[Path], roles: Sequence[Role], settings: Examples) -> Iterator[Rows]:
+    """The rows of each file; of texts side by side, of those that belong together, one for each column that is needed."""
+    if settings.format != "lines":
+        yield from (READERS[_format(path, settings)](path, roles, settings) for path in paths)
+        return
+    names = [role.name for role in roles if role.needed]
+    if len(paths) % len(names):
+        raise InputError(
+            f"{', '.join(map(str, paths))}: with 'examples.format' lines a file holds one column ({', '.join(names)}), so "
+            f"files come in groups of {len(names)}, in this order"
+        )
+    for first in range(0, len(paths), len(names)):
+        yield _side_by_side(dict(zip(names, paths[first : first + len(names)], strict=True)))
+
+
+def _side_by_side(files: Mapping[str, Path]) -> Rows:
+    """Line n of one file belongs to line n of the others; lines that are blank in all are left out."""
+    shown = ", ".join(map(str, files.values()))
+    lines = [numbered_lines(path, str(path), Faults(), blank=True) for path in files.values()]
+    for number, row in enumerate(zip_longest(*lines), 1):
+        parts = [part for part in row if part is not None]
+        if len(parts) < len(row):
+            ended = [
+                number - 1 if part is None else number + sum(1 for _ in rest) for part, rest in zip(row, lines, strict=True)
+            ]
+            counts = ", ".join(f"{path} has {n:,} lines" for path, n in zip(files.values(), ended, strict=True))
+            raise InputError(f"{counts}: line n of one must belong to line n of the others")
+        texts = [text.rstrip("\r\n") for _, text in parts]
+        if any(text.strip() for text in texts):
+            yield f"{shown}: line {number}", dict(zip(files, texts, strict=True))
+
+
 def _format(path: Path, settings: Examples) -> str:
     if settings.format != "auto":
         return settings.format
     if not has_known_format(path):
-        raise InputError(f"{path}: what format is '{_ending(path)}'? Say it: --examples.format ({', '.join(READERS)})")
+        raise InputError(
+            f"{path}: what format is '{_ending(path)}'? Say it: --examples.format ({', '.join(READERS)}, lines)"
+        )
     return "datasets" if path.is_dir() else ENDINGS[_ending(path)]
 
 
