@@ -35,6 +35,12 @@ def test_what_can_t_be_tuned_is_told(shoal: Shoal, encoder: Path, tmp_path: Path
     assert not Path("runs/run/model").exists()
 
 
+@pytest.mark.parametrize("keys", ["--tuning.what lora", "--tuning.what frozen", "--model.adapter somewhere"])
+def test_random_weights_are_not_left_as_they_are(shoal: Shoal, keys: str) -> None:
+    words = ["finetune", "--task", "translate", "--model.preset", "llama-tiny", "--data", "a.en", *keys.split()]
+    assert f"'{keys.split()[0].removeprefix('--')}' is for a model that has learnt something" in shoal(*words).error
+
+
 def test_an_adapter_stands_for_its_model_and_says_so_where_that_is_not_there(
     shoal: Shoal, encoder: Path, tmp_path: Path
 ) -> None:

@@ -315,6 +315,11 @@ def check_finetuning(recipe: Recipe) -> None:
     if recipe.task not in WRITERS or not recipe.model.preset:
         shape = ", or, to start from random weights, a shape: --model.preset llama-tiny" if recipe.task in WRITERS else ""
         raise RecipeError(f"no model to start from: give its folder, or a run's, by --model DIR ('model.init_from'){shape}")
+    if recipe.tuning.what != "all" or recipe.model.adapter:
+        key = "model.adapter" if recipe.model.adapter else "tuning.what"
+        raise RecipeError(
+            f"'{key}' is for a model that has learnt something: name its folder by --model DIR ('model.init_from')"
+        )
     check_labelled(recipe, make_transformer_config(recipe.model, recipe.tokenizer.vocabulary))
 
 
