@@ -14,7 +14,7 @@ from shoal.models import hugging_face
 from tests.cli.conftest import Shoal
 from tests.models.shapes import BERT, random_model
 
-FAST = ("--train.compile", "off", "--train.global_batch", "8", "--train.epochs", "2", "--quiet", "--json")
+FAST = ("--train.compile", "off", "--train.global_batch", "8", "--train.epochs", "1", "--quiet", "--json")
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def given(tmp_path: Path) -> tuple[Any, ...]:
     model = random_model(config, scale=0.1)
     weights = hugging_face.weights_to_hugging_face(model)
     write_model_directory(tmp_path / "bert", hugging_face.config_to_hugging_face(config), weights, tokenizer.write, "# A\n")
-    lines = [{"text": f"a {word} film", "label": word, "n": number} for number in range(16) for word in ("good", "bad")]
+    lines = [{"text": f"a {word} film", "label": word, "n": number} for number in range(8) for word in ("good", "bad")]
     (tmp_path / "e.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = ("finetune", "--task", "classify", "--model", tmp_path / "bert", "--data", tmp_path / "e.jsonl")
     return (*words, "--examples.held_out_by", "tail", *FAST)

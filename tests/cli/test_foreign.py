@@ -38,7 +38,7 @@ def test_a_model_without_code_of_our_own_is_fine_tuned(name: str, tmp_path: Path
     folder, data = write(MODELS[name], tmp_path / "base"), write_examples(tmp_path / "examples.jsonl")
     assert is_foreign(folder)
     words = ["finetune", "--task", "classify", "--model", folder, "--data", data, "--runs", tmp_path / "runs", "--json",
-             "--train.global_batch", "8", "--train.epochs", "12", "--optimizer.learning_rate", "0.01"]  # fmt: skip
+             "--train.global_batch", "8", "--train.epochs", "5", "--optimizer.learning_rate", "0.02"]  # fmt: skip
     result = json.loads(shoal(*words).out)
     assert result["eval_accuracy"] == 1.0
     again = json.loads(shoal("evaluate", tmp_path / "runs/run", "--data", data, "--json").out)

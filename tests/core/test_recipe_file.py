@@ -319,7 +319,7 @@ recipes = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(recipes)
 @example(
     build_recipe({"samples": {"prompts": ["on", "1e5", "1_000", "null", "2024-01-01", "~", "=", "<<", "a: b #c", " "]}})

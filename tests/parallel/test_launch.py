@@ -81,7 +81,7 @@ def test_an_error_on_a_rank_is_told_once(tmp_path: Path, corpus: Path) -> None:
 def test_an_interrupted_run_saves_says_so_and_goes_on_bitwise(
     tmp_path: Path, corpus: Path, workers: int, number: signal.Signals
 ) -> None:
-    steps = 300
+    steps = 150
     recipe = tiny_recipe(corpus, train={"steps": steps}, name="stopped")
     straight = tiny_recipe(corpus, train={"steps": steps}, name="straight")
     count = ("--workers", str(workers))

@@ -61,12 +61,12 @@ def check_labelled(recipe: Recipe, config: TransformerConfig) -> None:
         return
     if not config.causal:
         raise RecipeError(
-            f"task '{recipe.task}' needs a model that sees only what is before, and {recipe.model.init_from} sees both "
-            "ways: give a decoder by --model, e.g. one of `shoal pretrain`"
+            f"task '{recipe.task}' needs a model that sees only what is before, and {_shape(recipe)} sees both ways: "
+            "give a decoder by --model, e.g. one of `shoal pretrain`"
         )
     if config.head:
         raise RecipeError(
-            f"task '{recipe.task}' needs a model that writes text, and {recipe.model.init_from} has scores in its place: "
+            f"task '{recipe.task}' needs a model that writes text, and {_shape(recipe)} has scores in its place: "
             "give the one that it was made from by --model"
         )
     if recipe.parallel.tensor > 1:
