@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cluster lint types floors check bench clean
+.PHONY: demo test test-thorough test-cluster lint types floors check bench clean
 
 demo: .venv/ready            ## the main job, end to end, in minutes
 	$(BIN)/shoal demo
 
 test: .venv/ready-dev lint types floors   ## everything that must pass
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not thorough'
+
+test-thorough: .venv/ready-dev ## the tests with all sizes, which take some minutes more
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cluster: .venv/ready-dev ## parameter servers on a real Ray, which `test` leaves out where Ray is missing
@@ -33,14 +36,15 @@ bench: .venv/ready-dev       ## Shoal and its peers on this machine, in one sess
 clean:                       ## remove environments and caches, keep data/ and runs/
 	rm -rf .venv .bench build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-# torch comes first and by its version alone: a looser requirement would fetch gigabytes of another build
+# torch comes first and by its version alone: a looser requirement would fetch gigabytes of another build. Python compiles
+# what is used when it is used: pip would compile all of it.
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Shoal needs Python 3.11 or newer; choose one: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet 'torch==2.13.*'
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --no-compile 'torch==2.13.*'
+	$(BIN)/pip install --quiet --no-compile --editable .
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --editable '.[dev]'
 	touch $@

@@ -33,7 +33,7 @@ def write_examples(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["electra", pytest.param("opt", marks=pytest.mark.thorough)])
 def test_a_model_without_code_of_our_own_is_fine_tuned(name: str, tmp_path: Path, shoal: Shoal) -> None:
     folder, data = write(MODELS[name], tmp_path / "base"), write_examples(tmp_path / "examples.jsonl")
     assert is_foreign(folder)

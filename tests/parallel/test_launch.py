@@ -82,8 +82,9 @@ def test_an_interrupted_run_saves_says_so_and_goes_on_bitwise(
     tmp_path: Path, corpus: Path, workers: int, number: signal.Signals
 ) -> None:
     steps = 150
-    recipe = tiny_recipe(corpus, train={"steps": steps}, name="stopped")
-    straight = tiny_recipe(corpus, train={"steps": steps}, name="straight")
+    recipe, straight = (
+        tiny_recipe(corpus, train={"steps": steps}, name=name, parallel={"threads": 1}) for name in ("stopped", "straight")
+    )
     count = ("--workers", str(workers))
     process = start(tmp_path, recipe, *count)
     wait_for_first_step(process)

@@ -113,7 +113,7 @@ def check_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.thorough), 4])
 @pytest.mark.parametrize("codec", [None, Plain()], ids=["plain", "identity codec"])
 def test_meeting_at_every_step_with_plain_sgd_is_data_parallel_training(size: int, codec: Codec | None) -> None:
     results = run_ranks(size, trained, 5, EVERY_STEP, codec)
@@ -228,7 +228,7 @@ def resumed(world: World, settings: recipe.Local, codec: Codec | None, pause: in
     return {name: value.detach() for name, value in model.named_parameters()}
 
 
-@pytest.mark.parametrize("pause", [4, 6])
+@pytest.mark.parametrize("pause", [4, pytest.param(6, marks=pytest.mark.thorough)])
 def test_it_goes_on_bitwise_also_with_a_fragment_under_way(pause: int) -> None:
     settings = recipe.Local(every=4, outer="nesterov", fragments=2, overlap=2, warmup=3)
     codec = Plain()

@@ -94,7 +94,7 @@ def test_under_torchrun_restarted_ranks_go_on_by_themselves(corpus: Path, tmp_pa
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     command = [*agent, "-m", "shoal", "pretrain", str(file), "--runs", str(tmp_path / "runs"), "--overwrite"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    kill_at(process, run, 12, 1)
+    kill_at(process, run, 45, 1)  # long after a checkpoint was begun
     _, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
     assert re.search(r"going on from step \d+", told)
