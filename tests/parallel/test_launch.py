@@ -77,7 +77,9 @@ def test_an_error_on_a_rank_is_told_once(tmp_path: Path, corpus: Path) -> None:
     assert "Traceback" not in told
 
 
-@pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("workers", "number"), [pytest.param(1, signal.SIGINT, marks=pytest.mark.thorough), (2, signal.SIGTERM)]
+)
 def test_an_interrupted_run_saves_says_so_and_goes_on_bitwise(
     tmp_path: Path, corpus: Path, workers: int, number: signal.Signals
 ) -> None:
@@ -118,6 +120,7 @@ def test_processes_of_another_launcher_join_by_rank_and_world_size(tmp_path: Pat
     assert results[1][0] == ""
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_there_is_neither_mixed_nor_overwritten_unasked(tmp_path: Path, corpus: Path) -> None:
     recipe = tiny_recipe(corpus, train={"steps": 2}, name="twice")
     codes, messages = [], []

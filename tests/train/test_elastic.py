@@ -87,6 +87,7 @@ def test_a_run_whose_ranks_are_killed_ends_as_one_that_was_never_disturbed(corpu
     assert state["batches"]["position"] == STEPS * recipe.train.global_batch
 
 
+@pytest.mark.thorough
 def test_under_torchrun_restarted_ranks_go_on_by_themselves(corpus: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(corpus, name="again", train={"steps": 400}, checkpoint={"every": 10}, parallel={"threads": 1})
     run, file = RunDirectory(tmp_path / "runs" / "again"), tmp_path / "again.yaml"

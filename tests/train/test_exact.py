@@ -92,6 +92,7 @@ def go_on(world: World, recipe: Recipe, folder: Path, stop_at: int) -> Outcome:
     return (logged(folder) if world.is_main else [], weights)
 
 
+@pytest.mark.thorough
 def test_stopped_on_two_resumed_on_one_and_on_four_is_bitwise_like_never_stopped(corpus: Path, tmp_path: Path) -> None:
     recipe = exact_recipe(corpus, **SHAPES["gpt2-muon"])
     _, weights = run_training(alone(), recipe, tmp_path / "straight")

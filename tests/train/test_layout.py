@@ -44,7 +44,7 @@ def really(
     return found
 
 
-@pytest.mark.parametrize("ranks", CASES)
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.thorough), 4])
 def test_the_foretold_bytes_are_those_of_real_ranks(corpus: Path, tmp_path: Path, ranks: int) -> None:
     real = run_ranks(ranks, really, corpus, tmp_path, CASES[ranks])
     for number, (shard, tensor) in enumerate(CASES[ranks]):

@@ -49,7 +49,9 @@ def go_back(folder: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-@pytest.mark.parametrize("kind", DIVISIONS)
+@pytest.mark.parametrize(
+    "kind", ["copies", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in DIVISIONS if kind != "copies")]
+)
 def test_it_goes_on_bitwise_from_the_middle_of_a_round(corpus: Path, tmp_path: Path, kind: str) -> None:
     ranks = 2 if kind == "copies" else 4
     straight = run_ranks(ranks, session, corpus, tmp_path, False, DIVISIONS[kind])

@@ -38,7 +38,10 @@ def session(world: World, corpus: Path, folder: Path, last: int, shard: str, ten
         parts.telemetry.close()
 
 
-@pytest.mark.parametrize("journey", JOURNEYS)
+FIRST, *OTHERS = JOURNEYS
+
+
+@pytest.mark.parametrize("journey", [FIRST, *(pytest.param(name, marks=pytest.mark.thorough) for name in OTHERS)])
 def test_a_run_goes_on_in_any_other_division(corpus: Path, tmp_path: Path, journey: str) -> None:
     reference, weights = run_training(
         alone(), tiny_recipe(corpus, optimizer={"lookahead": {"every": 5}}), tmp_path / "straight"

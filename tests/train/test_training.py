@@ -38,7 +38,7 @@ def losses(records: list[dict[str, Any]]) -> list[float]:
     ("strategy", "kind"),
     [
         ("interleaved", "adamw"),
-        ("blocks", "muon"),
+        pytest.param("blocks", "muon", marks=pytest.mark.thorough),
         pytest.param("interleaved", "muon", marks=pytest.mark.thorough),
         pytest.param("blocks", "adamw", marks=pytest.mark.thorough),
     ],
