@@ -36,15 +36,14 @@ bench: .venv/ready-dev       ## Shoal and its peers on this machine, in one sess
 clean:                       ## remove environments and caches, keep data/ and runs/
 	rm -rf .venv .bench build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-# torch comes first and by its version alone: a looser requirement would fetch gigabytes of another build. Python compiles
-# what is used when it is used: pip would compile all of it.
+# torch comes first and by its version alone: a looser requirement would fetch gigabytes of another build
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Shoal needs Python 3.11 or newer; choose one: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile 'torch==2.13.*'
-	$(BIN)/pip install --quiet --no-compile --editable .
+	$(BIN)/pip install --quiet 'torch==2.13.*'
+	$(BIN)/pip install --quiet --editable .
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(BIN)/pip install --quiet --no-compile --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
