@@ -1,5 +1,6 @@
 """Labels of texts: what is minimised, against formulas in float64; what is told of predictions, against scikit-learn."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from shoal.core.errors import InputError, RecipeError
 from shoal.core.recipe_file import build_recipe
 from shoal.data.examples.example import Example
+from shoal.data.examples.rows import LabelledRows
 from shoal.tasks.classify import Classify
+from tests.models.shapes import BERT, random_model
 from tests.tasks.texts import tokenizer
 
 
@@ -69,6 +72,32 @@ def test_the_gradient_is_finite_where_an_answer_is_certain() -> None:
     scores = torch.tensor([[90.0, 0.0], [-90.0, 0.0]], requires_grad=True)
     make(["a", "b", "a", "b"], focal=0.5).losses(scores, torch.tensor([0, 0])).sum().backward()
     assert scores.grad is not None and scores.grad.isfinite().all()
+
+
+def test_mixed_texts_are_told_as_both_of_a_pair() -> None:
+    recipe = build_recipe({"task": "classify", "augment": {"mixup": 0.4}})
+    given = examples(LABELS)
+    task = Classify(recipe, tokenizer(), 32, given)
+    shape = replace(BERT, vocabulary=tokenizer().vocabulary, context=32, head="sequence", outputs=3, transform=False,
+                    head_bias=False)  # fmt: skip
+    model = random_model(shape).train()
+    rows = LabelledRows([task.samples(example)[0] for example in given], causal=False)
+    batch = task.batch(rows.read(np.arange(8), np.zeros(8, dtype=np.uint64)), torch.device("cpu"))
+    assert batch.pieces is not None
+    torch.manual_seed(5)
+    loss, count = task.loss(model, batch)
+    torch.manual_seed(5)
+    share, other = float(torch.distributions.Beta(0.4, 0.4).sample()), torch.randperm(8)
+    hidden = model(batch.tokens, reach=batch.reach, segments_BT=batch.segments).flatten(0, 1)
+    first = hidden[batch.pieces.starts]
+    mixed = torch.tanh(model.pooler(share * first + (1 - share) * first[other])) if model.pooler is not None else first
+    assert model.task_head is not None
+    logs, labels = model.task_head.score(mixed).log_softmax(1), batch.pieces.values["label"]
+    expected = -(share * logs[range(8), labels] + (1 - share) * logs[range(8), labels[other]]).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    assert int(count) == 8
+    with torch.no_grad():
+        assert task.loss(model.eval(), batch)[0] == pytest.approx(task.sums(model, batch)["loss"].item())
 
 
 def predictions(task: Classify, true: list[Any], scores: Any) -> dict[str, Any]:

@@ -115,9 +115,18 @@ class Transformer(nn.Module):
 
     def score_texts(self, hidden_BTD: Tensor, starts_P: Tensor, lengths_P: Tensor) -> Tensor:
         """The task head's scores [pieces, outputs] of pieces of the rows, in fp32."""
+        return self.score_pooled(self.pool_texts(hidden_BTD, starts_P, lengths_P))
+
+    def pool_texts(self, hidden_BTD: Tensor, starts_P: Tensor, lengths_P: Tensor) -> Tensor:
+        """One vector [pieces, dim] of each piece of the rows, as the task head sums it up."""
         assert self.task_head is not None
-        pooled_PD = self.task_head.pool(hidden_BTD.flatten(0, 1), starts_P, lengths_P)
-        return self.task_head(self.summary(pooled_PD))
+        return self.task_head.pool(hidden_BTD.flatten(0, 1), starts_P, lengths_P)
+
+    def score_pooled(self, pooled_PD: Tensor) -> Tensor:
+        """The task head's scores [pieces, outputs] of pooled texts, in fp32."""
+        assert self.task_head is not None
+        scores_PL: Tensor = self.task_head(self.summary(pooled_PD))
+        return scores_PL
 
     def score_tokens(self, hidden_BTD: Tensor) -> Tensor:
         """The task head's scores [batch, tokens, outputs], in fp32."""

@@ -27,7 +27,7 @@ from shoal.data.tokenizer import TextTokenizer
 from shoal.models.transformer import Transformer
 from shoal.tasks.labelled import Head, LabelledTask, labelled_batch, no_loss, settled
 from shoal.tasks.labels import Numbering, check_labels, found_labels, label_names, ordered
-from shoal.tasks.task import Batch
+from shoal.tasks.task import Batch, Pieces
 
 TEXT = Role(
     "text", ("text", "text_a", "text1", "sentence1", "question1", "premise", "question", "sentence", "review", "content")
@@ -51,6 +51,7 @@ class Classify(LabelledTask):
     def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, length: int, examples: Sequence[Example]) -> None:
         """The labels are those of the examples, where the recipe doesn't name them; `InputError` where that can't be."""
         settings = recipe.classify
+        self.mixup = recipe.augment.mixup
         self.several, self.focal, self.smoothing = settings.several, settings.focal, recipe.regular.label_smoothing
         found = found_labels(examples, self.several)
         self.labels = settings.labels or ordered({label for its in found for label in its})
@@ -88,8 +89,22 @@ class Classify(LabelledTask):
         hidden_BTD, scores_PL = self._scores(model, batch)
         if scores_PL is None or batch.pieces is None:
             return no_loss(hidden_BTD)
-        losses = self.losses(scores_PL, batch.pieces.values["label"])
+        if self.mixup and model.training:
+            losses = self._mixed(model, hidden_BTD, batch.pieces)
+        else:
+            losses = self.losses(scores_PL, batch.pieces.values["label"])
         return losses.sum(), _count(losses)
+
+    def _mixed(self, model: Transformer, hidden_BTD: Tensor, pieces: Pieces) -> Tensor:
+        """Losses of texts that are mixed in pairs after pooling, against both labels (Guo et al. 2019, arXiv:1905.08941).
+
+        Pairs and the share are those of the micro-batch: other ranks, or sizes of it, mix otherwise.
+        """
+        pooled_PD = model.pool_texts(hidden_BTD, pieces.starts, pieces.lengths)
+        share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+        other = torch.randperm(len(pooled_PD)).to(pooled_PD.device)
+        scores_PL, labels = model.score_pooled(pooled_PD.lerp(pooled_PD[other], 1 - share)), pieces.values["label"]
+        return share * self.losses(scores_PL, labels) + (1 - share) * self.losses(scores_PL, labels[other])
 
     def losses(self, scores_PL: Tensor, labels: Tensor) -> Tensor:
         """What is minimised, of each text [pieces]; of several labels, of each of them [pieces, labels]."""

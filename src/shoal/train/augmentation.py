@@ -40,6 +40,8 @@ def make_augmentation(
     settings = recipe.augment
     ways = ("deletion", "swap", "synonyms", "characters", "masked")
     asked = [way for way in ways if getattr(settings, way)]
+    if settings.mixup and recipe.task != "classify":
+        raise RecipeError(f"'augment.mixup' is for task 'classify', and this is '{recipe.task}'")
     if not settings.share:
         if asked:
             raise RecipeError(f"'augment.{asked[0]}' is set, and 'augment.share' is 0: say how often texts are varied")
