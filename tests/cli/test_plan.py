@@ -107,12 +107,12 @@ def test_what_does_not_fit_is_not_tried_but_the_mildest_change_is(
 ) -> None:
     words = ["plan", "--data.directory", corpus, *TINY, "--train.steps", "4", "--train.global_batch", "4096"]
     whole = json.loads(shoal("pretrain", "--dry-run", "--json", *words[1:]).out)["memory_bytes"]
-    monkeypatch.setattr("shoal.commands.plan.available_memory_bytes", lambda: whole - 1)
+    monkeypatch.setattr("shoal.plan.resources.available_memory_bytes", lambda: whole - 1)
     facts = json.loads(shoal(*words, "--json", "--quiet").out)
     assert (facts["fits"], facts["memory_bytes"], facts["with"]) == (False, whole, {"train.micro_batch": 2048})
     assert facts["forecast"]["step_seconds"] > 0
     assert facts["suggestions"][0]["fits"]
-    monkeypatch.setattr("shoal.commands.plan.available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("shoal.plan.resources.available_memory_bytes", lambda: 1000)
     told = shoal(*words).out
     assert "It does not fit" in told
     assert "too large still: --train.micro_batch 1 " in told

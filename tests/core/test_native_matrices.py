@@ -220,9 +220,13 @@ def test_compiled_code_gives_what_eager_code_gives():
 def test_autograd_checks_the_operators():
     checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
     x, up, up_bias, down, down_bias, gate, gate_bias = (v.requires_grad_() for v in mlp_inputs(40, 16, 32, True, True))
-    torch.library.opcheck(matrices.linear_forward, (x, up, up_bias), test_utils=checks)
-    torch.library.opcheck(matrices.mlp_forward, (x, up, up_bias, gate, gate_bias, down, down_bias, 1), test_utils=checks)
-    torch.library.opcheck(matrices.mlp_forward, (x, up, None, None, None, down, None, 0), test_utils=checks)
+    cases = (
+        (matrices.linear_forward, (x, up, up_bias)),
+        (matrices.mlp_forward, (x, up, up_bias, gate, gate_bias, down, down_bias, 1)),
+        (matrices.mlp_forward, (x, up, None, None, None, down, None, 0)),
+    )
+    for operator, inputs in cases:
+        assert torch.library.opcheck(operator, inputs, test_utils=checks) == dict.fromkeys(checks, "SUCCESS")
 
 
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain"])

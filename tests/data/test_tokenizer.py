@@ -24,15 +24,15 @@ texts = some.text() | some.lists(some.sampled_from([*PYTHON, "'s", "'ll", "  ", 
 CHARACTERS = sorted(set(PYTHON) | set("abcdefghijklmnopqrstuvwxyz\u2028\u0301海🐟"))
 
 
-def same(fast, reference, text):
-    np.testing.assert_array_equal(fast([text.encode()])[0], reference([text.encode()])[0])
+def ids_of(encode, text):
+    return encode([text.encode()])[0].tolist()
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=texts)
 def test_bpe_is_lossless_and_the_fast_road_gives_the_references_ids(bpe, text):
     assert bpe.decode(bpe.encode(text)) == text
-    same(bpe._encode, reference_encoder(bpe.library.to_str()), text)
+    assert ids_of(bpe._encode, text) == ids_of(reference_encoder(bpe.library.to_str()), text)
 
 
 @settings(max_examples=200, deadline=None)
@@ -41,7 +41,7 @@ def test_char_is_lossless_has_one_token_a_character_and_gives_the_references_ids
     tokenizer = build_char(CHARACTERS)
     assert len(tokenizer.encode(text)) == len(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    same(tokenizer._encode, reference_encoder(tokenizer.library.to_str()), text)
+    assert ids_of(tokenizer._encode, text) == ids_of(reference_encoder(tokenizer.library.to_str()), text)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def llama3(bpe):
 @settings(max_examples=300, deadline=None)
 @given(text=texts)
 def test_the_fast_road_gives_the_references_ids_with_llama3s_pattern_too(llama3, text):
-    same(open_encoder(llama3), reference_encoder(llama3), text)
+    assert ids_of(open_encoder(llama3), text) == ids_of(reference_encoder(llama3), text)
 
 
 def test_the_fast_road_is_taken_for_our_own_tokenizers_and_those_like_llama3s(bpe, llama3):
@@ -69,21 +69,21 @@ def test_without_gigatoken_the_reference_does_the_work(bpe, monkeypatch):
     monkeypatch.setattr(encoder, "gigatoken", None)
     slow = open_encoder(bpe.library.to_str())
     assert not isinstance(slow, encoder._Fast)
-    same(slow, bpe._encode, PYTHON)
+    assert ids_of(slow, PYTHON) == ids_of(bpe._encode, PYTHON)
 
 
 def test_the_fast_road_starts_its_cache_anew_now_and_then(bpe, monkeypatch):
     monkeypatch.setattr(encoder, "CACHE_BYTES", 100)
     fast = open_encoder(bpe.library.to_str())
     for text in sentences(5):
-        same(fast, reference_encoder(bpe.library.to_str()), text)
+        assert ids_of(fast, text) == ids_of(reference_encoder(bpe.library.to_str()), text)
 
 
 def test_characters_on_which_unicode_versions_differ_go_to_the_reference(bpe):
     reference = reference_encoder(bpe.library.to_str())
     for point in (0x088F, 0x0C5C, 0x10940, 0xA7CE):
         text = f"a{chr(point)}b {chr(point)}"
-        same(bpe._encode, reference, text)
+        assert ids_of(bpe._encode, text) == ids_of(reference, text)
         for found, expected in zip(
             bpe._encode([b"plain", text.encode()]), reference([b"plain", text.encode()]), strict=True
         ):

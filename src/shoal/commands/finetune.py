@@ -33,7 +33,7 @@ from shoal.train.repeats import run_seeds
 from shoal.train.report import write_report
 from shoal.train.run import Session, run_training
 from shoal.train.search import search
-from shoal.train.start import Start, run_on_ranks
+from shoal.train.start import Start, StartOptions, run_on_ranks
 from shoal.train.telemetry import describe_metrics, read_metrics
 
 SHORT = {"--model": "--model.init_from", "--data": "--examples.train", "--on-error": "--examples.on_error"}
@@ -41,29 +41,15 @@ SHORT = {"--model": "--model.init_from", "--data": "--examples.train", "--on-err
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(StartOptions):
     """Options of `shoal finetune`."""
 
     recipe: Annotated[Path | None, tyro.conf.Positional] = None
     """A recipe file; keys that it doesn't give keep their defaults."""
-    workers: str = "1"
-    """Ranks to start on this machine; LEAST:MOST: a run that loses ranks goes on with fewer, from its last checkpoint."""
-    resume: bool = False
-    """Go on from the run's newest whole checkpoint."""
-    overwrite: bool = False
-    """Start anew in a folder that holds a run."""
     seeds: int | None = None
     """Run with so many seeds, and tell mean and deviation."""
     search: int | None = None
     """Look for better hyper-parameters in so many trials: those of the recipe's `search`, or the usual ones."""
-    runs: Path = Path("runs")
-    """Folder of all runs."""
-    quiet: bool = False
-    """Show no progress."""
-    json: bool = False
-    """Print one JSON object, and nothing else, on stdout."""
-    debug: bool = False
-    """Show tracebacks."""
 
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:

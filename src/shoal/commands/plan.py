@@ -23,44 +23,35 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from rich.console import Console
-from rich.table import Column, Table
 
 from shoal.core.errors import InputError
 from shoal.core.files import read_json, write_json
-from shoal.core.machine import available_memory_bytes
-from shoal.core.model_directory import find_model_directory
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import read_recipe, write_recipe
 from shoal.data.batch_sizes import BatchSizes, sequences_at_once
 from shoal.data.plan import open_corpora, plan_evaluation
-from shoal.data.tokenizer import read_tokenizer
 from shoal.models.transformer import Transformer
 from shoal.parallel.launch import ERROR_FOLDER, launch
 from shoal.parallel.world import is_rank, join
-from shoal.plan import advice, choice, table
-from shoal.plan.choice import DECODERS, ENCODERS, READERS, Facts, Known
-from shoal.plan.examples import read_facts
+from shoal.plan import advice, table
 from shoal.plan.forecast import Forecast, Shape, foretell, numbers
 from shoal.plan.network import Group, find_meeting, link_of
 from shoal.plan.picture import draw
 from shoal.plan.rehearsal import Extent, passes, rehearse
+from shoal.plan.resources import device_of, free_memory
+from shoal.plan.tuning import choose, tell
 from shoal.train.exact import resolve
 from shoal.train.finder import Curve, find_rate, lines, suggest
 from shoal.train.finetune import finetuning_defaults
 from shoal.train.layout import find_layout
 from shoal.train.material import build_task, plan_rows
-from shoal.train.models import read_model
 from shoal.train.setup import matrix_peak
 from shoal.train.sizes import estimate, transformer_config
 
 USUAL_MEGABITS, USUAL_LATENCY = 1000.0, 0.0002
 """Of a link between machines that nobody describes: Ethernet in one room."""
-
-USUAL_MINUTES = 60.0
-"""For fine-tuning, where the recipe names no `train.minutes`."""
 
 USUAL_SHARE = 0.5
 """Of the matrix peak, to guess how many steps a rehearsal has time for."""
@@ -106,10 +97,12 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     recipe = read_recipe(arguments.recipe, overrides)
     if recipe.verb == "finetune":
         recipe = read_recipe(arguments.recipe, overrides, finetuning_defaults)
-        found = _choose(recipe, arguments)
+        choice = choose(recipe)
+        if not arguments.json:
+            tell(choice, Console(highlight=False))
         if arguments.output is not None:
-            write_json(arguments.output, found)
-        return found
+            write_json(arguments.output, choice.numbers())
+        return choice.numbers()
     if recipe.parallel.sync == "server":
         raise InputError("'parallel.sync' is server: parameter servers can't be rehearsed; plan with parallel.sync every")
     if is_rank() and ERROR_FOLDER not in os.environ:
@@ -124,61 +117,12 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     return found
 
 
-def _choose(recipe: Recipe, arguments: Arguments) -> dict[str, Any]:
-    """Which model to fine-tune for the recipe's examples, and how; of the recipe's own model, where it names one."""
-    own = find_model_directory(Path(recipe.model.init_from)) if recipe.model.init_from else None
-    facts = read_facts(recipe, read_tokenizer(own) if own is not None else None)
-    if own is not None:
-        model = read_model(recipe.model)
-        inner = sum(weight.numel() for weight in model.blocks.parameters())
-        weights = sum(weight.numel() for weight in model.parameters())
-        models: tuple[Known, ...] = (
-            Known(recipe.model.init_from, (facts.language,), weights, inner, model.config.layers, model.config.dim),
-        )
-    else:
-        models = ENCODERS if recipe.task in READERS else DECODERS
-    device = torch.device("cuda" if _on_gpu(recipe, 1) else "cpu")
-    peak, memory = matrix_peak(device, recipe.train.precision), _free_memory(recipe, 1)
-    seconds = 60 * (recipe.train.minutes or USUAL_MINUTES)
-    found = choice.advise(recipe.task, facts, models, peak, memory, seconds, recipe.train.epochs or 3.0)
-    if not arguments.json:
-        _show_choice(recipe, facts, found, peak)
-    return {
-        "task": recipe.task,
-        "examples": asdict(facts),
-        "matrix_peak_flops": peak,
-        "memory_free_bytes": memory,
-        "options": [asdict(one) for one in found.options],
-        "taken": asdict(found.taken) if found.taken else None,
-        "reasons": found.reasons,
-    }
-
-
-def _show_choice(recipe: Recipe, facts: Facts, found: choice.Advice, peak: float) -> None:
-    labels = f", {len(facts.labels)} labels" if facts.labels else ""
-    _print(
-        f"{facts.examples:,} examples in '{facts.language}', about {facts.mean_tokens:.0f} tokens each (longest "
-        f"{facts.longest_tokens:,}){labels}; this machine computes {peak / 1e9:,.0f} GFLOP/s\n"
-    )
-    shown = Table(Column("model", overflow="fold"), "weights", "trained", "time", "memory", "", box=None)
-    for one in found.options:
-        mark = "← take this" if one == found.taken else "" if one.fits else "does not fit"
-        minutes = f"{one.seconds / 60:,.1f} min"
-        shown.add_row(one.model, f"{one.weights / 1e6:,.0f}M", one.what, minutes, f"{one.memory / 1e9:.1f} GB", mark)
-    Console(highlight=False).print(shown)
-    for reason in found.reasons:
-        _print(f"- {reason}")
-    if found.taken:
-        given = f"--model {found.taken.model} --data {' '.join(recipe.examples.train)}"
-        _print(f"\nshoal finetune --task {recipe.task} {given} --tuning.what {found.taken.what}")
-
-
 def _plan(recipe: Recipe, arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     text, ranks = Text.of(recipe), arguments.workers * arguments.machines
     facts = estimate(recipe, text.vocabulary, ranks, text.tokens_per_row)
     _check_machines(recipe, arguments)
     shape = _shape(recipe, text, facts, ranks)
-    memory, free = _memory_of(text, ranks), _free_memory(recipe, arguments.workers)
+    memory, free = _memory_of(text, ranks), free_memory(recipe, arguments.workers)
     each = free // arguments.workers
     planned, keys, typed = recipe, dict[str, Any](), _typed(arguments, overrides)
     suggestions = advice.advise(recipe, memory, shape.at_once, shape.data_ranks, each)
@@ -244,7 +188,7 @@ def _rehearsed(recipe: Recipe, text: Text, shape: Shape, arguments: Arguments) -
     )  # fmt: skip
     config = transformer_config(recipe, text.vocabulary)
     here, widest = workers // recipe.parallel.tensor, shape.sizes.largest
-    device = torch.device("cuda" if _on_gpu(recipe, workers) else "cpu")
+    device = device_of(recipe, workers)
     peak = matrix_peak(device, recipe.train.precision)
     guess = shape.flops * shape.tokens_per_row * shape.at_once * here / (USUAL_SHARE * peak)
     most = passes(widest, shape.data_ranks, shape.at_once)
@@ -284,18 +228,6 @@ def _shape(recipe: Recipe, text: Text, facts: dict[str, Any], ranks: int) -> Sha
 
 def _memory_of(text: Text, ranks: int) -> advice.Memory:
     return lambda recipe: int(estimate(recipe, text.vocabulary, ranks)["memory_bytes"])
-
-
-def _on_gpu(recipe: Recipe, workers: int) -> bool:
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return recipe.train.device != "cpu" and devices >= workers
-
-
-def _free_memory(recipe: Recipe, workers: int) -> int:
-    """Of this machine, or of the GPUs that its ranks compute on."""
-    if _on_gpu(recipe, workers):
-        return sum(torch.cuda.mem_get_info(device)[0] for device in range(workers))
-    return available_memory_bytes()
 
 
 @dataclass(frozen=True)

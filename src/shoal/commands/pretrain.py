@@ -39,34 +39,20 @@ from shoal.train.model_directory import infill_layout
 from shoal.train.report import write_report
 from shoal.train.run import Session, run_training
 from shoal.train.sizes import estimate, transformer_config
-from shoal.train.start import Start, run_on_ranks
+from shoal.train.start import Start, StartOptions, run_on_ranks
 from shoal.train.telemetry import describe_metrics
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(StartOptions):
     """Options of `shoal pretrain`."""
 
     recipe: Annotated[Path | None, tyro.conf.Positional] = None
     """A recipe file; keys that it doesn't give keep their defaults."""
-    workers: str = "1"
-    """Ranks to start on this machine; LEAST:MOST: a run that loses ranks goes on with fewer, from its last checkpoint."""
-    resume: bool = False
-    """Go on from the run's newest whole checkpoint."""
-    overwrite: bool = False
-    """Start anew in a folder that holds a run."""
     dry_run: bool = False
     """Print the resolved recipe and what it takes, and start nothing."""
     world: int = 0
     """With --dry-run: as if on so many ranks, on any machines."""
-    runs: Path = Path("runs")
-    """Folder of all runs."""
-    quiet: bool = False
-    """Show no progress."""
-    json: bool = False
-    """Print one JSON object, and nothing else, on stdout."""
-    debug: bool = False
-    """Show tracebacks."""
 
 
 def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:

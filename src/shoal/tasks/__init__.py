@@ -18,10 +18,10 @@ from shoal.tasks.labelled import LabelledTask
 from shoal.tasks.masked import Masked
 from shoal.tasks.prefer import Prefer
 from shoal.tasks.tag import Tag
-from shoal.tasks.task import Batch, Task
+from shoal.tasks.task import Batch, Task, TextTask
 from shoal.tasks.translate import Translate
 
-TASKS: dict[str, Callable[[Recipe, TextTokenizer, TokenStream | None], Task]] = {
+TASKS: dict[str, Callable[[Recipe, TextTokenizer, TokenStream | None], TextTask]] = {
     "causal": lambda recipe, tokenizer, stream: Causal(),
     "masked": Masked,
     "infill": lambda recipe, tokenizer, stream: Infill(recipe, tokenizer),
@@ -131,6 +131,7 @@ __all__ = [
     "Prefer",
     "Tag",
     "Task",
+    "TextTask",
     "Translate",
     "check_labelled",
     "check_objective",

@@ -7,6 +7,7 @@ arXiv:1910.10683). Evaluations write what follows from the given texts by `model
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,9 +176,9 @@ class Continuation(LabelledTask):
         ]
         return self.compare([written for written, _ in pairs], [reference for _, reference in pairs])
 
+    @abstractmethod
     def compare(self, written: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
         """How near texts are to what was wanted."""
-        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         """Nothing that its section doesn't say."""

@@ -15,15 +15,13 @@ from torch import Tensor
 from shoal.core.recipe import Recipe
 from shoal.data.examples.example import Example, Role
 from shoal.data.examples.rows import Sample
-from shoal.data.sequences import Framing, Sequences
+from shoal.data.sequences import Sequences
 from shoal.data.tokenizer import TextTokenizer
 from shoal.models.loss import IGNORED
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
 from shoal.parallel.wire import Wire
-from shoal.tasks.task import Batch, Found, Pieces, Task, on_device
-
-FRAMING = Framing("whole")
+from shoal.tasks.task import Batch, Pieces, Task, on_device
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,6 @@ class Head:
 class LabelledTask(Task, Protocol):
     """A task with labels."""
 
-    framing: Framing = FRAMING
     projected: float = 0.0
     roles: tuple[Role, ...]
     settings: Any
@@ -104,10 +101,6 @@ class LabelledTask(Task, Protocol):
     def describe(self) -> dict[str, Any]:
         """What `config.json` says, enough to make the task again."""
         ...
-
-    def metrics(self, corpora: Sequence[Found]) -> dict[str, float]:
-        """Not asked: a labelled evaluation has examples, not corpora."""
-        raise NotImplementedError
 
 
 def labelled_batch(sequences: Sequences, device: torch.device) -> Batch:

@@ -53,12 +53,7 @@ class Batch:
 
 
 class Task(Protocol):
-    """An objective."""
-
-    @property
-    def framing(self) -> Framing:
-        """How documents are laid into the rows that it gets."""
-        ...
+    """What the training loop asks for: sums, never means, as ranks may hold different numbers of targets."""
 
     @property
     def projected(self) -> float:
@@ -75,6 +70,15 @@ class Task(Protocol):
 
     def sums(self, model: Transformer, batch: Batch) -> dict[str, Tensor]:
         """What evaluation adds up over batches and ranks; always the same names, `loss` and `count` among them."""
+        ...
+
+
+class TextTask(Task, Protocol):
+    """An objective that text alone teaches."""
+
+    @property
+    def framing(self) -> Framing:
+        """How documents are laid into the rows that it gets."""
         ...
 
     def metrics(self, corpora: Sequence[Found]) -> dict[str, float]:

@@ -13,14 +13,14 @@ from shoal.data.plan import HeldOut
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
-from shoal.tasks import Task
+from shoal.tasks import TextTask
 
 
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates a model on the held-out text of each corpus; every rank reads its share and gets the whole result."""
 
-    task: Task
+    task: TextTask
     held_out: dict[str, HeldOut]
     batch: int
     wire: Wire

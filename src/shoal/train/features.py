@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -51,6 +51,21 @@ ABANDONED = 24 * 3600.0
 """Seconds after which a file that was begun is nobody's."""
 
 
+@dataclass(frozen=True)
+class Trunk:
+    """What fills a table: the model, the pieces that it reads, laid out so, and the row at which each piece's begin.
+
+    `pooled`: one row a piece, else one a token.
+    """
+
+    model: Transformer
+    pieces: Sequence[Piece]
+    starts: NDArray[np.int64]
+    pooled: bool
+    layout: Layout
+    precision: str
+
+
 def looked_up(
     model: Transformer, splits: Sequence[LabelledRows], recipe: Recipe, world: World
 ) -> tuple[Transformer, list[LabelledRows], list[str]]:
@@ -70,11 +85,12 @@ def looked_up(
         told = f"what the trunk gives would take {size / 1e9:,.1f} GB, more than is kept: it is computed in every epoch"
         return model, list(splits), [told]
     began = time.perf_counter()
-    path = cache_folder() / "features" / f"{_key(model, pieces, pooled, recipe, world)}.f32"
+    trunk = Trunk(model, pieces, starts, pooled, splits[0].layout, recipe.train.precision)
+    path = cache_folder() / "features" / f"{_key(trunk, world)}.f32"
     shape = sum(places_of), model.config.dim
     found = _is_there(path, shape, Wire(world))
     if not found:
-        _make(path, shape, model, splits[0].layout, pieces, starts, pooled, recipe, world)
+        _make(path, shape, trunk, world)
     what = f"what the trunk gives of {len(pieces):,} texts, {size / 1e6:,.1f} MB"
     told = f"{what}: " + (
         f"found in {path}" if found else f"computed in {time.perf_counter() - began:.1f} s, kept in {path}"
@@ -83,16 +99,16 @@ def looked_up(
     return HeadOnly(model, _mapped(path, shape)), [_numbered(rows, every, pooled) for rows in splits], [told]
 
 
-def _key(model: Transformer, pieces: Sequence[Piece], pooled: bool, recipe: Recipe, world: World) -> str:
+def _key(trunk: Trunk, world: World) -> str:
     """A name for a table: a hash of what decides its numbers."""
-    shape = replace(model.config, outputs=1, head_dropout=0.0)
+    shape = replace(trunk.model.config, outputs=1, head_dropout=0.0)
     told = hashlib.sha256(
-        repr((shape, pooled, recipe.train.precision, world.device.type, torch.__version__, code_fingerprint())).encode()
+        repr((shape, trunk.pooled, trunk.precision, world.device.type, torch.__version__, code_fingerprint())).encode()
     )
-    for name, value in model.state_dict().items():
+    for name, value in trunk.model.state_dict().items():
         if not name.startswith(HEAD):
             told.update(name.encode() + digest(value))
-    for piece in pieces:
+    for piece in trunk.pieces:
         told.update(f"{len(piece.tokens)} {piece.prefix} {piece.segments is not None}\0".encode())
         for array in (piece.tokens, piece.segments):
             told.update(b"" if array is None else np.ascontiguousarray(array, dtype=np.int64).tobytes())
@@ -132,17 +148,7 @@ def _mapped(path: Path, shape: tuple[int, int], shared: bool = False) -> Tensor:
     return torch.from_file(str(path), shared=shared, size=shape[0] * shape[1], dtype=torch.float32).view(shape)
 
 
-def _make(
-    path: Path,
-    shape: tuple[int, int],
-    model: Transformer,
-    layout: Layout,
-    pieces: Sequence[Piece],
-    starts: NDArray[np.int64],
-    pooled: bool,
-    recipe: Recipe,
-    world: World,
-) -> None:
+def _make(path: Path, shape: tuple[int, int], trunk: Trunk, world: World) -> None:
     """Compute the table on all ranks, and put it there on each machine; `ShoalError` where there is no room for it."""
     wire = Wire(world)
     first = world.local_rank == 0
@@ -156,7 +162,7 @@ def _make(
                 "XDG_CACHE_HOME, or compute it in every epoch: --tuning.cache false"
             )
         table = _mapped(temporary, shape, shared=True)
-        _fill(table, model, layout, pieces, starts, pooled, recipe, world)
+        _fill(table, trunk, world)
         wire.gather_objects(None)
         if world.local_size < world.size:  # the other machines have the other rows
             for block in table.split(EXCHANGED):
@@ -201,28 +207,20 @@ def _make_room(temporary: Path, size: int) -> str | None:
 
 
 @torch.no_grad()
-def _fill(
-    table: Tensor,
-    model: Transformer,
-    layout: Layout,
-    pieces: Sequence[Piece],
-    starts: NDArray[np.int64],
-    pooled: bool,
-    recipe: Recipe,
-    world: World,
-) -> None:
+def _fill(table: Tensor, trunk: Trunk, world: World) -> None:
     """Compute this rank's share."""
-    use_native_kernels(model, recipe.train.precision, TOGETHER)
+    model, pieces, starts = trunk.model, trunk.pieces, trunk.starts
+    use_native_kernels(model, trunk.precision, TOGETHER)
     model.eval()
     for chosen in _batches([len(piece.tokens) for piece in pieces], world):
         its = [pieces[number] for number in chosen]
-        sequences = collate(its, chosen, np.zeros(1, dtype=np.uint64), model.config.causal, layout)
-        with make_precision(recipe.train.precision, world.device):
+        sequences = collate(its, chosen, np.zeros(1, dtype=np.uint64), model.config.causal, trunk.layout)
+        with make_precision(trunk.precision, world.device):
             batch = labelled_batch(sequences, world.device)
             assert batch.pieces is not None
             found = batch.pieces
             hidden_ND = model(batch.tokens, reach=batch.reach, segments_BT=batch.segments).flatten(0, 1).float()
-        if pooled:
+        if trunk.pooled:
             assert model.task_head is not None
             table[torch.from_numpy(starts[chosen])] = model.task_head.pool(hidden_ND, found.starts, found.lengths).cpu()
         else:

@@ -19,7 +19,7 @@ from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import TASKS, Task, check_task
+from shoal.tasks import TASKS, Task, TextTask, check_task
 from shoal.train.evaluation import Evaluator
 from shoal.train.model_directory import write_pretrained
 from shoal.train.models import build_model
@@ -93,11 +93,11 @@ def pretraining(recipe: Recipe, world: World) -> Material:
     )
 
 
-def build_task(recipe: Recipe, corpus: Corpus, split: Split = "train") -> Task:
+def build_task(recipe: Recipe, corpus: Corpus, split: Split = "train") -> TextTask:
     """The recipe's task, for the corpus's tokenizer and rows of a split."""
     return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path), corpus.split(split))
 
 
-def plan_rows(recipe: Recipe, corpora: list[Corpus], task: Task, context: int) -> Plan:
+def plan_rows(recipe: Recipe, corpora: list[Corpus], task: TextTask, context: int) -> Plan:
     """What a run of the recipe reads, laid out for its task."""
     return plan_training(recipe, corpora, context, task.framing, Budget.of(recipe.train).expected_steps)

@@ -18,6 +18,26 @@ from shoal.train.elastic import Workers, is_of_this_job, launch_elastic, mark_jo
 Result = dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """Options of every verb that starts a run."""
+
+    workers: str = "1"
+    """Ranks to start on this machine; LEAST:MOST: a run that loses ranks goes on with fewer, from its last checkpoint."""
+    resume: bool = False
+    """Go on from the run's newest whole checkpoint."""
+    overwrite: bool = False
+    """Start anew in a folder that holds a run."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    quiet: bool = False
+    """Show no progress."""
+    json: bool = False
+    """Print one JSON object, and nothing else, on stdout."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
 @dataclass(frozen=True)
 class Start:
     """What was asked for; `workers` ranks on this machine."""
@@ -31,7 +51,7 @@ class Start:
     runs: Path
 
     @classmethod
-    def of(cls, verb: str, arguments: Any) -> "Start":
+    def of(cls, verb: str, arguments: StartOptions) -> "Start":
         """From a verb's arguments; `InputError` for what contradicts itself."""
         if arguments.resume and arguments.overwrite:
             raise InputError("--resume goes on and --overwrite starts anew: give one of them")

@@ -209,14 +209,26 @@ def mlp_backward(
     results = mlp_gradients(dy_ND, x_ND, up_NH, gate_NH, up_HD, gate_HD, down_DH, activation)
     dx_ND, dup_HD, dup_H, dgate_HD, dgate_H, ddown_DH, ddown_D = results
     gate = Linear() if gate_HD is None else Linear.of(gate_HD, None, (dgate_HD, dgate_H))
-    structure = Mlp(
-        Linear.of(up_HD, None, (dup_HD, dup_H)), gate, Linear.of(down_DH, None, (ddown_DH, ddown_D)),
-        activation, pointer(up_NH), pointer(gate_NH if gate_HD is not None else None),
-    )  # fmt: skip
+    up, down = Linear.of(up_HD, None, (dup_HD, dup_H)), Linear.of(down_DH, None, (ddown_DH, ddown_D))
+    _mlp_backward(dx_ND, dy_ND, x_ND, (up_NH, gate_NH), (up, gate, down), activation)
+    return results
+
+
+def _mlp_backward(
+    dx_ND: Tensor,
+    dy_ND: Tensor,
+    x_ND: Tensor | None,
+    inner: tuple[Tensor, Tensor],
+    linears: "tuple[Linear, Linear, Linear]",
+    activation: int,
+) -> None:
+    """Fill `dx` and the gradients that up, gate and down point to; without any of these no input is needed."""
+    up, gate, down = linears
+    up_NH, gate_NH = inner
+    structure = Mlp(up, gate, down, activation, pointer(up_NH), pointer(gate_NH if gate_NH.numel() else None))
     room = torch.empty_like(up_NH), torch.empty_like(gate_NH)
     tensors = map(pointer, (dx_ND, *room, dy_ND, x_ND))
-    call("mlp_backward", ctypes.byref(structure), *tensors, ctypes.c_int64(len(x_ND)))
-    return results
+    call("mlp_backward", ctypes.byref(structure), *tensors, ctypes.c_int64(len(dy_ND)))
 
 
 @mlp_backward.register_fake
@@ -252,24 +264,13 @@ def mlp_input_gradient(
     dy_ND = dy_ND.contiguous()
     dx_ND = torch.empty_like(dy_ND)
     gate = Linear() if gate_HD is None else Linear.of(gate_HD, None)
-    inner = pointer(up_NH), pointer(gate_NH if gate_HD is not None else None)
-    structure = Mlp(Linear.of(up_HD, None), gate, Linear.of(down_DH, None), activation, *inner)
-    room = torch.empty_like(up_NH), torch.empty_like(gate_NH)
-    tensors = map(pointer, (dx_ND, *room, dy_ND, None))
-    call("mlp_backward", ctypes.byref(structure), *tensors, ctypes.c_int64(len(dy_ND)))
+    linears = Linear.of(up_HD, None), gate, Linear.of(down_DH, None)
+    _mlp_backward(dx_ND, dy_ND, None, (up_NH, gate_NH), linears, activation)
     return dx_ND
 
 
 @mlp_input_gradient.register_fake
-def _(
-    dy_ND: Tensor,
-    up_NH: Tensor,
-    gate_NH: Tensor,
-    up_HD: Tensor,
-    gate_HD: Tensor | None,
-    down_DH: Tensor,
-    activation: int,
-) -> Tensor:
+def _(dy_ND: Tensor, *_: Any) -> Tensor:
     return dy_ND.new_empty(dy_ND.shape)
 
 

@@ -5,6 +5,7 @@ real tokens take, whatever their lengths. That needs our attention kernel, which
 serve, pieces are padded to the longest of the batch, and batches are of similar lengths (`data.grouping`).
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.data.partition import Positions
-from shoal.data.rows import hash_of
 from shoal.data.sequences import Labels, Sequences
 
 NO_TARGET = -100
@@ -64,9 +64,7 @@ class LabelledRows:
         self.sizes = np.array([sum(len(piece.tokens) for piece in sample) for sample in samples], dtype=np.int64)
         self.context = max((len(piece.tokens) for sample in samples for piece in sample), default=1)
         self.tokens = self.targets = int(self.sizes.sum())
-        self.fingerprint = hash_of(
-            [[(piece.tokens.tolist(), sorted(map(str, piece.values.items()))) for piece in sample] for sample in samples]
-        )
+        self.fingerprint = _fingerprint(samples)
 
     def read(self, samples: Positions, keys: NDArray[np.uint64]) -> Sequences:
         """The pieces of these samples, in their order."""
@@ -80,6 +78,19 @@ class LabelledRows:
     def lengths(self, samples: Positions) -> NDArray[np.int64]:
         """Tokens of each sample."""
         return self.sizes[samples]
+
+
+def _fingerprint(samples: Sequence[Sample]) -> str:
+    """A hash of all that is learned from the samples; of what a model told of them (`computed`), nothing."""
+    told = hashlib.sha256()
+    for sample in samples:
+        told.update(b"sample")
+        for piece in sample:
+            told.update(repr((len(piece.tokens), piece.prefix, sorted(piece.values.keys()))).encode())
+            values = (np.asarray(piece.values[name]) for name in sorted(piece.values))
+            for array in (piece.tokens, piece.targets, piece.segments, *values):
+                told.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    return told.hexdigest()
 
 
 def collate(
