@@ -31,13 +31,15 @@ class Choice:
     memory: int
 
     @property
-    def command(self) -> str | None:
-        """What to type; None where nothing fits."""
+    def commands(self) -> list[str]:
+        """What to type, one after the other; nothing where nothing fits. A model that isn't here is fetched first."""
         recipe, taken = self.recipe, self.advice.taken
         if taken is None:
-            return None
-        given = f"--model {taken.model} --data {' '.join(recipe.examples.train)}"
-        return f"shoal finetune --task {recipe.task} {given} --tuning.what {taken.what}"
+            return []
+        folder = recipe.model.init_from or short(taken.model)
+        fetched = [] if recipe.model.init_from else [f"hf download {taken.model} --local-dir {folder}"]
+        given = f"--model {folder} --data {' '.join(recipe.examples.train)}"
+        return [*fetched, f"shoal finetune --task {recipe.task} {given} --tuning.what {taken.what}"]
 
     def numbers(self) -> dict[str, Any]:
         """The same, ready for JSON."""
@@ -49,6 +51,7 @@ class Choice:
             "memory_free_bytes": self.memory,
             "options": [asdict(one) for one in advice.options],
             "taken": asdict(advice.taken) if advice.taken else None,
+            "commands": self.commands,
             "reasons": advice.reasons,
         }
 
@@ -79,12 +82,17 @@ def tell(choice: Choice, console: Console) -> None:
     for one in advice.options:
         mark = "← take this" if one == advice.taken else "" if one.fits else "does not fit"
         minutes = f"{one.seconds / 60:,.1f} min"
-        table.add_row(one.model, f"{one.weights / 1e6:,.0f}M", one.what, minutes, f"{one.memory / 1e9:.1f} GB", mark)
+        table.add_row(short(one.model), f"{one.weights / 1e6:,.0f}M", one.what, minutes, f"{one.memory / 1e9:.1f} GB", mark)
     console.print(table)
     for reason in advice.reasons:
         console.print(f"- {reason}", markup=False, soft_wrap=True)
-    if choice.command is not None:
-        console.print(f"\n{choice.command}", markup=False, soft_wrap=True)
+    for number, command in enumerate(choice.commands):
+        console.print("" if number else "\n", command, sep="", markup=False, soft_wrap=True)
+
+
+def short(name: str) -> str:
+    """A model's own name, without whose it is, or where it lies."""
+    return Path(name).name or name
 
 
 def _known(recipe: Recipe, facts: Facts) -> Known:

@@ -297,6 +297,8 @@ def finetuning_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_finetuning(recipe: Recipe) -> None:
     """`RecipeError` for what can't be fine-tuned."""
+    if recipe.task == Recipe().task:
+        raise RecipeError(f"no task: say what the examples teach by --task, or in a recipe; accepted: {', '.join(LABELLED)}")
     if recipe.task not in LABELLED:
         raise RecipeError(f"'task' is {recipe.task}, which shoal pretrain is for; accepted here: {', '.join(LABELLED)}")
     if recipe.parallel.sync == "server":
