@@ -98,6 +98,13 @@ class Scheduler:
         for text in (*self._waiting, *self._running):
             self.cancel(text)
 
+    def fail_all(self, error: Exception) -> None:
+        """End all texts that have a slot; those that wait may fare better."""
+        for text in self._running:
+            if text.finish is None:
+                self._fail(text, error)
+        self._let_go()
+
     def step(self) -> None:
         """Go on with each text that has been read by a token, then read some of the prompts."""
         ready = sorted((text for text in self._running if not text.reading), key=lambda text: text.slots)
@@ -112,7 +119,7 @@ class Scheduler:
         slots = [slot for text, tokens in zip(texts, last, strict=True) for slot in text.slots[: len(tokens)]]
         try:
             logits_RV = self._slots.step(slots, [token for tokens in last for token in tokens])
-        except Exception as error:  # whose fault it is can't be told; those that wait go on
+        except Exception as error:  # whose fault it is can't be told
             for text in texts:
                 self._fail(text, error)
         else:
