@@ -29,6 +29,7 @@ class Constraints:
 
     def __init__(self, tokenizer: TextTokenizer, ends: Collection[int]) -> None:
         self._tokenizer, self._ends = tokenizer, sorted(ends)
+        self._vocabulary = tokenizer.vocabulary
         self._known: Any = None
         self._making = Lock()
 
@@ -45,11 +46,11 @@ class Constraints:
             matcher.compute_bitmask()  # whether there is a first token
         if matcher.is_error():
             raise InputError(f"the {_NAMES[constraint.kind]} can't be followed: {_reason(matcher)}")
-        return Guide(matcher, self._tokenizer.vocabulary)
+        return Guide(matcher, self._vocabulary)
 
     def _know(self, llguidance: Any) -> Any:
         tokenizer = self._tokenizer
-        known = {"n_vocab": tokenizer.vocabulary, "eos_token": self._ends}
+        known = {"n_vocab": self._vocabulary, "eos_token": self._ends}
         try:
             return llguidance.LLTokenizer(tokenizer.library.to_str(), **known)
         except ValueError:  # of a kind that it doesn't know: told by what its tokens spell
