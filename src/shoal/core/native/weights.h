@@ -9,6 +9,12 @@
 
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include <utility>
+
 #include "panels.h"
 
 extern "C" {
@@ -27,9 +33,23 @@ namespace {
 
 constexpr int64_t GROUP = 32;
 
-typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-typedef uint8_t Nibbles __attribute__((vector_size(LANES), aligned(1), may_alias));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+// LANES integers, made wider. Left to itself, GCC 12 takes them apart.
+#if defined(__AVX512F__)
+inline Integers widened(const int8_t *from) { return (Integers)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)); }
+inline Integers widened(const uint8_t *from) { return (Integers)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)); }
+inline Integers widened(const uint16_t *from) { return (Integers)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)); }
+#elif defined(__AVX2__)
+inline Integers widened(const int8_t *from) { return (Integers)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
+inline Integers widened(const uint8_t *from) { return (Integers)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
+inline Integers widened(const uint16_t *from) { return (Integers)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)); }
+#else
+template <class Narrow> inline Integers widened(const Narrow *from) {
+    Integers wide;
+    for (int lane = 0; lane < LANES; lane++) wide[lane] = from[lane];
+    return wide;
+}
+#endif
+inline Vector floats(Integers values) { return __builtin_convertvector(values, Vector); }
 
 // How rows are read: STEP values at once, at(row, k, part) being the part-th Vector of those at k.
 template <Format FORMAT> struct Rows;
@@ -46,9 +66,7 @@ template <> struct Rows<BF16> {
     static constexpr int STEP = LANES;
     const Weight &weight;
     const uint16_t *place(int64_t row, int64_t k) const { return (const uint16_t *)weight.data + row * weight.width + k; }
-    Vector at(int64_t row, int64_t k, int) const {
-        return (Vector)(__builtin_convertvector(*(const Halves *)place(row, k), Integers) << 16);
-    }
+    Vector at(int64_t row, int64_t k, int) const { return (Vector)(widened(place(row, k)) << 16); }
     float scale(int64_t) const { return 1; }
 };
 
@@ -56,9 +74,7 @@ template <> struct Rows<INT8> {
     static constexpr int STEP = LANES;
     const Weight &weight;
     const int8_t *place(int64_t row, int64_t k) const { return (const int8_t *)weight.data + row * weight.width + k; }
-    Vector at(int64_t row, int64_t k, int) const {
-        return __builtin_convertvector(__builtin_convertvector(*(const Bytes *)place(row, k), Integers), Vector);
-    }
+    Vector at(int64_t row, int64_t k, int) const { return floats(widened(place(row, k))); }
     float scale(int64_t row) const { return weight.scales[row]; }
 };
 
@@ -67,61 +83,62 @@ template <> struct Rows<INT4> {
     const Weight &weight;
     const uint8_t *place(int64_t row, int64_t k) const { return (const uint8_t *)weight.data + (row * weight.width + k) / 2; }
     Vector at(int64_t row, int64_t k, int part) const {
-        const Integers both = __builtin_convertvector(*(const Nibbles *)(place(row, k) + part * LANES % LOW), Integers);
+        const Integers both = widened(place(row, k) + part * LANES % LOW);
         const float scale = weight.scales[(row * weight.width + k) / GROUP];
-        return __builtin_convertvector(part * LANES < LOW ? both & 15 : both >> 4, Vector) * scale - 8 * scale;
+        return floats(part * LANES < LOW ? both & 15 : both >> 4) * scale - 8 * scale;
     }
     float scale(int64_t) const { return 1; }
 };
 
-// The sum of all lanes, by halves.
+// The sum of all lanes; through memory, so that what the value belongs to stays in registers.
 inline float total(Vector value) {
-    typedef float Half __attribute__((vector_size(2 * LANES)));
-    Half low, high;
-    std::memcpy(&low, &value, sizeof(low));
-    std::memcpy(&high, (const char *)&value + sizeof(low), sizeof(high));
-    low += high;
-    if constexpr (LANES > 4) {
-        Quad a, b{};
-        std::memcpy(&a, &low, sizeof(a));
-        if constexpr (LANES == 16) std::memcpy(&b, (const char *)&low + sizeof(a), sizeof(b));
-        a += b;
-        return (a[0] + a[2]) + (a[1] + a[3]);
-    }
-    return low[0] + low[1];
+    alignas(64) float lanes[LANES];
+    store(lanes, value);
+    Quad sum = *(const Quad *)lanes;
+    for (int lane = 4; lane < LANES; lane += 4) sum += *(const Quad *)(lanes + lane);
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 constexpr int SUMS = LANES == 16 ? 16 : 8;  // that fit the registers beside what they are made of
 constexpr int MOST_TOKENS = SUMS / 2, MOST_ROWS = 8;
 
-// out[token * stride + row] for ROWS x TOKENS of them.
+// The value, in a register from here on: else GCC reads it from memory once for each use, and the loads take longest.
+inline Vector held(Vector value) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(value));
+#elif defined(__SSE2__)
+    asm("" : "+x"(value));
+#endif
+    return value;
+}
+
+// Call work(0), ..., work(COUNT - 1), the numbers being types: what they index can stay in registers.
+template <int... NUMBERS, class Work> ALWAYS_INLINE inline void each(std::integer_sequence<int, NUMBERS...>, Work work) {
+    (work(std::integral_constant<int, NUMBERS>()), ...);
+}
+template <int COUNT, class Work> ALWAYS_INLINE inline void each(Work work) { each(std::make_integer_sequence<int, COUNT>(), work); }
+
+// out[token * stride + row] of COUNT rows and TOKENS tokens.
 template <int COUNT, int TOKENS, Format FORMAT>
 ALWAYS_INLINE inline void dot_tile(Rows<FORMAT> rows, int64_t row, const float *x, float *out, int64_t stride) {
     const Weight &weight = rows.weight;
+    const int64_t width = weight.width;
     Vector sums[COUNT][TOKENS] = {};
-    for (int64_t k = 0; k < weight.width; k += Rows<FORMAT>::STEP) {
-#pragma GCC unroll 8
-        for (int part = 0; part < Rows<FORMAT>::STEP / LANES; part++) {
+    for (int64_t k = 0; k < width; k += Rows<FORMAT>::STEP) {
+        each<COUNT>([&](auto r) ALWAYS_INLINE { __builtin_prefetch(rows.place(row + COUNT + r, k)); });
+        each<Rows<FORMAT>::STEP / LANES>([&](auto part) ALWAYS_INLINE {
             Vector values[COUNT];
-#pragma GCC unroll 8
-            for (int r = 0; r < COUNT; r++) {
-                __builtin_prefetch(rows.place(row + COUNT + r, k));
-                values[r] = rows.at(row + r, k, part);
-            }
-#pragma GCC unroll 8
-            for (int t = 0; t < TOKENS; t++) {
-                const Vector activation = load(x + t * weight.width + k + part * LANES);
-#pragma GCC unroll 8
-                for (int r = 0; r < COUNT; r++) sums[r][t] += values[r] * activation;
-            }
-        }
+            each<COUNT>([&](auto r) ALWAYS_INLINE { values[r] = rows.at(row + r, k, part); });
+            each<TOKENS>([&](auto t) ALWAYS_INLINE {
+                const Vector activation = held(load(x + t * width + k + part * LANES));
+                each<COUNT>([&](auto r) ALWAYS_INLINE { sums[r][t] += values[r] * activation; });
+            });
+        });
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < COUNT; r++) {
+    each<COUNT>([&](auto r) ALWAYS_INLINE {
         const float scale = rows.scale(row + r), bias = weight.bias ? weight.bias[row + r] : 0;
-#pragma GCC unroll 8
-        for (int t = 0; t < TOKENS; t++) out[t * stride + row + r] = total(sums[r][t]) * scale + bias;
-    }
+        each<TOKENS>([&](auto t) ALWAYS_INLINE { out[t * stride + row + r] = total(sums[r][t]) * scale + bias; });
+    });
 }
 
 template <Format FORMAT>
