@@ -55,7 +55,7 @@ inline Vector floats(Integers values) { return __builtin_convertvector(values, V
 template <Format FORMAT> struct Rows;
 
 template <> struct Rows<FP32> {
-    static constexpr int STEP = LANES;
+    static constexpr int STEP = LANES, BITS = 32;
     const Weight &weight;
     const float *place(int64_t row, int64_t k) const { return (const float *)weight.data + row * weight.width + k; }
     Vector at(int64_t row, int64_t k, int) const { return load(place(row, k)); }
@@ -63,7 +63,7 @@ template <> struct Rows<FP32> {
 };
 
 template <> struct Rows<BF16> {
-    static constexpr int STEP = LANES;
+    static constexpr int STEP = LANES, BITS = 16;
     const Weight &weight;
     const uint16_t *place(int64_t row, int64_t k) const { return (const uint16_t *)weight.data + row * weight.width + k; }
     Vector at(int64_t row, int64_t k, int) const { return (Vector)(widened(place(row, k)) << 16); }
@@ -71,7 +71,7 @@ template <> struct Rows<BF16> {
 };
 
 template <> struct Rows<INT8> {
-    static constexpr int STEP = LANES;
+    static constexpr int STEP = LANES, BITS = 8;
     const Weight &weight;
     const int8_t *place(int64_t row, int64_t k) const { return (const int8_t *)weight.data + row * weight.width + k; }
     Vector at(int64_t row, int64_t k, int) const { return floats(widened(place(row, k))); }
@@ -79,13 +79,18 @@ template <> struct Rows<INT8> {
 };
 
 template <> struct Rows<INT4> {
-    static constexpr int STEP = GROUP, LOW = GROUP / 2;
+    static constexpr int STEP = GROUP, BITS = 4, LOW = GROUP / 2;
     const Weight &weight;
     const uint8_t *place(int64_t row, int64_t k) const { return (const uint8_t *)weight.data + (row * weight.width + k) / 2; }
     Vector at(int64_t row, int64_t k, int part) const {
-        const Integers both = widened(place(row, k) + part * LANES % LOW);
+        const Integers both = widened(place(row, k) + part * LANES % LOW), code = part * LANES < LOW ? both : both >> 4;
         const float scale = weight.scales[(row * weight.width + k) / GROUP];
-        return floats(part * LANES < LOW ? both & 15 : both >> 4) * scale - 8 * scale;
+#if defined(__AVX512F__)  // a vector is a table of all 16 values, and only the code's last four bits choose
+        const Vector table = (lane_numbers() - 8) * scale;
+        return (Vector)_mm512_permutexvar_ps((__m512i)code, (__m512)table);
+#else
+        return floats(code & 15) * scale - 8 * scale;
+#endif
     }
     float scale(int64_t) const { return 1; }
 };
@@ -99,8 +104,9 @@ inline float total(Vector value) {
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
-constexpr int SUMS = LANES == 16 ? 16 : 8;  // that fit the registers beside what they are made of
-constexpr int MOST_TOKENS = SUMS / 2, MOST_ROWS = 8;
+constexpr int SUMS = LANES == 16 ? 24 : 12;  // that fit the registers beside what they are made of
+constexpr int MOST_TOKENS = SUMS / 3, MOST_ROWS = 8;
+constexpr int FURTHER = 1 << 14;  // bytes, to prefetch into L2: L1 is full of activations
 
 // The value, in a register from here on: else GCC reads it from memory once for each use, and the loads take longest.
 inline Vector held(Vector value) {
@@ -124,8 +130,10 @@ ALWAYS_INLINE inline void dot_tile(Rows<FORMAT> rows, int64_t row, const float *
     const Weight &weight = rows.weight;
     const int64_t width = weight.width;
     Vector sums[COUNT][TOKENS] = {};
-    for (int64_t k = 0; k < width; k += Rows<FORMAT>::STEP) {
-        each<COUNT>([&](auto r) ALWAYS_INLINE { __builtin_prefetch(rows.place(row + COUNT + r, k)); });
+    constexpr int BYTES = COUNT * Rows<FORMAT>::STEP * Rows<FORMAT>::BITS / 8;
+    const char *later = (const char *)rows.place(row, 0) + FURTHER;
+    for (int64_t k = 0; k < width; k += Rows<FORMAT>::STEP, later += BYTES) {
+        each<(BYTES + 63) / 64>([&](auto line) ALWAYS_INLINE { __builtin_prefetch(later + 64 * line, 0, 2); });
         each<Rows<FORMAT>::STEP / LANES>([&](auto part) ALWAYS_INLINE {
             Vector values[COUNT];
             each<COUNT>([&](auto r) ALWAYS_INLINE { values[r] = rows.at(row + r, k, part); });
