@@ -1,15 +1,17 @@
 """The fast runner on a CPU: a whole step of a decoder in one native call, over weights in fp32 or fewer bits.
 
 PyTorch calls some hundred operators for a token; a small model's token takes less time than that. A step here is one call
-(core/native/decode.cpp), which reads each weight once for all texts, and prompts are read by the same call, a block of tokens at
-a time. A text's logits don't depend, in any bit, on what is computed beside it or on how its prompt was divided.
+(core/native/decode.cpp), which reads each weight once for all texts, and prompts are read by the same call, a block of
+tokens at a time. A text's logits don't depend, in any bit, on what is computed beside it or on how its prompt was divided.
 
-Keys and values of all slots are allocated at once, in fp32: 2 × layers × kv_heads × head_dim × 4 bytes a token of each slot. Weights in fp32
-are used where the model holds them; others are copies, beside which the model's embeddings and norms are still read.
+Keys and values of all slots are allocated at once, in fp32: 2 × layers × kv_heads × head_dim × 4 bytes a token of each slot.
+Weights in fp32 are used where the model holds them; others are copies, beside which the model's embeddings and norms are
+still read.
 """
 
 import ctypes
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,13 +24,13 @@ from shoal.models.layers import Linear
 from shoal.models.transformer import Block, Transformer
 
 BLOCK = 64
-"""Tokens of a pass, at most: so many that the weights' reading doesn't count, so few that their activations stay in cache."""
+"""Tokens of a pass, at most: so many that reading the weights doesn't count, so few that activations stay in cache."""
 PANEL = 16
 """Tokens whose keys lie together, as decode.cpp has them."""
 
 
 def native_runner(model: Transformer, slots: int, capacity: int, weights: Format = "fp32") -> "NativeRunner | None":
-    """A runner for texts of up to `capacity` tokens, or the model's context; None where the library is missing or doesn't suit.
+    """A runner for texts of up to `capacity` tokens, or the model's context; None where the library can't serve the model.
 
     `weights`: how they are stored. The model's parameters must not change while the runner lives.
     """
@@ -64,7 +66,7 @@ class NativeRunner:
         shape = config.layers, slots, config.kv_heads, panels, PANEL * config.head_dim
         self._keys, self._values = torch.zeros(shape), torch.zeros(shape)
         self._kept = Kept()
-        layers = [self._layer(block, number) for number, block in enumerate(model.blocks)]
+        layers = [self._layer(cast(Block, block), number) for number, block in enumerate(model.blocks)]
         self._layers = (Layer * len(layers))(*layers)
         self._decoder = self._describe(model, panels * PANEL)
         self._room = room(self._decoder, BLOCK)

@@ -1,7 +1,8 @@
 """Decoding on a CPU: the structures of decode.cpp, and weights in fewer bits.
 
-Weight-only quantization: a weight is rounded to nearest where it is stored, and computed with in fp32. int8 has a scale a row; int4
-one for each 32 values of a row, whose largest is represented exactly, so that all 16 codes are used (as llama.cpp's Q4_0).
+Weight-only quantization: a weight is rounded to nearest where it is stored, and computed with in fp32. int8 has a scale a
+row; int4 one for each 32 values of a row, whose largest is represented exactly, so that all 16 codes are used (as
+llama.cpp's Q4_0).
 
 Shape suffixes: R rows and W width of a weight.
 """
@@ -103,7 +104,7 @@ def room(decoder: Decoder, tokens: int) -> Tensor:
 
 
 def decode(decoder: Decoder, inputs: Iterable[Sequence[int]], logits: Tensor, room: Tensor) -> None:
-    """Put (token, slot, place)s into their slots, in one pass, and fill `logits` [told, vocabulary]: of what follows the last of them.
+    """Put (token, slot, place)s into their slots, in one pass; fill `logits` [told, vocabulary] of what follows the last ones.
 
     Places are distinct; those before one in its slot are filled, or among the inputs.
     """
@@ -129,17 +130,6 @@ def quantize(weight_RW: Tensor, format: Format) -> tuple[Tensor, Tensor | None]:
     codes_RGW = (_divide(groups_RGW, scales_RG1).round() + 8).clamp(0, 15).to(torch.uint8)
     low, high = codes_RGW.chunk(2, dim=2)
     return (low | high << 4).flatten(1), scales_RG1[..., 0]
-
-
-def dequantize(values: Tensor, scales: Tensor | None, format: Format) -> Tensor:
-    """The weight [rows, width] that `quantize` stored, in fp32."""
-    if scales is None:
-        return values.float()
-    if format == "int8":
-        return values.float() * scales[:, None]
-    packed_RGB = values.unflatten(1, (-1, GROUP // 2))
-    codes_RGW = torch.cat((packed_RGB & 15, packed_RGB >> 4), dim=2).float()
-    return ((codes_RGW - 8) * scales[..., None]).flatten(1)
 
 
 def _divide(values: Tensor, scales: Tensor) -> Tensor:
