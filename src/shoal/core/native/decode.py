@@ -104,7 +104,7 @@ def room(decoder: Decoder, tokens: int) -> Tensor:
 
 
 def decode(decoder: Decoder, inputs: Iterable[Sequence[int]], logits: Tensor, room: Tensor) -> None:
-    """Put (token, slot, place)s into their slots, in one pass; fill `logits` [told, vocabulary] of what follows the last ones.
+    """Put (token, slot, place)s into their slots, in one pass; fill `logits` [told, vocabulary] of what follows the last.
 
     Places are distinct; those before one in its slot are filled, or among the inputs.
     """
