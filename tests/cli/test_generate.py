@@ -57,6 +57,7 @@ def test_stop_strings_end_the_text_and_never_show(shoal: Shoal, model: Path) -> 
         (["--top-k", "-1"], "top-k is -1; accepted: 0 or more"),
         (["--min-p", "1.5"], "min-p is 1.5; accepted: from 0 to 1"),
         (["--repetition-penalty", "0"], "repetition penalty is 0.0; accepted: above 0"),
+        (["--weights", "int8"], "weights in int8 are computed with by Shoal's own library alone"),
         (["--beams", "0"], "--beams is 0; accepted: a whole number above 0"),
         (["--beams", "999"], "999 beams are asked for; accepted: from 1 to "),
         (["--json-schema", "nowhere.json"], "nowhere.json: no such file"),

@@ -13,11 +13,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from shoal.core.errors import InputError
+from shoal.core.machine import cpp_compiler
 from shoal.data.tokenizer import build_char
 from shoal.models.decoding import Decoding, decode
 from shoal.serve.generation import LanguageModel
+from shoal.serve.native_runner import NativeRunner
 from shoal.serve.request import Piece, Request
-from shoal.serve.runner import TorchRunner
+from shoal.serve.runner import TorchRunner, make_runner
 from shoal.serve.sampling import Sampling
 from shoal.serve.scheduler import Scheduler
 from tests.models.shapes import FAMILIES, random_model
@@ -118,6 +120,31 @@ def test_the_seed_decides_what_is_drawn() -> None:
     requests = [ask("to be", 20, Sampling(1.0), seed=seed) for seed in (1, 2, 1)]
     first, second, third = (joined(pieces) for pieces in write_all(scheduler_of(GPT), requests))
     assert first == third != second
+
+
+@pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_over_the_native_runner_company_changes_not_a_bit(family: str) -> None:
+    heads = FAMILIES[family].kv_heads
+    shape = replace(LANGUAGES[family].model.config, dim=32, heads=heads, kv_heads=heads // 2, head_dim=16, hidden=64)
+    language = LanguageModel(random_model(shape, 3, 0.1), CHAR)
+
+    def write(requests: Sequence[Request], slots: int, chunk: int = 128) -> list[list[Piece]]:
+        runner = make_runner(language.model, slots, 64)
+        assert isinstance(runner, NativeRunner)
+        return write_all(Scheduler(runner, CHAR, language.ends, chunk), requests)
+
+    samplings = [GREEDY, Sampling(1.0, top_p=0.9)]
+    requests = [ask(prompt, 12, sampling, alternatives=2) for prompt in PROMPTS for sampling in samplings]
+    alone = [write([request], 1)[0] for request in requests]
+    for slots, chunk in ((3, 7), (8, 128)):
+        together = write(requests, slots, chunk)
+        assert [[piece.told for piece in pieces] for pieces in together] == [
+            [piece.told for piece in pieces] for pieces in alone
+        ]
+    assert [*map(joined, write_all(scheduler_of(language), requests))] == [*map(joined, alone)]
+    beams = [ask(prompt, 9, beams=3) for prompt in PROMPTS]
+    assert [*map(joined, write(beams, 7))] == [*map(joined, write_all(scheduler_of(language), beams))]
 
 
 def test_texts_are_written_while_a_long_prompt_is_read() -> None:

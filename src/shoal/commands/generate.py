@@ -19,6 +19,7 @@ import tyro
 
 from shoal.core.errors import InputError
 from shoal.core.files import read_json
+from shoal.core.native.decode import Format
 from shoal.serve.filling import BLANK, Layout, fill_masks, read_layout
 from shoal.serve.generation import LanguageModel, generate, load_language_model
 from shoal.serve.request import Constraint
@@ -50,6 +51,8 @@ class Arguments:
     """Above 1: tokens that prompt or text have already become less likely."""
     beams: int = 1
     """Above 1: search for the likeliest text, by so many beginnings at once, and draw nothing."""
+    weights: Format = "fp32"
+    """How weights are kept: fewer bits are read faster, and compute something a little else."""
     seed: int = 0
     """The same seed gives the same text."""
     stop: tuple[str, ...] = field(default_factory=tuple)
@@ -88,8 +91,9 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
             raise InputError("--json-schema, --regex and --beams are for texts that go on, not for blanks")
         return _fill(arguments, language, prompt, sampling, layout)
     continuation = generate(
-        language, prompt, arguments.tokens, sampling, arguments.seed, arguments.stop, constraint, arguments.beams
-    )
+        language, prompt, arguments.tokens, sampling, arguments.seed, arguments.stop, constraint, arguments.beams,
+        arguments.weights,
+    )  # fmt: skip
     pieces = [next(continuation, "")]  # a prompt that can't be used is told before anything is printed
     if not arguments.json:
         _write(prompt + pieces[0])

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from threading import Condition, Thread
 
 from shoal.core.errors import InputError
+from shoal.core.native.decode import Format
 from shoal.serve.generation import LanguageModel
 from shoal.serve.request import ClosedError, FullError, Piece, Request
-from shoal.serve.runner import Weights, make_runner
+from shoal.serve.runner import make_runner
 from shoal.serve.scheduler import CHUNK, Scheduler
 from shoal.serve.text import Text
 
@@ -106,7 +107,7 @@ def make_engine(
     capacity: int | None = None,
     queue: int = 64,
     chunk: int = CHUNK,
-    weights: Weights = "fp32",
+    weights: Format = "fp32",
 ) -> ThreadedEngine:
     """An engine that writes `slots` texts of up to `capacity` tokens at once, while `queue` more wait.
 

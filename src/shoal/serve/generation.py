@@ -10,6 +10,7 @@ import torch
 from shoal.core.errors import InputError, ShoalError
 from shoal.core.files import read_json
 from shoal.core.model_directory import adapter_of, find_model_directory, read_adapter_directory, read_model_directory
+from shoal.core.native.decode import Format
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models import hugging_face
 from shoal.models.hugging_face.adapters import Adapter, merged
@@ -74,12 +75,13 @@ def generate(
     stop: Sequence[str] = (),
     constraint: Constraint | None = None,
     beams: int = 1,
+    weights: Format = "fp32",
 ) -> Iterator[str]:
     """The prompt's continuation, in pieces of whole characters, up to `tokens` tokens.
 
     Ends at an end-of-text token or before the first `stop` string, none of which is part of the text. When the context is
     full, the oldest half is forgotten. The same seed gives the same text. `constraint`: what the text must be; `beams`:
-    above 1, search for the likeliest text, instead of drawing one.
+    above 1, search for the likeliest text, instead of drawing one; `weights`: how they are kept.
     """
     model = language.model
     if not model.config.causal:
@@ -90,7 +92,7 @@ def generate(
     request = Request(
         tuple(given), tokens, sampling or Sampling(), seed, tuple(stop), constraint=constraint, beams=beams,
     )  # fmt: skip
-    runner = make_runner(model, beams, min(len(given) + tokens, model.config.context))
+    runner = make_runner(model, beams, min(len(given) + tokens, model.config.context), weights)
     yield from write(request, Scheduler(runner, language.tokenizer, language.ends, chunk=None, endless=True))
 
 

@@ -6,15 +6,17 @@ runner knows weights, and how they are multiplied.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from shoal.core.errors import InputError
+from shoal.core.native.decode import Format
 from shoal.models.cache import make_cache
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
+from shoal.serve.native_runner import native_runner
 
 
 class Runner(Protocol):
@@ -79,12 +81,14 @@ class TorchRunner:
         return hidden_RTD[:, -1]
 
 
-Weights = Literal["fp32", "bf16", "int8", "int4"]
-"""How a runner keeps weights."""
-
-
-def make_runner(model: Transformer, slots: int, capacity: int, weights: Weights = "fp32") -> Runner:
+def make_runner(model: Transformer, slots: int, capacity: int, weights: Format = "fp32") -> Runner:
     """The fastest runner that serves the model here; `InputError` where none does with such `weights`."""
+    native = native_runner(model, slots, capacity, weights)
+    if native is not None:
+        return native
     if weights != "fp32":
-        raise InputError(f"weights in {weights} are not computed with here: this model is served with those it has")
+        raise InputError(
+            f"weights in {weights} are computed with by Shoal's own library alone, which needs a CPU, a C++ compiler, and a "
+            "model of a shape that it knows; leave them in fp32"
+        )
     return TorchRunner(model, slots, capacity)
