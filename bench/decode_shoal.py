@@ -19,18 +19,22 @@ from shoal.core.native.decode import Format
 from shoal.models import hugging_face
 from shoal.serve.native_runner import NativeRunner, native_runner
 
-SLOTS, LENGTH = 8, 240
-"""Texts that a loss is told of, and their tokens."""
+SLOTS, WINDOWS, LENGTH = 8, 32, 240
+"""Texts that are read at once; all that a loss is told of; their tokens."""
 
 
-def loss_of(runner: NativeRunner, tokens: torch.Tensor) -> float:
-    """Nats a token of the tokens int64 [SLOTS, LENGTH], each row a text."""
+def loss_of(runner: NativeRunner, shard: Path) -> float:
+    """Nats a token of windows spread over the shard's token ids (uint16)."""
+    ids = np.fromfile(shard, dtype="<u2").astype(np.int64)
+    starts = np.linspace(0, len(ids) - LENGTH, WINDOWS).astype(np.int64)
+    windows = torch.from_numpy(ids[starts[:, None] + np.arange(LENGTH)])
     told = []
-    for slot, row in enumerate(tokens):
-        runner.read(slot, row[:1].tolist(), 0)
-    for place in range(1, LENGTH - 1):
-        logits = runner.step([*range(SLOTS)], tokens[:, place].tolist())
-        told.append(functional.cross_entropy(logits, tokens[:, place + 1]))
+    for tokens in windows.split(SLOTS):
+        for slot, window in enumerate(tokens):
+            runner.read(slot, window[:1].tolist(), 0)
+        for place in range(1, LENGTH - 1):
+            logits = runner.step([*range(SLOTS)], tokens[:, place].tolist())
+            told.append(functional.cross_entropy(logits, tokens[:, place + 1]))
     return float(torch.stack(told).mean())
 
 
@@ -73,8 +77,7 @@ def main(
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     if text is not None:
-        ids = torch.from_numpy(np.fromfile(text, dtype="<u2", count=SLOTS * LENGTH).astype(np.int64))
-        result["loss"] = loss_of(runner, ids.view(SLOTS, LENGTH))
+        result["loss"] = loss_of(runner, text)
     print(json.dumps(result), flush=True)
 
 
