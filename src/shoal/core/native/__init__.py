@@ -1,7 +1,7 @@
 """Code of our own in C++, compiled on the machine that runs it.
 
 A wheel would have to choose instructions that every x86-64 machine has; with `-march=native` attention takes 51 ms instead
-of 188. The price is a compiler and six seconds, once a machine: the library is kept in
+of 188. The price is a compiler and ten seconds, once a machine: the library is kept in
 `$XDG_CACHE_HOME/shoal/native` (else `~/.cache`) under a hash of all that shapes it. Without a compiler there is no
 library, and callers use PyTorch's own operations.
 """

@@ -271,12 +271,14 @@ int64_t decode_room(const Decoder *model, int64_t tokens) { return Room(*model, 
 
 // Put tokens into their slots: distinct places, and those before them filled or among them. logits [told][vocabulary] are of what
 // follows the last `told` of them.
-int decode(const Decoder *model, const Input *inputs, int64_t tokens, float *logits, int64_t told, float *room, int64_t threads) {
+int decode(const Decoder *model, const Input *inputs, int64_t tokens, float *logits, int64_t told, float *room, int64_t threads) try {
     Phases phases(PHASES_A_LAYER * model->depth + 3);
     const Pass pass(*model, inputs, tokens, room, threads);
 #pragma omp parallel num_threads(int(threads))
     pass(phases, logits, told);
     return 0;
+} catch (const std::bad_alloc &) {
+    return 1;
 }
 
 }  // extern "C"

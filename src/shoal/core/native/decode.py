@@ -22,6 +22,8 @@ MULTIPLE = 16
 """Widths are multiples of this: whole vectors, whatever their length."""
 GROUP = 32
 """Of int4: so many values have one scale, and rows are multiples of them."""
+TOGETHER = 1 << 18
+"""Values that are rounded at a time."""
 
 
 class Kept:
@@ -121,15 +123,25 @@ def quantize(weight_RW: Tensor, format: Format) -> tuple[Tensor, Tensor | None]:
         return weight_RW, None
     if format == "bf16":
         return weight_RW.bfloat16(), None
-    if format == "int8":
-        scales_R = weight_RW.abs().amax(1) / 127
-        return _divide(weight_RW, scales_R[:, None]).round().to(torch.int8), scales_R
+    rounding = _to_int8 if format == "int8" else _to_int4
+    # some rows at a time: what lies between stays in cache, and is no second copy of the weight
+    parts = [rounding(rows) for rows in weight_RW.split(max(1, TOGETHER // weight_RW.shape[1]))]
+    values, scales = (torch.cat(kind) for kind in zip(*parts, strict=True))
+    return values, scales
+
+
+def _to_int8(weight_RW: Tensor) -> tuple[Tensor, Tensor]:
+    scales_R = weight_RW.abs().amax(1) / 127
+    return _divide(weight_RW, scales_R[:, None]).round().to(torch.int8), scales_R
+
+
+def _to_int4(weight_RW: Tensor) -> tuple[Tensor, Tensor]:
     groups_RGW = weight_RW.unflatten(1, (-1, GROUP))
-    largest_RG1 = groups_RGW.gather(2, groups_RGW.abs().argmax(2, keepdim=True))
-    scales_RG1 = largest_RG1 / -8
-    codes_RGW = (_divide(groups_RGW, scales_RG1).round() + 8).clamp(0, 15).to(torch.uint8)
+    highest_RG, lowest_RG = groups_RGW.amax(2), groups_RGW.amin(2)
+    scales_RG = highest_RG.where(highest_RG > -lowest_RG, lowest_RG) / -8
+    codes_RGW = (_divide(groups_RGW, scales_RG[..., None]).round() + 8).clamp(0, 15).to(torch.uint8)
     low, high = codes_RGW.chunk(2, dim=2)
-    return (low | high << 4).flatten(1), scales_RG1[..., 0]
+    return (low | high << 4).flatten(1), scales_RG
 
 
 def _divide(values: Tensor, scales: Tensor) -> Tensor:
