@@ -101,11 +101,10 @@ def _of_the_router(request: Request, error: StarletteHTTPException) -> ApiError:
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first, *others = error.errors()
+    # where a field may be of several types, each says what it lacks: the one that went deepest is the one that was meant
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
     name = _place(first["loc"][1:])
     message = f"{name}: {first['msg']}" if name else f"the body: {first['msg']}"
-    if others:
-        message += f" (and {len(others)} more)"
     return error_response(ApiError(400, message, param=name or None, code="invalid_value"))
 
 

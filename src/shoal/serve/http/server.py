@@ -36,7 +36,7 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first request's headers are waited for."""
         super().connection_made(transport)
-        self._head = self.loop.call_later(self.limits.head_seconds, self._give_up)
+        self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         """From a request's first byte on its headers are waited for, until they are there."""
@@ -44,8 +44,15 @@ class PatientProtocol(H11Protocol):
         super().data_received(data)
         if self.cycle is not before:
             self._stop_waiting_for_head()
-        elif self._head is None and (self.cycle is None or self.cycle.response_complete):
-            self._head = self.loop.call_later(self.limits.head_seconds, self._give_up)
+        elif self.cycle is None or self.cycle.response_complete:
+            self._wait_for_head()
+
+    def on_response_complete(self) -> None:
+        """The next request may have begun already."""
+        before = self.cycle
+        super().on_response_complete()
+        if self.cycle is before and self.conn.trailing_data[0]:
+            self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for."""
@@ -71,6 +78,10 @@ class PatientProtocol(H11Protocol):
         )
         self.transport.write(head % len(body) + body)
         self.transport.close()
+
+    def _wait_for_head(self) -> None:
+        if self._head is None:
+            self._head = self.loop.call_later(self.limits.head_seconds, self._give_up)
 
     def _stop_waiting_for_head(self) -> None:
         if self._head is not None:
