@@ -64,7 +64,9 @@ def test_without_a_key_only_names_of_this_machine_are_answered(chat: Server, loc
 
 
 def test_no_other_site_may_ask(chat: Server) -> None:
-    preflight = chat.client.options(COMPLETIONS, headers={"Origin": "https://a.example", "Access-Control-Request-Method": "POST"})
+    preflight = chat.client.options(
+        COMPLETIONS, headers={"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    )
     assert preflight.status_code == 405
     assert not [name for name in preflight.headers if name.startswith("access-control")]
 

@@ -105,7 +105,8 @@ def test_a_stream_is_events_of_one_line_each(chat: Server) -> None:
 
 def test_the_same_seed_gives_the_same_text(client: openai.OpenAI) -> None:
     texts = [
-        client.completions.create(model="tiny", prompt=PROMPT, max_tokens=30, seed=seed).choices[0].text for seed in (1, 1, 2)
+        client.completions.create(model="tiny", prompt=PROMPT, max_tokens=30, seed=seed).choices[0].text
+        for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
     unseeded = [client.completions.create(model="tiny", prompt=PROMPT, max_tokens=30).choices[0].text for _ in range(2)]
@@ -138,7 +139,12 @@ def test_log_probabilities_are_those_of_the_tokens(client: openai.OpenAI) -> Non
 
 
 def test_a_reply_has_the_form_that_is_asked_for(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"fish": {"type": "boolean"}}, "required": ["fish"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"fish": {"type": "boolean"}},
+        "required": ["fish"],
+        "additionalProperties": False,
+    }
     form = {"type": "json_schema", "json_schema": {"name": "fish", "schema": schema, "strict": True}}
     reply = client.chat.completions.create(model="tiny", messages=SAID, max_tokens=60, seed=1, response_format=form)  # type: ignore[call-overload]
     assert json.loads(reply.choices[0].message.content) in ({"fish": True}, {"fish": False})
