@@ -49,9 +49,13 @@ def begin(server: Server, **body: Any) -> socket.socket:
     address = httpx.URL(server.url)
     connection = socket.create_connection((address.host, address.port or 0), timeout=60)
     content = json.dumps({"model": "tiny", **LONG, **body}).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    connection.sendall(head.encode() + content)
+    connection.sendall(head(PATH, content) + content)
     return connection
+
+
+def head(path: str, content: bytes) -> bytes:
+    lines = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", f"Content-Length: {len(content)}")
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
 
 def test_a_client_that_leaves_a_stream_frees_its_slot(narrow: Server) -> None:
@@ -138,12 +142,15 @@ def test_a_server_that_is_stopped_finishes_what_it_began() -> None:
 
 
 def test_a_server_does_not_wait_for_ever_for_answers_to_end() -> None:
-    with serving(chat_model(slots=1, context=CONTEXT), Limits(grace_seconds=0.2)) as server:
-        with pytest.raises(httpx.RemoteProtocolError), server.client.stream(
-            "POST", PATH, json={"model": "tiny", **LONG, "stream": True}
-        ) as reply:  # fmt: skip
-            for _ in reply.iter_lines():
-                server.stop()
+    model, limits = chat_model(slots=1, context=CONTEXT), Limits(grace_seconds=0.2)
+    body = {"model": "tiny", **LONG, "stream": True}
+    with (
+        serving(model, limits) as server,
+        pytest.raises(httpx.RemoteProtocolError),
+        server.client.stream("POST", PATH, json=body) as reply,
+    ):
+        for _ in reply.iter_lines():
+            server.stop()
     assert engine_of(server).running == engine_of(server).waiting == 0
 
 
@@ -155,8 +162,7 @@ def test_a_client_that_does_not_read_is_not_waited_for() -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect((address.host, address.port))
             content = json.dumps({"model": "tiny", **LONG, "n": 4, "logprobs": 20, "stream": True}).encode()
-            head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            connection.sendall(head(PATH, content) + content)
             while not engine_of(server).running:
                 assert server.client.get("/health").status_code == 200
             wait_until_idle(server)
@@ -168,11 +174,10 @@ def test_an_encoder_goes_on_after_clients_that_left() -> None:
     with serving(classifier(), Limits(queue=2)) as server:
         address = httpx.URL(server.url)
         content = json.dumps({"model": "tiny", "input": ["the shoal swims " * 20] * 256}).encode()
-        head = "POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         statuses = set()
         for _ in range(30):
             with closing(socket.create_connection((address.host, address.port or 0))) as connection:
-                connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+                connection.sendall(head("/v1/classify", content) + content)
             statuses.add(server.post("/v1/classify", input="a fish").status_code)
         assert statuses <= {200, 429}
         while server.post("/v1/classify", input="a fish").status_code != 200:
