@@ -89,7 +89,7 @@ def check_completion(asked: CompletionRequest) -> None:
 
 def engine_requests(
     served: Served, limits: Limits, asked: Writing, prompts: Sequence[list[int]], *, tokens: int, alternatives: int | None,
-    response_format: ResponseFormat | None,
+
 ) -> list[Request]:  # fmt: skip
     """A request for each choice of each prompt, in that order; `ApiError` for what is beyond the limits."""
     n = asked.n or 1
@@ -109,7 +109,7 @@ def engine_requests(
         raise ApiError(400, f"max_tokens: {tokens} is more than the {most_tokens} that may be asked for", param="max_tokens")
     seed = secrets.randbits(62) if asked.seed is None else asked.seed
     stop = tuple(listed(asked.stop)) if asked.stop else ()
-    sampling, constraint = sampling_of(asked), constraint_of(response_format)
+    sampling, constraint = sampling_of(asked), constraint_of(asked.response_format)
     return [
         Request(tuple(prompt), tokens, sampling, seed + choice, stop, alternatives, constraint)
         for prompt in prompts

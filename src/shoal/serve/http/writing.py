@@ -56,7 +56,7 @@ def writing_router(service: Service) -> APIRouter:
             prompts = asking.chat_prompts(service.served, asked)
             return prompts, asking.engine_requests(
                 service.served, service.limits, asked, prompts.tokens, alternatives=alternatives,
-                tokens=asking.reply_tokens(service.served, service.limits, asked), response_format=asked.response_format,
+                tokens=asking.reply_tokens(service.served, service.limits, asked),
             )  # fmt: skip
 
         return await _answer(service, request, asked, telling, prepare)
@@ -73,7 +73,7 @@ def writing_router(service: Service) -> APIRouter:
             telling.echo = prompts.texts
             return prompts, asking.engine_requests(
                 service.served, service.limits, asked, prompts.tokens, alternatives=asked.logprobs,
-                tokens=asked.max_tokens or asking.COMPLETION_TOKENS, response_format=asked.response_format,
+                tokens=asked.max_tokens or asking.COMPLETION_TOKENS,
             )  # fmt: skip
 
         return await _answer(service, request, asked, telling, prepare)
@@ -92,7 +92,9 @@ async def _answer(
     writer = asking.writer_of(service.served)
     if asked.stream_options is not None and not asked.stream:
         raise ApiError(400, "stream_options: is for requests with stream: true", param="stream_options")
-    texts = Texts(service.deadline(), lambda: service.metrics.first_token.observe(time.perf_counter() - began))
+    observe = service.metrics.first_token.observe
+    constrained = asking.constraint_of(asked.response_format) is not None
+    texts = Texts(service.deadline(), lambda: observe(time.perf_counter() - began), constrained)
 
     def submit() -> asking.Prompts:
         prompts, requests = prepare()
