@@ -129,7 +129,7 @@ def run(arguments: Arguments, overrides: list[str]) -> None:
         server = make_server(build_app(served, limits, key), limits, ready)
         server.run([socket])
     if server.interrupted:
-        raise Interrupted("stopped; all answers were finished")
+        raise Interrupted("stopped")
 
 
 def read_served(arguments: Arguments) -> Served:
