@@ -2,11 +2,11 @@
 
 const KEY = "shoal.key";
 
-/** What went wrong, in words for the reader; `status` is 0 where no answer came. */
+/** What went wrong, in words for the reader; `code`: the server's word for it, where there is one. */
 export class Problem extends Error {
-  constructor(message, status = 0) {
+  constructor(message, code = null) {
     super(message);
-    this.status = status;
+    this.code = code;
   }
 }
 
@@ -74,15 +74,16 @@ async function request(path, body, signal) {
     await askForKey(Boolean(key));
     return request(path, body, signal);
   }
-  if (!response.ok) throw new Problem(await reasonOf(response), response.status);
+  if (!response.ok) throw await problemOf(response);
   return response;
 }
 
-async function reasonOf(response) {
+async function problemOf(response) {
   const told = await response.json().catch(() => null);
   const reason = told?.error?.message ?? `The server answered ${response.status} ${response.statusText}.`;
   const wait = response.headers.get("Retry-After");
-  return wait ? `${reason} Try again in ${wait} s.` : reason;
+  const sentence = /[.!?]$/.test(reason) ? reason : `${reason}.`;
+  return new Problem(wait ? `${sentence} Try again in ${wait} s.` : sentence, told?.error?.code);
 }
 
 /** Let the reader type the key; `Problem` where it is left. */
@@ -95,7 +96,7 @@ function askForKey(wrong) {
     dialog.returnValue = "";
     dialog.addEventListener("close", () => {
       if (dialog.returnValue !== "use") {
-        reject(new Problem("The server wants an API key, and none was given.", 401));
+        reject(new Problem("The server wants an API key, and none was given."));
         return;
       }
       sessionStorage.setItem(KEY, input.value.trim());

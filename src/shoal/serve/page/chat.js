@@ -8,6 +8,8 @@ import { announce, copyText, growing, sendsOnEnter } from "./elements.js";
 
 const STORED = "shoal.conversation";
 const STOPPED = "stopped";
+const TOO_LONG = "context_length_exceeded"; // the server's word for a prompt that the model can't read whole
+const READ = 0.75; // how much of the context a prompt takes up at most, so that an answer has room
 
 /** Start the conversation's view in `main`. `settings` says how answers are drawn. Returns {clear()}. */
 export function startChat(main, model, settings) {
@@ -22,6 +24,7 @@ class Chat {
     this.continues = model.kind === "completion";
     this.turns = read(model.id); // {role, content, note, problem}
     this.running = null; // the AbortController of the answer that is being written
+    this.budget = Infinity; // characters that are sent, so that the model can read them
     this.view = view;
     this.list = view.querySelector(".turns");
     this.scroll = view.querySelector(".scroll");
@@ -82,7 +85,7 @@ class Chat {
 
   #send() {
     if (this.running) return;
-    const content = this.input.value;
+    const content = this.input.value.toWellFormed();
     // an empty text lets a base model go on with what there is
     if (!content.trim() && !(this.continues && this.turns.length)) return;
     if (content) this.#add({ role: "user", content: this.#joined(content) });
@@ -98,7 +101,6 @@ class Chat {
   }
 
   async #answer() {
-    const [path, body] = this.#request();
     const turn = { role: "assistant", content: "" };
     const item = this.#add(turn);
     const text = item.querySelector(".text");
@@ -108,8 +110,7 @@ class Chat {
     announce("The model is writing.");
     const watch = new Watch();
     try {
-      for await (const told of stream(path, body, this.running.signal)) {
-        watch.see(told);
+      for await (const told of this.#events(this.turns.slice(0, -1), watch)) {
         turn.content += this.continues ? told.choices[0]?.text ?? "" : told.choices[0]?.delta?.content ?? "";
         this.#drawSoon(text, turn);
       }
@@ -125,16 +126,47 @@ class Chat {
     write(this.model.id, this.turns);
   }
 
-  #request() {
+  /** What the server tells; where it finds the prompt too long, the beginning is left out, and it is asked again. */
+  async *#events(turns, watch) {
+    const signal = this.running.signal;
+    for (;;) {
+      const { path, body, sent, all, most } = this.#request(turns);
+      watch.cut = sent < all;
+      try {
+        for await (const told of stream(path, body, signal)) {
+          watch.see(told);
+          const read = told.usage?.prompt_tokens;
+          if (read && this.model.context) this.budget = Math.floor((READ * this.model.context * sent) / read);
+          yield told;
+        }
+        return;
+      } catch (error) {
+        if (error.code !== TOO_LONG || sent <= most) throw error;
+        this.budget = Math.floor((sent * 2) / 3);
+      }
+    }
+  }
+
+  /** {path, body, sent, all, most}: of `all` characters so many are sent, and it can't be less than `most`. */
+  #request(turns) {
     const common = { ...this.settings.fields(), model: this.model.id, stream: true, stream_options: { include_usage: true } };
     if (this.continues) {
-      return ["v1/completions", { ...common, prompt: this.turns.map((turn) => turn.content).join("") }];
+      const text = turns.map(({ content }) => content).join("");
+      const prompt = text.slice(-Math.max(1, this.budget)).replace(/^[\udc00-\udfff]/, ""); // no half of a character
+      return { path: "v1/completions", body: { ...common, prompt }, sent: prompt.length, all: text.length, most: 1 };
     }
-    const system = this.settings.system();
-    const said = this.turns.filter(({ role, content }) => role === "user" || content); // not what failed at once
-    const messages = said.map(({ role, content }) => ({ role, content }));
-    if (system) messages.unshift({ role: "system", content: system });
-    return ["v1/chat/completions", { ...common, messages }];
+    const size = (said) => said.reduce((sum, { content }) => sum + content.length, 0);
+    const system = this.settings.system() ? [{ role: "system", content: this.settings.system() }] : [];
+    let said = turns.filter(({ role, content }) => role === "user" || content); // not what failed at once
+    said = said.map(({ role, content }) => ({ role, content }));
+    const all = size(system) + size(said);
+    while (said.length > 1 && size(system) + size(said) > this.budget) {
+      const next = said.findIndex(({ role }, place) => place > 0 && role === "user");
+      said = said.slice(next); // the last is a user's
+    }
+    const messages = [...system, ...said];
+    const most = said.length > 1 ? 0 : Infinity;
+    return { path: "v1/chat/completions", body: { ...common, messages }, sent: size(messages), all, most };
   }
 
   /** Draw at most once a frame, and stay at the end where the reader is. */
@@ -273,6 +305,7 @@ class Watch {
     this.start = performance.now();
     this.first = this.last = 0;
     this.usage = this.finish = null;
+    this.cut = false;
   }
 
   see(told) {
@@ -295,6 +328,7 @@ class Watch {
     if (this.first) parts.push(`first after ${((this.first - this.start) / 1000).toFixed(2)} s`);
     if (this.finish === "length") parts.push("cut at its longest");
     if (this.finish === STOPPED) parts.push("stopped");
+    if (this.cut) parts.push("what came first was left out, to make room");
     return parts.join(" · ");
   }
 }

@@ -14,8 +14,8 @@ const NUMBERS = {
 };
 const NEUTRAL = { top_k: 0, min_p: 0, repetition_penalty: 1, seed: "" };
 
-/** Build the form; `system`: whether the model takes a system prompt. Returns {fields(), system()}. */
-export function settingsIn(form, system) {
+/** Build the form; `system`: whether the model takes a system prompt; `context`: of the model. Returns {fields(), system()}. */
+export function settingsIn(form, system, context) {
   const stored = read();
   const inputs = {};
   if (system) form.append(systemField(inputs, stored));
@@ -47,6 +47,7 @@ export function settingsIn(form, system) {
         const wanted = valid ? value : standard;
         if (wanted !== NEUTRAL[name]) fields[name] = wanted;
       }
+      if (context) fields.max_tokens = Math.min(fields.max_tokens, context);
       return fields;
     },
   };
