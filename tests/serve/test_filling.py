@@ -8,7 +8,8 @@ import torch
 from shoal.core.errors import InputError
 from shoal.core.seeds import generator
 from shoal.data.special_tokens import FILL_IN, SENTINELS
-from shoal.serve.filling import Layout, fill_in, fill_masks, lay_out, reach_of_prefix
+from shoal.models.reach import Reach
+from shoal.serve.filling import Layout, fill_in, fill_masks, lay_out
 from shoal.serve.generation import LanguageModel, generate
 from shoal.serve.samples import make_samples, shown
 from shoal.serve.sampling import Sampling, draw
@@ -50,8 +51,8 @@ def naive(language: LanguageModel, ids: list[int], prefix: int, tokens: int, sam
     for _ in range(tokens):
         window = torch.tensor([ids + said])
         with torch.no_grad():
-            hidden = language.model(window, reach=reach_of_prefix(window.shape[1], prefix, window.device))
-            token = draw(language.model.project(hidden[0, -1])[: TOKENS.vocabulary], sampling, random)
+            hidden = language.model(window, reach=Reach.of_prefix(torch.tensor([prefix]), window.shape[1]))
+            [token] = draw(language.model.project(hidden[:, -1])[:, : TOKENS.vocabulary], [sampling], [random])
         if token in SPECIAL:
             break
         said.append(token)

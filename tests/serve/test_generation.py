@@ -36,7 +36,7 @@ def naive(language: LanguageModel, prompt: str, tokens: int, sampling: Sampling,
     window = start[-(context - 1) :]
     while len(said) < tokens:
         with torch.no_grad():
-            token = draw(model.project(model(torch.tensor([window]))[0, -1]), sampling, random)
+            [token] = draw(model.project(model(torch.tensor([window]))[:, -1]), [sampling], [random])
         if token == tokenizer.end_of_text:
             break
         said.append(token)

@@ -18,6 +18,11 @@ some_logits = st.lists(st.integers(-160, 160), min_size=1, max_size=12, unique=T
 )
 
 
+def draw_one(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> int:
+    [token] = draw(logits[None], [sampling], [random])
+    return token
+
+
 def allowed(logits: torch.Tensor, sampling: Sampling) -> set[int]:
     """What may be drawn, by the definitions, in float64."""
     order = sorted(range(len(logits)), key=lambda token: -float(logits[token]))
@@ -47,7 +52,7 @@ def test_only_what_top_k_and_top_p_leave_is_drawn(
     sampling = Sampling(temperature, top_k, top_p)
     random = generator(seed, "test")
     before = logits.clone()
-    assert {draw(logits, sampling, random) for _ in range(20)} <= allowed(logits, sampling)
+    assert {draw_one(logits, sampling, random) for _ in range(20)} <= allowed(logits, sampling)
     assert torch.equal(logits, before)
 
 
@@ -56,9 +61,9 @@ def test_only_what_top_k_and_top_p_leave_is_drawn(
 def test_greedy_top_1_and_a_narrow_nucleus_are_the_likeliest_token(logits: torch.Tensor, temperature: float) -> None:
     likeliest = int(logits.argmax())
     random = generator(1, "test")
-    assert draw(logits, Sampling(0), random) == likeliest
-    assert draw(logits, Sampling(temperature, top_k=1), random) == likeliest
-    assert draw(logits, Sampling(temperature, top_p=1e-9), random) == likeliest
+    assert draw_one(logits, Sampling(0), random) == likeliest
+    assert draw_one(logits, Sampling(temperature, top_k=1), random) == likeliest
+    assert draw_one(logits, Sampling(temperature, top_p=1e-9), random) == likeliest
 
 
 @pytest.mark.parametrize(
@@ -69,7 +74,7 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(sampling: Sampling)
     logits = torch.tensor([0.3, 2.0, -1.0, 1.2, 0.0])
     draws = 3000
     random = generator(1, "test")
-    counts = Counter(draw(logits, sampling, random) for _ in range(draws))
+    counts = Counter(draw_one(logits, sampling, random) for _ in range(draws))
     kept = sorted(allowed(logits, sampling))
     probability = (logits[kept].double() / sampling.temperature).softmax(0).tolist()
     for token, share in zip(kept, probability, strict=True):
@@ -79,12 +84,12 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(sampling: Sampling)
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-320, 5e-324])
 def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     logits = torch.tensor([-1e4, 5.0, 4.0, 1e4, -3.0])
-    assert draw(logits, Sampling(temperature), generator(1, "test")) == 3
+    assert draw_one(logits, Sampling(temperature), generator(1, "test")) == 3
 
 
 def test_a_very_high_temperature_is_uniform() -> None:
     random = generator(1, "test")
-    counts = Counter(draw(torch.tensor([0.0, 50.0]), Sampling(1e30), random) for _ in range(400))
+    counts = Counter(draw_one(torch.tensor([0.0, 50.0]), Sampling(1e30), random) for _ in range(400))
     assert 150 < counts[0] < 250
 
 

@@ -4,6 +4,7 @@ Each row of a cache has a length of its own: texts of different lengths are read
 it would alone. Between tokens rows may be reordered, repeated or left out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ class LayerCache(NamedTuple):
     """One layer's keys and values [rows, kv_heads, capacity, head_dim], and where its next tokens belong.
 
     `at`: the places of these, the same in all rows or [rows, tokens]; `end`: up to where anything is visible then; `mask`:
-    who sees what, for `scaled_dot_product_attention` (None: plain causal attention).
+    who sees what, for `scaled_dot_product_attention` (None: plain causal attention); `rows`: of which rows the tokens are
+    (None: of all).
     """
 
     keys: Tensor
@@ -25,28 +27,32 @@ class LayerCache(NamedTuple):
     at: slice | Tensor
     end: int
     mask: Tensor | None
+    rows: Tensor | None
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put in the tokens' [rows, kv_heads, tokens, head_dim]; return all up to `end`."""
+        rows = slice(None) if self.rows is None else self.rows
         for there, new in ((self.keys, keys), (self.values, values)):
             if isinstance(self.at, slice):
-                there[:, :, self.at] = new
+                there[rows, :, self.at] = new
             else:
-                row = torch.arange(len(new), device=new.device)[:, None]
-                there[row, :, self.at] = new.transpose(1, 2)
-        return self.keys[:, :, : self.end], self.values[:, :, : self.end]
+                row = torch.arange(len(new), device=new.device) if self.rows is None else self.rows
+                there[row[:, None], :, self.at] = new.transpose(1, 2)
+        return self.keys[rows, :, : self.end], self.values[rows, :, : self.end]
 
 
 @dataclass
 class Cache:
     """All layers' keys and values, allocated once; `lengths` [rows], on the CPU: how many tokens of each row are filled.
 
-    A row that was padded at its end is mended by setting its length: what is beyond is overwritten, and never seen.
+    A row that was padded at its end is mended by setting its length: what is beyond is overwritten, and never seen. `rows`:
+    which rows of the tensors these are, where not all.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     lengths: Tensor
+    rows: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -68,7 +74,19 @@ class Cache:
         elif tokens > 1 and start:
             mask = torch.ones(tokens, end, dtype=torch.bool, device=device).tril(start)
         positions = at if reach is None else places_RT - reach.low
-        return positions, [LayerCache(*pair, at, end, mask) for pair in zip(self.keys, self.values, strict=True)]
+        return positions, [LayerCache(*pair, at, end, mask, self.rows) for pair in zip(self.keys, self.values, strict=True)]
+
+    def part(self, rows: Sequence[int]) -> "Cache":
+        """Some rows, in this order, which share the memory; their lengths are their own, to be put back.
+
+        Rows that follow each other are a view; others are gathered anew for each layer and token, which costs as much memory
+        traffic as attention itself.
+        """
+        lengths, first = self.lengths[list(rows)], rows[0]
+        if list(rows) == list(range(first, first + len(rows))):
+            keys, values = ([tensor[first : first + len(rows)] for tensor in kind] for kind in (self.keys, self.values))
+            return Cache(keys, values, lengths)
+        return Cache(self.keys, self.values, lengths, torch.tensor(rows, device=self.keys[0].device))
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows, int64 [rows] on the CPU, in this order: one may come twice, or not at all."""

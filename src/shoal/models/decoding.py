@@ -11,7 +11,7 @@ batch between tokens. So each text gets what it gets alone.
 Shape suffixes: T texts that go on, R rows (a beam of a text each), V vocabulary, D dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,18 +24,22 @@ from shoal.models.transformer import Transformer
 
 @dataclass(frozen=True)
 class Decoding:
-    """`end`: the token that ends a text; `most`: tokens that are written, at most, the end included.
+    """`end`: the token that ends a text, or several; `most`: tokens that are written, at most, the end included.
 
     `beams`: 1 for greedy. `length_penalty`: α; more of it favours longer texts, 0 is the bare probability; `offset`: k.
     `vocabulary`: tokens to choose from, where a model's was rounded up.
     """
 
-    end: int
+    end: int | Collection[int]
     most: int
     beams: int = 1
     length_penalty: float = 1.0
     offset: int = 5
     vocabulary: int | None = None
+
+    def ends(self, token: int) -> bool:
+        """Whether a text is over with this token."""
+        return token == self.end if isinstance(self.end, int) else token in self.end
 
     def score(self, log_probability: float, length: int) -> float:
         """What a text of so many tokens is worth."""
@@ -76,11 +80,7 @@ def _read(
     padded = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
-    reach = None
-    if prefix:
-        place = torch.arange(padded.shape[1], dtype=torch.int32).expand(padded.shape)
-        last = lengths.int()[:, None]
-        reach = Reach(torch.zeros_like(place).to(device), torch.where(place < last, last, place + 1).to(device))
+    reach = Reach.of_prefix(lengths.to(device), padded.shape[1]) if prefix else None
     cache = make_cache(config.layers, len(prompts), config.kv_heads, capacity, config.head_dim, model.head_weight)
     hidden = model(padded.to(device), cache, reach)
     cache.lengths = lengths
@@ -104,7 +104,7 @@ def _greedy(model: Transformer, cache: Cache, logits_RV: Tensor, limits: list[in
         chosen = logits_RV.argmax(-1).tolist()
         left = []
         for row, (text, token) in enumerate(zip(going, chosen, strict=True)):
-            if token != how.end:
+            if not how.ends(token):
                 said[text].append(token)
                 if len(said[text]) < limits[text]:
                     left.append(row)
@@ -116,7 +116,7 @@ def _greedy(model: Transformer, cache: Cache, logits_RV: Tensor, limits: list[in
 
 
 @dataclass
-class _Text:
+class Beginnings:
     """A text's beginnings that go on, best first, each with its logarithmic probability; and those that have ended."""
 
     limit: int
@@ -132,10 +132,10 @@ class _Text:
         parents = []
         for rank, (log_probability, beginning, token) in enumerate(candidates):
             said = [*self.open[beginning][1], token]
-            if token == how.end or len(said) == self.limit:
+            if how.ends(token) or len(said) == self.limit:
                 # the others are there so that, of each beam, one goes on
                 if rank < how.beams:
-                    self.ended.append((how.score(log_probability, len(said)), said[:-1] if token == how.end else said))
+                    self.ended.append((how.score(log_probability, len(said)), said[:-1] if how.ends(token) else said))
             elif len(going) < how.beams:
                 going.append((log_probability, said))
                 parents.append(beginning)
@@ -151,7 +151,7 @@ class _Text:
 def _search(model: Transformer, cache: Cache, logits_RV: Tensor, limits: list[int], how: Decoding) -> list[list[int]]:
     if logits_RV.shape[1] < 2 * how.beams:
         raise ValueError(f"{how.beams} beams need a vocabulary of {2 * how.beams} tokens at least")
-    texts = [_Text(limit) for limit in limits]
+    texts = [Beginnings(limit) for limit in limits]
     going = texts
     scores_R = torch.zeros(len(texts), device=logits_RV.device)
     while going:

@@ -51,6 +51,13 @@ class Reach(NamedTuple):
         return cls(torch.where(mask, low, position), torch.where(mask, high, position + 1))
 
     @classmethod
+    def of_prefix(cls, prefix_B: Tensor, tokens: int) -> "Reach":
+        """Causal, but that the first `prefix` tokens of each row see each other both ways."""
+        prefix_B1 = prefix_B.int()[:, None]
+        place_BT = torch.arange(tokens, dtype=torch.int32, device=prefix_B.device).expand(len(prefix_B), tokens)
+        return cls(torch.zeros_like(place_BT), torch.where(place_BT < prefix_B1, prefix_B1, place_BT + 1))
+
+    @classmethod
     def whole(cls, tokens_BT: Tensor) -> "Reach":
         """Every token sees all of its row."""
         low = torch.zeros(tokens_BT.shape, dtype=torch.int32, device=tokens_BT.device)

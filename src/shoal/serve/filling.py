@@ -4,24 +4,22 @@ In a prompt `[MASK]` stands for what is to be found, whatever the tokenizer's ow
 taken to belong to the word that is looked for, as tokenizers write it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
-from shoal.core.errors import InputError
+from shoal.core.errors import InputError, ShoalError
 from shoal.core.files import read_json
 from shoal.core.model_directory import find_model_directory
-from shoal.core.seeds import generator
 from shoal.data.special_tokens import FILL_IN, SENTINELS
 from shoal.data.tokenizer import TextTokenizer
-from shoal.models.cache import make_cache
-from shoal.models.reach import Reach
 from shoal.serve.generation import LanguageModel
-from shoal.serve.sampling import Sampling, draw
+from shoal.serve.request import Piece, Request
+from shoal.serve.runner import TorchRunner
+from shoal.serve.sampling import Sampling
+from shoal.serve.scheduler import Scheduler
 
 BLANK = "[MASK]"
 
@@ -77,7 +75,6 @@ def lay_out_masks(tokenizer: TextTokenizer, text: str, context: int) -> list[int
     return ids
 
 
-@torch.inference_mode()
 def fill_in(
     language: LanguageModel,
     before: str,
@@ -96,10 +93,21 @@ def fill_in(
     right = right[: max(room // 2, room - len(left))]
     left = left[len(left) - min(len(left), room - len(right)) :]
     ids, prefix = lay_out(language, left, right, layout)
-    made = list(_complete(language, ids, prefix, tokens, sampling or Sampling(), seed))
+    request = Request(tuple(ids), tokens, sampling or Sampling(), seed)
+    special = {*language.tokenizer.special_tokens.values(), *language.ends}
+    scheduler = Scheduler(
+        TorchRunner(language.model, 1, len(ids) + tokens, prefix), language.tokenizer, special, chunk=None
+    )  # fmt: skip
+    pieces: list[Piece] = []
+    text = scheduler.prepare(request, pieces.append)
+    scheduler.add(text)
+    while scheduler.busy:
+        scheduler.step()
+    if text.finish == "failed":
+        raise ShoalError(pieces[-1].text)
     # some tokenizers write a space only between tokens, so what is new is read with what was before it
     given = len(language.tokenizer.decode(left))
-    return language.tokenizer.decode(left + made)[given:]
+    return language.tokenizer.decode(left + text.tokens[len(ids) :])[given:]
 
 
 def room_around(tokens: int, context: int) -> int:
@@ -122,37 +130,9 @@ def lay_out(language: LanguageModel, left: list[int], right: list[int], layout: 
     return [begin, *left, hole, *right, fill], 0
 
 
-def reach_of_prefix(tokens: int, prefix: int, device: torch.device) -> Reach | None:
-    """Who sees whom where the first `prefix` of a row's tokens see each other both ways."""
-    if not prefix:
-        return None
-    place = torch.arange(tokens, dtype=torch.int32, device=device)[None]
-    return Reach(torch.zeros_like(place), torch.where(place < prefix, prefix, place + 1).int())
-
-
 def encode_before_blank(tokenizer: TextTokenizer, text: str) -> list[int]:
     """Tokens of a text that a blank follows, without the space at its end where words are written with theirs."""
     written = tokenizer.library.get_vocab(with_added_tokens=False)
     with_space = any(len(token) > 1 and token[0] in "Ġ▁" for token in written)
     ids: list[int] = tokenizer.encode(text.removesuffix(" ") if with_space else text).tolist()
     return ids
-
-
-def _complete(
-    language: LanguageModel, ids: list[int], prefix: int, tokens: int, sampling: Sampling, seed: int
-) -> Iterator[int]:
-    """Tokens after the given ones, up to a special one."""
-    model, config = language.model, language.model.config
-    special = {*language.tokenizer.special_tokens.values(), language.tokenizer.end_of_text}
-    cache = make_cache(config.layers, 1, config.kv_heads, config.context, config.head_dim, model.head_weight)
-    random = generator(seed, "generate")
-    device = model.head_weight.device
-    reach = reach_of_prefix(len(ids), prefix, device)
-    pending: Tensor = torch.tensor([ids], device=device)
-    for _ in range(tokens):
-        logits_V = model.project(model(pending, cache, reach)[0, -1])[: language.tokenizer.vocabulary]
-        token = draw(logits_V, sampling, random)
-        if token in special:
-            return
-        yield token
-        pending, reach = torch.tensor([[token]], device=device), None

@@ -1,28 +1,37 @@
 """A model and its tokenizer, and the text they continue, piece by piece."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from shoal.core.errors import InputError
+from shoal.core.errors import InputError, ShoalError
+from shoal.core.files import read_json
 from shoal.core.model_directory import adapter_of, find_model_directory, read_adapter_directory, read_model_directory
-from shoal.core.seeds import generator
 from shoal.data.tokenizer import TextTokenizer, read_tokenizer
 from shoal.models import hugging_face
-from shoal.models.cache import Cache, make_cache
 from shoal.models.hugging_face.adapters import Adapter, merged
 from shoal.models.transformer import Transformer
-from shoal.serve.sampling import Sampling, draw
+from shoal.serve.request import Constraint, Piece, Request
+from shoal.serve.runner import make_runner
+from shoal.serve.sampling import Sampling
+from shoal.serve.scheduler import Scheduler
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """What generating needs."""
+    """What generating needs; `stops`: tokens that end a text, beside the tokenizer's end-of-text token."""
 
     model: Transformer
     tokenizer: TextTokenizer
+    stops: frozenset[int] = frozenset()
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """All tokens that end a text."""
+        return self.stops | {self.tokenizer.end_of_text}
 
 
 def load_language_model(directory: Path, device: str | torch.device = "cpu") -> LanguageModel:
@@ -40,10 +49,22 @@ def load_language_model(directory: Path, device: str | torch.device = "cpu") -> 
         raise InputError(
             f"{directory}: its tokenizer has {tokenizer.vocabulary} tokens, its model only {model.config.vocabulary}"
         )
-    return LanguageModel(model, tokenizer)
+    return LanguageModel(model, tokenizer, frozenset(_read_stops(directory, tokenizer.vocabulary)))
 
 
-@torch.inference_mode()
+def _read_stops(directory: Path, vocabulary: int) -> list[int]:
+    """The tokens at which the folder's model is to stop, by its `generation_config.json`: one, or several."""
+    path = directory / "generation_config.json"
+    if not path.exists():
+        return []
+    settings = read_json(path)
+    said = settings.get("eos_token_id") if isinstance(settings, dict) else None
+    stops = said if isinstance(said, list) else [] if said is None else [said]
+    if wrong := [token for token in stops if not isinstance(token, int) or not 0 <= token < vocabulary]:
+        raise InputError(f"{path}: 'eos_token_id' has {wrong[0]!r}, which is no token of the model's")
+    return stops
+
+
 def generate(
     language: LanguageModel,
     prompt: str,
@@ -51,57 +72,37 @@ def generate(
     sampling: Sampling | None = None,
     seed: int = 0,
     stop: Sequence[str] = (),
+    constraint: Constraint | None = None,
+    beams: int = 1,
 ) -> Iterator[str]:
     """The prompt's continuation, in pieces of whole characters, up to `tokens` tokens.
 
-    Ends at the end-of-text token or before the first `stop` string, none of which is part of the text. When the context is
-    full, the oldest half is forgotten. The same seed gives the same text.
+    Ends at an end-of-text token or before the first `stop` string, none of which is part of the text. When the context is
+    full, the oldest half is forgotten. The same seed gives the same text. `constraint`: what the text must be; `beams`:
+    above 1, search for the likeliest text, instead of drawing one.
     """
-    model, tokenizer = language.model, language.tokenizer
+    model = language.model
     if not model.config.causal:
         raise InputError("this model sees both ways, so it can't go on with a text: give one with [MASK] to find words in")
-    sampling = sampling or Sampling()
-    random = generator(seed, "generate")
-    context = model.config.context
-    # an empty prompt starts where documents start
-    sequence = tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text]
-    pending = sequence[-context + 1 :] if context > 1 else sequence[-1:]
-    cache = _make_cache(model)
-    produced: list[int] = []
-    # some tokenizers write a space only between tokens, so what is new is read with what was before it
-    given = len(tokenizer.decode(sequence))
-    told = 0
-    for _ in range(tokens):
-        if cache.length + len(pending) > context:
-            pending = (sequence + produced)[-(context // 2) or -1 :]
-            cache = _make_cache(model)
-        hidden = model(torch.tensor([pending], device=model.head_weight.device), cache)
-        logits_V = model.project(hidden[0, -1])[: tokenizer.vocabulary]  # a model's may be rounded up
-        token = draw(logits_V, sampling, random)
-        if token == tokenizer.end_of_text:
-            break
-        produced.append(token)
-        pending = [token]
-        text = tokenizer.decode(sequence + produced)[given:]
-        ends = [place for word in stop if (place := text.find(word)) >= 0]
-        if ends:
-            yield text[told : max(told, min(ends))]
-            return
-        # hold back what may become a stop string, or is half of a character
-        safe = len(text) - max((_overlap(text, word) for word in stop), default=0)
-        if not text.endswith("\ufffd") and safe > told:
-            yield text[told:safe]
-            told = safe
-    rest = tokenizer.decode(sequence + produced)[given + told :]
-    if rest:
-        yield rest
+    # an empty prompt starts where documents start; of a long one, what is read leaves room for a token
+    given = language.tokenizer.encode(prompt).tolist() or [language.tokenizer.end_of_text]
+    given = given[-max(1, model.config.context - 1) :]
+    request = Request(
+        tuple(given), tokens, sampling or Sampling(), seed, tuple(stop), constraint=constraint, beams=beams,
+    )  # fmt: skip
+    runner = make_runner(model, beams, min(len(given) + tokens, model.config.context))
+    yield from write(request, Scheduler(runner, language.tokenizer, language.ends, chunk=None, endless=True))
 
 
-def _make_cache(model: Transformer) -> Cache:
-    config = model.config
-    return make_cache(config.layers, 1, config.kv_heads, config.context, config.head_dim, model.head_weight)
-
-
-def _overlap(text: str, word: str) -> int:
-    """Length of the longest end of `text` that begins `word`."""
-    return next((size for size in range(min(len(word), len(text)), 0, -1) if text.endswith(word[:size])), 0)
+def write(request: Request, scheduler: Scheduler) -> Iterator[str]:
+    """One text, while nothing else is written; `ShoalError` where it fails."""
+    pieces: deque[Piece] = deque()
+    scheduler.add(scheduler.prepare(request, pieces.append))
+    while scheduler.busy:
+        scheduler.step()
+        while pieces:
+            piece = pieces.popleft()
+            if piece.finish == "failed":
+                raise ShoalError(piece.text)
+            if piece.text:
+                yield piece.text

@@ -16,6 +16,10 @@ class FullError(ShoalError):
     """As many requests wait as may."""
 
 
+class ClosedError(FullError):
+    """The engine is being closed."""
+
+
 Finish = Literal["stop", "length", "cancelled", "failed"]
 """Why a text ended: an end-of-text token or stop string; as many tokens as asked, or the context is full; its ticket was
 cancelled; the engine could not go on (the piece's `text` says why)."""
@@ -44,6 +48,11 @@ class Request:
     alternatives: int | None = None
     """Tell each token's logarithmic probability, and this many likeliest tokens' (None: neither)."""
     constraint: Constraint | None = None
+    beams: int = 1
+    """Above 1: the likeliest text that a search for it keeps up with so many beginnings, told when it is found, is written;
+    nothing is drawn then, and neither alternatives nor a constraint can be asked for."""
+    length_penalty: float = 1.0
+    """Of such a search: what a text's logarithmic probability is divided by is its length to this power."""
 
 
 @dataclass(frozen=True)

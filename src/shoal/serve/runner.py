@@ -8,7 +8,12 @@ runner knows weights, and how they are multiplied.
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from shoal.models.cache import make_cache
+from shoal.models.reach import Reach
+from shoal.models.transformer import Transformer
 
 
 class Runner(Protocol):
@@ -28,3 +33,51 @@ class Runner(Protocol):
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Let `target` begin with the first `length` tokens of `source`."""
+
+
+class TorchRunner:
+    """A runner for every decoder that Shoal reads, on any device: the training model itself, with a cache.
+
+    `prefix`: the first so many tokens of a text see each other both ways; they are to be read in one. Logits are those of
+    the whole text at once, but for the order of sums, which depends on how many rows are computed together.
+    """
+
+    def __init__(self, model: Transformer, slots: int, capacity: int, prefix: int = 0) -> None:
+        config = model.config
+        self.slots, self.capacity = slots, min(capacity, config.context)
+        self._model, self._prefix = model, prefix
+        self._cache = make_cache(config.layers, slots, config.kv_heads, self.capacity, config.head_dim, model.head_weight)
+
+    @torch.inference_mode()
+    def read(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
+        """As `Runner.read`."""
+        self._cache.lengths[slot] = start
+        reach = None
+        if start < self._prefix:
+            reach = Reach.of_prefix(torch.tensor([self._prefix], device=self._model.head_weight.device), len(tokens))
+        hidden_D = self._forward([slot], [tokens], reach)[0]
+        return self._model.project(hidden_D).float()
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """As `Runner.step`."""
+        return self._model.project(self._forward(slots, [[token] for token in tokens])).float()
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """As `Runner.copy`."""
+        for tensor in (*self._cache.keys, *self._cache.values):
+            tensor[target, :, :length] = tensor[source, :, :length]
+        self._cache.lengths[target] = length
+
+    def _forward(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], reach: Reach | None = None) -> Tensor:
+        """The hidden state of the last token of each slot [slots, dim]."""
+        part = self._cache.part(slots)
+        hidden_RTD = self._model(torch.tensor(tokens, device=self._model.head_weight.device), part, reach)
+        self._cache.lengths[list(slots)] = part.lengths
+        return hidden_RTD[:, -1]
+
+
+def make_runner(model: Transformer, slots: int, capacity: int) -> Runner:
+    """The fastest runner that serves the model here."""
+    return TorchRunner(model, slots, capacity)

@@ -1,0 +1,74 @@
+"""From tokens, one after another, to text that may be shown: whole characters, and nothing of a stop string.
+
+A token may hold a part of a character only, and some tokenizers write a space only between tokens. So what is new is read
+together with the few tokens before it, and is held back while its end could still change.
+"""
+
+from collections.abc import Sequence
+
+from shoal.data.tokenizer import TextTokenizer
+
+UNFINISHED = "\ufffd"
+"""What decoders write for bytes that are no character, or not yet."""
+BEFORE = 6
+"""Tokens of the prompt that the first ones are read with."""
+
+
+class Detokenizer:
+    """The text of tokens that follow a prompt."""
+
+    def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = [*prompt[-BEFORE:]]
+        # those up to `_told` have been shown; of them, those from `_before` on are read again with what is new
+        self._before, self._told = 0, len(self._tokens)
+
+    def put(self, token: int) -> str:
+        """The characters that have become whole with this token, if any."""
+        self._tokens.append(token)
+        new = self.rest()
+        if not new or new.endswith(UNFINISHED):
+            return ""
+        self._before, self._told = self._told, len(self._tokens)
+        return new
+
+    def rest(self) -> str:
+        """What has not been shown, as it would be if nothing followed."""
+        known = self._tokenizer.decode(self._tokens[self._before : self._told])
+        return self._tokenizer.decode(self._tokens[self._before :])[len(known) :]
+
+
+class StopStrings:
+    """Text up to the first of some strings, of which nothing is shown, not even while it could yet be another text."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        self._held = ""
+        self.found = False
+        """Whether one has come; nothing is shown from then on."""
+
+    def put(self, text: str) -> str:
+        """What may be shown, now that this text follows."""
+        self._held += text
+        places = [place for word in self._words if (place := self._held.find(word)) >= 0]
+        self.found = bool(places)
+        safe = (
+            min(places) if places else len(self._held) - max((_overlap(self._held, word) for word in self._words), default=0)
+        )
+        shown, self._held = self._held[:safe], "" if places else self._held[safe:]
+        return shown
+
+    def rest(self) -> str:
+        """What was held back, as nothing follows."""
+        return self._held
+
+
+def token_text(tokenizer: TextTokenizer, token: int) -> str:
+    """A token's text where it follows others."""
+    before = tokenizer.end_of_text
+    return tokenizer.decode([before, token])[len(tokenizer.decode([before])) :]
+
+
+def _overlap(text: str, word: str) -> int:
+    """Length of the longest end of `text` that begins `word`."""
+    return next((size for size in range(min(len(word), len(text)), 0, -1) if text.endswith(word[:size])), 0)

@@ -1,0 +1,228 @@
+"""Several texts at once, which join and leave between tokens (continuous batching, Yu et al. 2022, Orca).
+
+A step reads some of the prompts that have come, a bounded number of tokens, and goes on with each text whose prompt has been
+read by one token, all in one pass of the model. Who waits is served in the order of coming; a text that needs several slots
+lets nobody pass. What fails, fails for the text alone that it belongs to.
+
+No thread and no clock here: whoever calls `step` again and again gets all texts.
+"""
+
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from shoal.core.errors import InputError, ShoalError
+from shoal.data.tokenizer import TextTokenizer
+from shoal.serve.beams import Beams
+from shoal.serve.constraints import Constraints
+from shoal.serve.request import Piece, Request
+from shoal.serve.runner import Runner
+from shoal.serve.sampling import draw
+from shoal.serve.slots import Slots
+from shoal.serve.text import Text
+
+CHUNK = 128
+"""Tokens of prompts that are read in a step, by default: with more, running texts wait longer for their next token; with
+fewer, a matrix product has too little to do."""
+MOST_ALTERNATIVES = 20
+LONGEST_STOP = 1000
+"""Characters of a stop string."""
+
+
+class Scheduler:
+    """Texts over a runner's slots.
+
+    `ends`: tokens that end a text; `chunk`: tokens of prompts that a step reads at most (None: no bound); `endless`: a text
+    that fills its slot forgets its older half and goes on, instead of ending.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: TextTokenizer,
+        ends: Collection[int],
+        chunk: int | None = CHUNK,
+        endless: bool = False,
+    ) -> None:
+        self._slots = Slots(runner)
+        self._number_of_slots = runner.slots
+        self._tokenizer, self._ends = tokenizer, frozenset(ends)
+        self._constraints = Constraints(tokenizer, self._ends)
+        self._chunk, self._endless = chunk, endless
+        self._waiting: deque[Text] = deque()
+        self._running: list[Text] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        return bool(self._running or self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Texts that have a slot."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Texts that wait for one."""
+        return len(self._waiting)
+
+    def prepare(self, request: Request, tell: Callable[[Piece], None]) -> Text:
+        """A text that can be added, from any thread; `InputError` for what can't be served."""
+        self._check(request)
+        guide = None if request.constraint is None else self._constraints.guide(request.constraint)
+        text = Text(request, tell, self._tokenizer, self._ends, guide)
+        if request.beams > 1:
+            limit = min(request.tokens, self._slots.capacity + 1 - len(request.prompt))
+            text.beams = Beams(request.beams, limit, request.length_penalty, self._ends)
+        return text
+
+    def add(self, text: Text) -> None:
+        """Let a text wait for its turn."""
+        self._waiting.append(text)
+
+    def cancel(self, text: Text) -> None:
+        """End a text at once; its slots are free. Nothing, where it has ended."""
+        if text.finish is None:
+            if text in self._waiting:
+                self._waiting.remove(text)
+            text.break_off("cancelled")
+            self._let_go()
+
+    def cancel_all(self) -> None:
+        """End all texts at once."""
+        for text in (*self._waiting, *self._running):
+            self.cancel(text)
+
+    def step(self) -> None:
+        """Go on with each text that has been read by a token, then read some of the prompts."""
+        ready = sorted((text for text in self._running if not text.reading), key=lambda text: text.slots)
+        if ready:
+            self._write(ready)
+            self._let_go()
+        self._read()
+        self._let_go()
+
+    def _write(self, texts: Sequence[Text]) -> None:
+        last = [text.last_tokens for text in texts]
+        slots = [slot for text, tokens in zip(texts, last, strict=True) for slot in text.slots[: len(tokens)]]
+        try:
+            logits_RV = self._slots.step(slots, [token for tokens in last for token in tokens])
+        except Exception as error:  # whose fault it is can't be told; those that wait go on
+            for text in texts:
+                self._fail(text, error)
+        else:
+            self._go_on(texts, logits_RV.split([len(tokens) for tokens in last]))
+
+    def _read(self) -> None:
+        room = self._chunk or sys.maxsize
+        for text in self._running:
+            if text.reading and room:
+                room -= self._read_some(text, room)
+        # who comes next takes a slot only when the prompts before have been read, so that it finds what they share with it
+        while room and self._waiting and self._waiting[0].request.beams <= self._slots.free:
+            text = self._waiting[0]
+            self._running.append(text)  # first: who looks from another thread finds it here or there
+            self._waiting.popleft()
+            slot, text.reused = self._slots.take(text.tokens)
+            text.slots = [slot, *(self._slots.take(())[0] for _ in range(text.request.beams - 1))]
+            room -= self._read_some(text, room)
+
+    def _read_some(self, text: Text, room: int) -> int:
+        """How many tokens were read."""
+        [slot, *_] = text.slots
+        unread = text.tokens[text.begins + self._slots.held(slot) :]
+        tokens = unread[:room]
+        try:
+            logits_V = self._slots.read(slot, tokens)
+        except Exception as error:
+            self._fail(text, error)
+        else:
+            if len(tokens) == len(unread):
+                text.reading = False
+                self._go_on([text], [logits_V[None]])
+        return len(tokens)
+
+    def _go_on(self, texts: Sequence[Text], logits: Sequence[Tensor]) -> None:
+        """Let each text have what follows it, by its rows of logits [beginnings, vocabulary]."""
+        drawn, adjusted, logarithms = list[Text](), list[Tensor](), list[Tensor | None]()
+        for text, rows_RV in zip(texts, logits, strict=True):
+            try:
+                rows_RV = rows_RV[:, : self._tokenizer.vocabulary]  # a model's may be rounded up
+                if not bool(rows_RV.amax(-1).isfinite().all()):
+                    raise ShoalError("the model computes what is no number: its weights are damaged or not trained well")
+                if text.beams is not None:
+                    self._search(text, text.beams, rows_RV)
+                else:
+                    adjusted.append(text.adjust(rows_RV[0]))
+                    logarithms.append(None if text.request.alternatives is None else rows_RV[0].log_softmax(-1))
+                    drawn.append(text)
+            except Exception as error:
+                self._fail(text, error)
+        if not drawn:
+            return
+        tokens = draw(torch.stack(adjusted), [text.request.sampling for text in drawn], [text.random for text in drawn])
+        for text, token, logarithms_V in zip(drawn, tokens, logarithms, strict=True):
+            try:
+                self._take(text, [token], logarithms_V)
+            except Exception as error:
+                self._fail(text, error)
+
+    def _search(self, text: Text, beams: Beams, logits_RV: Tensor) -> None:
+        parents = beams.go_on(logits_RV)
+        if parents:
+            text.slots = self._slots.branch(text.slots, parents)
+        else:
+            self._take(text, beams.best)
+
+    def _take(self, text: Text, tokens: Sequence[int], logarithms_V: Tensor | None = None) -> None:
+        text.take(tokens, logarithms_V)
+        if text.finish is None and len(text.tokens) - text.begins > self._slots.capacity:
+            if not self._endless or text.beams is not None:
+                text.end("length")
+                return
+            text.begins = len(text.tokens) - max(1, self._slots.capacity // 2)
+            text.reading = True
+            self._slots.forget(text.slots[0])
+
+    def _fail(self, text: Text, error: Exception) -> None:
+        """What is wrong with one text ends that one; what its slots hold may be half of something."""
+        text.break_off("failed", str(error) or type(error).__name__)
+        for slot in text.slots:
+            self._slots.forget(slot)
+
+    def _let_go(self) -> None:
+        """Free the slots of texts that have ended."""
+        for text in self._running:
+            if text.finish is not None:
+                self._slots.give_back(text.slots)
+        self._running = [text for text in self._running if text.finish is None]
+
+    def _check(self, request: Request) -> None:
+        vocabulary, capacity = self._tokenizer.vocabulary, self._slots.capacity
+        if not request.prompt:
+            raise InputError("the prompt has no tokens")
+        if wrong := [token for token in request.prompt if not 0 <= token < vocabulary]:
+            raise InputError(f"the prompt has the token {wrong[0]}; the vocabulary is from 0 to {vocabulary - 1}")
+        if len(request.prompt) > capacity:
+            raise InputError(f"the prompt has {len(request.prompt)} tokens, {capacity} at most can be read")
+        if request.tokens < 1:
+            raise InputError(f"{request.tokens} tokens are asked for; accepted: 1 or more")
+        if wrong_stops := [word for word in request.stop if not 0 < len(word) <= LONGEST_STOP]:
+            raise InputError(f"a stop string of {len(wrong_stops[0])} characters; accepted: from 1 to {LONGEST_STOP}")
+        if request.alternatives is not None and not 0 <= request.alternatives <= min(MOST_ALTERNATIVES, vocabulary):
+            raise InputError(f"{request.alternatives} alternatives are asked for; accepted: from 0 to {MOST_ALTERNATIVES}")
+        self._check_beams(request)
+
+    def _check_beams(self, request: Request) -> None:
+        most = min(self._number_of_slots, self._tokenizer.vocabulary // 2)
+        if not 1 <= request.beams <= most:
+            raise InputError(f"{request.beams} beams are asked for; accepted: from 1 to {most}")
+        if not math.isfinite(request.length_penalty):
+            raise InputError(f"the length penalty is {request.length_penalty}; accepted: any finite number")
+        if request.beams > 1 and (request.constraint is not None or request.alternatives is not None):
+            raise InputError("a beam search follows no constraint and tells no probabilities: ask for one beam")

@@ -1,0 +1,64 @@
+"""A runner's logits are the training model's, whatever its slots have held, and in whatever company they are computed."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.models.reach import Reach
+from shoal.models.transformer import Transformer
+from shoal.serve.runner import TorchRunner
+from tests.models.shapes import FAMILIES, GPT2, random_model
+
+MODELS = {name: random_model(config) for name, config in FAMILIES.items()}
+SLOTS = 4
+tokens = st.integers(0, GPT2.vocabulary - 1)
+
+
+def assert_logits_follow(model: Transformer, text: list[int], logits_V: torch.Tensor) -> None:
+    with torch.no_grad():
+        expected_V = model.project(model(torch.tensor([text]))[0, -1])
+    assert logits_V.dtype == torch.float32
+    torch.testing.assert_close(logits_V, expected_V, rtol=1e-5, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(family=st.sampled_from(sorted(FAMILIES)), data=st.data())
+def test_logits_are_those_of_the_whole_text(family: str, data: st.DataObject) -> None:
+    model = MODELS[family]
+    runner = TorchRunner(model, SLOTS, GPT2.context)
+    texts: list[list[int]] = [[] for _ in range(SLOTS)]
+    for _ in range(data.draw(st.integers(1, 6))):
+        slot = data.draw(st.integers(0, SLOTS - 1))
+        match data.draw(st.sampled_from(["read", "copy", "step"])):
+            case "read":
+                start = data.draw(st.integers(0, min(len(texts[slot]), GPT2.context - 1)))
+                new = data.draw(st.lists(tokens, min_size=1, max_size=GPT2.context - start))
+                texts[slot] = [*texts[slot][:start], *new]
+                assert_logits_follow(model, texts[slot], runner.read(slot, new, start))
+            case "copy":
+                source = data.draw(st.integers(0, SLOTS - 1))
+                length = data.draw(st.integers(0, len(texts[source])))
+                runner.copy(source, slot, length)
+                texts[slot] = texts[source][:length]
+            case "step":
+                ready = [number for number, text in enumerate(texts) if len(text) < GPT2.context]
+                if chosen := data.draw(st.lists(st.sampled_from(ready), unique=True)) if ready else []:
+                    new = data.draw(st.lists(tokens, min_size=len(chosen), max_size=len(chosen)))
+                    for number, token, logits_V in zip(chosen, new, runner.step(chosen, new), strict=True):
+                        texts[number].append(token)
+                        assert_logits_follow(model, texts[number], logits_V)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prefix_that_sees_itself_both_ways_is_read_so(family: str) -> None:
+    model, text = MODELS[family], [3, 1, 4, 1, 5, 9, 2, 6]
+    runner = TorchRunner(model, 2, GPT2.context, prefix=5)
+    runner.read(1, text[:6], 0)
+    with torch.no_grad():
+        expected_V = model.project(model(torch.tensor([text]), reach=Reach.of_prefix(torch.tensor([5]), len(text)))[0, -1])
+    torch.testing.assert_close(runner.read(1, text[6:], 6), expected_V, rtol=1e-5, atol=1e-5)
+
+
+def test_a_slot_is_no_longer_than_the_context() -> None:
+    assert TorchRunner(MODELS["gpt2"], 1, 1000).capacity == GPT2.context
