@@ -106,6 +106,13 @@ class ChatTemplate:
         """The dialogue as text; `ready`: for a reply. `InputError` where the template refuses it."""
         return self._marked(turns, where, ready).translate(UNMARKED)
 
+    def prompt(self, turns: Sequence[Turn], where: str) -> NDArray[np.int64]:
+        """The dialogue as tokens, ready for a reply. `InputError` where the template or the tokenizer refuses it."""
+        try:
+            return self._encode(_spans(self._marked(turns, where, ready=True))[0])[0]
+        except InputError as error:
+            raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from None
+
     def encode(self, turns: Sequence[Turn], where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(tokens, which of the assistant's turns each belongs to, from 0; -1: none of them).
 

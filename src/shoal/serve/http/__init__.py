@@ -1,0 +1,1 @@
+"""A model behind HTTP: OpenAI's interface, and what encoders tell."""

@@ -1,0 +1,182 @@
+"""What clients may ask, field by field: OpenAI's requests, and those of labels.
+
+Types are strict, and an unknown field is an error that names it. A field of OpenAI's that would change the answer, and that
+Shoal has nothing for, is accepted only where it says "no"; what is there for OpenAI's own books (`user`, `store`, …) is
+accepted and has no effect. Shoal's own additions are `top_k`, `min_p` and `repetition_penalty`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+Most = 20
+"""Alternatives of a token that may be asked for, as in OpenAI's chat interface."""
+
+Text = Annotated[str, Field(min_length=1)]
+Nothing = Annotated[dict[str, JsonValue] | list[JsonValue], Field(max_length=0)] | None
+Zero = Annotated[float, Field(ge=0, le=0)] | None
+
+
+class Asked(BaseModel):
+    """What all requests have."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    model: Text = Field(description="The model's `id`, as /v1/models tells it.")
+    user: str | None = None
+
+
+class StreamOptions(BaseModel):
+    """How a stream ends."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool | None = Field(None, description="Let a last event tell how many tokens were used.")
+    include_obfuscation: Literal[False] | None = None
+
+
+class Writing(Asked):
+    """How a text is written."""
+
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: the likeliest token always.")
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(None, ge=0, description="Draw from the k likeliest tokens only (0: all).")
+    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, gt=0, le=10, allow_inf_nan=False)
+    n: int | None = Field(None, ge=1, le=128, description="Choices a prompt.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="The same seed gives the same text.")
+    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Zero = None
+    presence_penalty: Zero = None
+    logit_bias: Nothing = None
+
+
+class TextPart(BaseModel):
+    """A part of what somebody says."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """A turn of a dialogue. `developer` is another word for `system`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+    refusal: str | None = None
+    annotations: Nothing = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Nothing = None
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class PlainFormat(BaseModel):
+    """Any text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(BaseModel):
+    """Some JSON object."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(BaseModel):
+    """A JSON schema."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str
+    description: str | None = None
+    content: dict[str, JsonValue] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(BaseModel):
+    """JSON as a schema wants it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[PlainFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class ChatRequest(Writing):
+    """What a reply is asked for with."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=Most)
+    response_format: ResponseFormat | None = None
+    tools: Nothing = None
+    tool_choice: Literal["none", "auto"] | None = None
+    functions: Nothing = None
+    function_call: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: list[Literal["text"]] | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class CompletionRequest(Writing):
+    """What a text is to go on from: texts, or tokens."""
+
+    prompt: str | list[str] | Annotated[list[int], Field(min_length=1)] | list[Annotated[list[int], Field(min_length=1)]]
+    logprobs: int | None = Field(None, ge=0, le=Most)
+    echo: bool | None = Field(None, description="Begin each choice with its prompt.")
+    best_of: int | None = Field(None, ge=1, description="As many as `n`, or nothing.")
+    suffix: Annotated[str, Field(max_length=0)] | None = None
+    response_format: ResponseFormat | None = Field(None, description="As in chat; OpenAI's completions have none.")
+
+
+class EmbeddingRequest(Asked):
+    """Texts, or tokens, to be summed up."""
+
+    input: Text | list[Text] | Annotated[list[int], Field(min_length=1)] | list[Annotated[list[int], Field(min_length=1)]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1, description="As many as the model's vectors have, or nothing.")
+
+
+class ClassifyRequest(Asked):
+    """Texts to be labelled; with `input_b`, as many as there are inputs, pairs of texts."""
+
+    input: Text | list[Text]
+    input_b: Text | list[Text] | None = None
+
+
+class TagRequest(Asked):
+    """Texts in which entities are to be found."""
+
+    input: Text | list[Text]
+
+
+def listed(given: Any) -> list[Any]:
+    """One input, or several, as a list: a text and a list of tokens are one."""
+    if isinstance(given, list) and (not given or isinstance(given[0], str | list)):
+        return given
+    return [given]

@@ -1,0 +1,151 @@
+"""The routes of a decoder: /v1/chat/completions and /v1/completions, whole or as a stream of events."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from shoal.serve import request as engine
+from shoal.serve.http import asking
+from shoal.serve.http.errors import ApiError, error_body
+from shoal.serve.http.replies import ChatReply, CompletionReply, Shape, json_of
+from shoal.serve.http.requests import ChatRequest, CompletionRequest, Writing
+from shoal.serve.http.routes import FAULTS, JsonRoute
+from shoal.serve.http.service import Service, unless_left
+from shoal.serve.http.telling import ChatTelling, CompletionTelling, Telling, usage_of
+from shoal.serve.http.texts import Texts
+
+EVENTS = "text/event-stream"
+DONE = b"data: [DONE]\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Events, and what is to be done when the last is sent, or the client has left."""
+
+    media_type = EVENTS
+
+    def __init__(self, events: AsyncIterator[bytes], after: Callable[[], None]) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self.after = after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.after()
+
+
+def writing_router(service: Service) -> APIRouter:
+    """The routes."""
+    router = APIRouter(route_class=JsonRoute, tags=["texts"])
+
+    @router.post("/v1/chat/completions", responses=_responses(ChatReply))
+    async def chat(request: Request, asked: ChatRequest) -> Response:
+        """Reply to a dialogue."""
+        service.check_model(asked.model)
+        alternatives = asking.reply_alternatives(asked)
+        telling = ChatTelling(service.served.name, alternatives, _with_usage(asked))
+
+        def prepare() -> tuple[asking.Prompts, list[engine.Request]]:
+            prompts = asking.chat_prompts(service.served, asked)
+            return prompts, asking.engine_requests(
+                service.served, service.limits, asked, prompts.tokens, alternatives=alternatives,
+                tokens=asking.reply_tokens(service.served, service.limits, asked), response_format=asked.response_format,
+            )  # fmt: skip
+
+        return await _answer(service, request, asked, telling, prepare)
+
+    @router.post("/v1/completions", responses=_responses(CompletionReply))
+    async def completions(request: Request, asked: CompletionRequest) -> Response:
+        """Go on with texts."""
+        service.check_model(asked.model)
+        asking.check_completion(asked)
+        telling = CompletionTelling(service.served.name, asked.logprobs, (), asked.n or 1, _with_usage(asked))
+
+        def prepare() -> tuple[asking.Prompts, list[engine.Request]]:
+            prompts = asking.completion_prompts(service.served, asked)
+            telling.echo = prompts.texts
+            return prompts, asking.engine_requests(
+                service.served, service.limits, asked, prompts.tokens, alternatives=asked.logprobs,
+                tokens=asked.max_tokens or asking.COMPLETION_TOKENS, response_format=asked.response_format,
+            )  # fmt: skip
+
+        return await _answer(service, request, asked, telling, prepare)
+
+    return router
+
+
+async def _answer(
+    service: Service,
+    request: Request,
+    asked: Writing,
+    telling: Telling,
+    prepare: Callable[[], tuple[asking.Prompts, list[engine.Request]]],
+) -> Response:
+    began = time.perf_counter()
+    writer = asking.writer_of(service.served)
+    if asked.stream_options is not None and not asked.stream:
+        raise ApiError(400, "stream_options: is for requests with stream: true", param="stream_options")
+    texts = Texts(service.deadline(), lambda: service.metrics.first_token.observe(time.perf_counter() - began))
+
+    def submit() -> asking.Prompts:
+        prompts, requests = prepare()
+        texts.submit(writer.engine, requests)
+        return prompts
+
+    # a long prompt takes a while to become tokens: the loop goes on meanwhile
+    prompts = await asyncio.to_thread(submit)
+
+    def close() -> None:
+        texts.close()
+        usage = usage_of(prompts.tokens, texts.written)
+        service.metrics.prompt_tokens.inc(usage.prompt_tokens)
+        service.metrics.reused_tokens.inc(usage.prompt_tokens_details.cached_tokens)
+        service.metrics.written_tokens.inc(usage.completion_tokens)
+
+    if asked.stream:
+        return EventStream(_events(texts, telling, prompts), close)
+    try:
+        written = await unless_left(request, texts.whole())
+    finally:
+        close()
+    return Response(json_of(telling.reply(written, usage_of(prompts.tokens, written))), media_type="application/json")
+
+
+async def _events(texts: Texts, telling: Telling, prompts: asking.Prompts) -> AsyncIterator[bytes]:
+    """The stream: what has gone wrong after it began is told in it, for the status is sent already."""
+    opened = (event for number in range(len(texts.written)) for event in telling.opening(number))
+    if opening := b"".join(map(_data, opened)):
+        yield opening
+    try:
+        async for batch in texts.batches():
+            events = b"".join(_data(event) for number, piece in batch for event in telling.events(number, piece))
+            if events:
+                yield events
+    except ApiError as error:
+        body = error_body(error.status_code, str(error.detail), error.param, error.code)
+        yield f"data: {json.dumps(body)}\n\n".encode()
+        return
+    if telling.with_usage:
+        yield _data(telling.closing(usage_of(prompts.tokens, texts.written)))
+    yield DONE
+
+
+def _data(event: Shape) -> bytes:
+    return b"data: " + json_of(event) + b"\n\n"
+
+
+def _with_usage(asked: Writing) -> bool:
+    return bool(asked.stream and asked.stream_options is not None and asked.stream_options.include_usage)
+
+
+def _responses(whole: type[Shape]) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI page tells of the answers."""
+    stream = {"schema": {"type": "string", "description": "`data: {…}` a line, the last of which is `data: [DONE]`"}}
+    return {200: {"description": "The texts, or a stream of events", "model": whole, "content": {EVENTS: stream}}, **FAULTS}
