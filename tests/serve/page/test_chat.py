@@ -1,9 +1,10 @@
-"""The page of a chat model, used as a person does: it streams, stops, goes on from where it is changed, and says what is wrong."""
+"""The page of a model that writes, used as a person does: answers stream, stop, and are asked for anew."""
 
 import json
 from typing import Any
 
 import pytest
+
 from tests.serve.http.servers import Server, base_model, chat_model, serving
 from tests.serve.page.conftest import Open
 from tests.serve.page.pages import Tab, events, open_tab
@@ -147,7 +148,8 @@ def test_settings_are_sent_and_kept(open_chat: Open) -> None:
         tab.page.fill("#option-seed", "3")
         assert tab.page.inner_text("label[for=option-temperature] + output") == "0.25"
         wanted = {
-            "temperature": 0.25, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.5, "top_k": 40, "max_tokens": 5, "seed": 3,
+            "temperature": 0.25, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.5, "top_k": 40, "max_tokens": 5,
+            "seed": 3,
         }  # fmt: skip
         tab.page.reload()
         tab.ask("the sea")
