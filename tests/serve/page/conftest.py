@@ -9,7 +9,7 @@ import pytest
 
 from tests.chromium import chromium
 from tests.serve.http.servers import Server, serving
-from tests.serve.page.pages import Tab, open_tab, talkative
+from tests.serve.page.pages import Tab, open_tab, talkative_chat
 
 Open = Callable[..., AbstractContextManager[Tab]]
 
@@ -24,7 +24,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="package")
 def chat(browser: Any) -> Iterator[Server]:
     """A server of a model that talks without end."""
-    with serving(talkative()) as server:
+    with serving(talkative_chat()) as server:
         yield server
 
 

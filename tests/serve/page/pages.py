@@ -4,16 +4,14 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from shoal.serve.engine import make_engine
 from shoal.serve.generation import LanguageModel
 from shoal.serve.http.served import Served, Writer
-from tests.models.shapes import GPT2, random_model
 from tests.serve.http.servers import chat_template
+from tests.serve.languages import talkative
 
 FAST = 10_000
 """Milliseconds in which what a page does must be done."""
@@ -94,18 +92,11 @@ def open_tab(browser: Any, url: str, **context: Any) -> Iterator[Tab]:
         page.context.close()
 
 
-def talkative(context: int = 4096) -> Served:
-    """A random model whose answers are as long as they may be."""
+def talkative_chat(context: int = 4096) -> Served:
+    """A chat model whose answers are as long as they may be."""
     template = chat_template()
     tokenizer = template.tokenizer
-    model = random_model(replace(GPT2, vocabulary=tokenizer.vocabulary, context=context, tied=False))
-    assert model.head is not None
-    with torch.no_grad():  # one place of every last state is 1, and weighs against special tokens alone
-        model.norm.get_parameter("weight")[0] = 0
-        model.norm.get_parameter("bias")[0] = 1
-        model.head.weight[:, 0] = 0
-        model.head.weight[list(tokenizer.special_tokens.values()), 0] = -1e4
-    language = LanguageModel(model, tokenizer, frozenset(template.ends))
+    language = LanguageModel(talkative(tokenizer, context), tokenizer, frozenset(template.ends))
     engine = make_engine(language, 2, context, 4)
     writer = Writer(engine, tokenizer, 2, context, lambda text: tokenizer.encode(text).tolist(), template)
     return Served("talkative", "chat", context, 1, writer=writer)
