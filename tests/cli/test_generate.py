@@ -55,6 +55,12 @@ def test_stop_strings_end_the_text_and_never_show(shoal: Shoal, model: Path) -> 
         (["--top-p", "0"], "top-p is 0.0; accepted: above 0, up to 1"),
         (["--top-p", "nan"], "top-p is nan; accepted: above 0, up to 1"),
         (["--top-k", "-1"], "top-k is -1; accepted: 0 or more"),
+        (["--min-p", "1.5"], "min-p is 1.5; accepted: from 0 to 1"),
+        (["--repetition-penalty", "0"], "repetition penalty is 0.0; accepted: above 0"),
+        (["--beams", "0"], "--beams is 0; accepted: a whole number above 0"),
+        (["--beams", "999"], "999 beams are asked for; accepted: from 1 to "),
+        (["--json-schema", "nowhere.json"], "nowhere.json: no such file"),
+        (["--regex", "a", "--json-schema", "nowhere.json"], "--json-schema and --regex are both given"),
         (["--stop", ""], "--stop is given an empty text, which every text has at its start"),
         (["--prompt", "ZZZ"], "the character 'Z' (U+005A) is not in the character vocabulary"),
         (["--prompt", "日本"], "the character '日' (U+65E5) is not in the character vocabulary"),
@@ -67,6 +73,20 @@ def test_what_can_not_be_is_told_before_anything_is_printed(
     outcome = shoal("generate", model, *words)
     assert outcome.code == 2
     assert outcome.error.startswith(expected)
+
+
+def test_the_likeliest_text_is_searched_for(shoal: Shoal, model: Path) -> None:
+    words = ["generate", model, "--prompt", "the shoal", "--tokens", 8]
+    searched = [shoal(*words, "--beams", 4, "--seed", seed).out for seed in (1, 2)]
+    assert searched[0] == searched[1] != shoal(*words, "--seed", 1).out
+
+
+def test_a_text_is_of_a_schema_or_an_expression(shoal: Shoal, model: Path) -> None:
+    pytest.importorskip("llguidance")
+    Path("schema.json").write_text('{"enum": [true, false]}')
+    assert shoal("generate", model, "--json-schema", "schema.json").out in ("true\n", "false\n")
+    assert shoal("generate", model, "--regex", "(sea|fish)es").out in ("seaes\n", "fishes\n")
+    assert shoal("generate", model, "--regex", "(ab").error.startswith("the regular expression can't be followed")
 
 
 @pytest.mark.parametrize("temperature", ["0", "1e-320", "1e30"])

@@ -13,7 +13,9 @@ from shoal.data.tokenizer import build_char
 from shoal.serve.engine import ThreadedEngine, make_engine
 from shoal.serve.generation import LanguageModel
 from shoal.serve.request import ClosedError, FullError, Piece, Request
+from shoal.serve.runner import TorchRunner
 from shoal.serve.sampling import Sampling
+from shoal.serve.scheduler import Scheduler
 from tests.models.shapes import BERT, LLAMA, random_model
 from tests.serve.written import joined, scheduler_of, write_all
 
@@ -123,6 +125,28 @@ def test_what_can_not_be_served_is_told_where_it_is_asked(engine: ThreadedEngine
         make_engine(LanguageModel(random_model(BERT), CHAR))
     with pytest.raises(InputError, match="slots is 0; accepted: a whole number above 0"):
         make_engine(LANGUAGE, slots=0)
+    with pytest.raises(InputError, match="queue is -1; accepted: 0 or more"):
+        make_engine(LANGUAGE, queue=-1)
+
+
+class Forgetful(TorchRunner):
+    """Can't copy what it holds."""
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        raise RuntimeError("no memory is left")
+
+
+def test_an_engine_goes_on_after_what_it_can_not_do() -> None:
+    scheduler = Scheduler(Forgetful(LANGUAGE.model, 2, 100), CHAR, LANGUAGE.ends)
+    engine, told = ThreadedEngine(scheduler, 8), [Told() for _ in range(2)]
+    engine.submit(long(), told[0])
+    told[0].next()
+    engine.submit(Request((1, 2, 3), 5), told[1])  # would share the other's prompt
+    assert [each.all()[-1].finish for each in told] == ["failed", "failed"]
+    engine.submit(Request((9, 8, 7), 5), told[0])
+    assert told[0].all()[-1].finish == "length"
+    engine.close()
+    assert engine.running == 0
 
 
 def test_a_listener_may_ask_for_more(engine: ThreadedEngine) -> None:

@@ -1,5 +1,6 @@
 """Generated text: what the model says, in whole characters, up to the first stop string."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_greedy_text_is_that_of_transformers(tmp_path: Path, family: str, name: 
     assert "".join(generate(load_language_model(tmp_path), prompt, 20, GREEDY)) == expected
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     family=st.sampled_from(sorted(FAMILIES)), context=st.integers(2, 12), length=st.integers(0, 30),
     tokens=st.integers(1, 40), temperature=st.sampled_from([0.0, 1.0]), seed=st.integers(0, 20),
@@ -108,7 +109,7 @@ def test_a_text_comes_whole_and_in_many_pieces(name: str) -> None:
     assert all(pieces)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("日本語😀é\ufffd"), min_size=1, max_size=12))
 def test_no_piece_cuts_a_character(text: str) -> None:
     pieces = list(generate(reciting(text, BPE), "", 100, GREEDY))
@@ -121,7 +122,7 @@ def test_no_piece_cuts_a_character(text: str) -> None:
         st.integers(0, BPE.vocabulary - 2).filter(lambda token: token != BPE.end_of_text), min_size=1, max_size=12
     )
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_pieces_of_any_tokens_join_to_their_text(tokens: list[int]) -> None:
     # also bytes that are no characters
     assert "".join(generate(reciting(tokens, BPE), "", 100, GREEDY)) == BPE.decode(tokens)
@@ -148,14 +149,14 @@ def assert_ends_before_a_stop(text: str, found: str, stop: Sequence[str]) -> Non
         assert found == text
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=25)
 @given(text=st.text("ab c", max_size=25), stop=st.lists(st.text("ab c", min_size=1, max_size=4), max_size=3))
 def test_text_ends_before_a_stop_string(text: str, stop: list[str]) -> None:
     pieces = list(generate(reciting(text, CHAR), "", 100, GREEDY, stop=stop))
     assert_ends_before_a_stop(text, "".join(pieces), stop)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=25)
 @given(
     text=st.lists(st.sampled_from(["the ", "sea", "fish", "日本", "😀", " ", "a"]), max_size=8).map("".join),
     stop=st.lists(st.sampled_from(["he s", "a日", "😀", "本", "fishfish", "sea ", "x"]), max_size=3),
@@ -194,6 +195,25 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) 
     write_language_model(tmp_path, CHAR, fitted(GPT2, CHAR))
     BPE.write(tmp_path)
     with pytest.raises(InputError, match="its tokenizer has 290 tokens, its model only 13"):
+        load_language_model(tmp_path)
+
+
+@pytest.mark.parametrize("ends", [3, [3, 5], None])
+def test_the_folder_may_name_further_tokens_that_end_a_text(tmp_path: Path, ends: int | list[int] | None) -> None:
+    write_language_model(tmp_path, CHAR, fitted(GPT2, CHAR))
+    assert load_language_model(tmp_path).ends == {CHAR.end_of_text}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assert load_language_model(tmp_path).ends == {
+        CHAR.end_of_text,
+        *([] if ends is None else [ends] if ends == 3 else [3, 5]),
+    }
+
+
+@pytest.mark.parametrize("ends", ["3", [3, 99], [-1], {}])
+def test_an_end_that_is_no_token_is_told(tmp_path: Path, ends: object) -> None:
+    write_language_model(tmp_path, CHAR, fitted(GPT2, CHAR))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(InputError, match=r"generation_config.json: 'eos_token_id' has .*, which is no token of the model's"):
         load_language_model(tmp_path)
 
 

@@ -1,5 +1,7 @@
 """A runner's logits are the training model's, whatever its slots have held, and in whatever company they are computed."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,11 +9,12 @@ from hypothesis import strategies as st
 
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
-from shoal.serve.runner import TorchRunner
+from shoal.serve.runner import Runner, TorchRunner
 from tests.models.shapes import FAMILIES, GPT2, random_model
 
 MODELS = {name: random_model(config) for name, config in FAMILIES.items()}
 SLOTS = 4
+RUNNERS: dict[str, Callable[[Transformer, int, int], Runner]] = {"torch": TorchRunner}
 tokens = st.integers(0, GPT2.vocabulary - 1)
 
 
@@ -22,11 +25,12 @@ def assert_logits_follow(model: Transformer, text: list[int], logits_V: torch.Te
     torch.testing.assert_close(logits_V, expected_V, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", RUNNERS)
 @settings(deadline=None, max_examples=40)
 @given(family=st.sampled_from(sorted(FAMILIES)), data=st.data())
-def test_logits_are_those_of_the_whole_text(family: str, data: st.DataObject) -> None:
+def test_logits_are_those_of_the_whole_text(kind: str, family: str, data: st.DataObject) -> None:
     model = MODELS[family]
-    runner = TorchRunner(model, SLOTS, GPT2.context)
+    runner = RUNNERS[kind](model, SLOTS, GPT2.context)
     texts: list[list[int]] = [[] for _ in range(SLOTS)]
     for _ in range(data.draw(st.integers(1, 6))):
         slot = data.draw(st.integers(0, SLOTS - 1))

@@ -1,4 +1,4 @@
-"""Tokens are drawn from what temperature, top-k and top-p leave, in the right proportions."""
+"""Tokens are drawn from what temperature, top-k, top-p and min-p leave, in the right proportions."""
 
 import math
 from collections import Counter
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shoal.core.errors import InputError
 from shoal.core.seeds import generator
-from shoal.serve.sampling import Sampling, draw
+from shoal.serve.sampling import Sampling, draw, penalise
 
 # far enough apart that rounding makes no two equal
 some_logits = st.lists(st.integers(-160, 160), min_size=1, max_size=12, unique=True).map(
@@ -19,8 +19,11 @@ some_logits = st.lists(st.integers(-160, 160), min_size=1, max_size=12, unique=T
 
 
 def draw_one(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> int:
-    [token] = draw(logits[None], [sampling], [random])
-    return token
+    return draw_many(logits, sampling, random, 1)[0]
+
+
+def draw_many(logits: torch.Tensor, sampling: Sampling, random: torch.Generator, times: int) -> list[int]:
+    return draw(logits.expand(times, -1), [sampling] * times, [random] * times)
 
 
 def allowed(logits: torch.Tensor, sampling: Sampling) -> set[int]:
@@ -31,29 +34,66 @@ def allowed(logits: torch.Tensor, sampling: Sampling) -> set[int]:
     probability = (logits[order].double() / sampling.temperature).softmax(0).tolist()
     kept, total = set(), 0.0
     for token, share in zip(order, probability, strict=True):
-        if total >= sampling.top_p + 1e-9:
+        # sums are rounded
+        if total >= sampling.top_p + 1e-6 or share < probability[0] * sampling.min_p * (1 - 1e-6):
             break
         kept.add(token)
         total += share
     return kept
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     logits=some_logits,
     temperature=st.floats(0.1, 5),
     top_k=st.integers(0, 15),
     top_p=st.floats(0.01, 1),
+    min_p=st.floats(0, 1),
     seed=st.integers(0, 99),
 )
-def test_only_what_top_k_and_top_p_leave_is_drawn(
-    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, seed: int
+def test_only_what_top_k_top_p_and_min_p_leave_is_drawn(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, seed: int
 ) -> None:
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = Sampling(temperature, top_k, top_p, min_p)
     random = generator(seed, "test")
     before = logits.clone()
-    assert {draw_one(logits, sampling, random) for _ in range(20)} <= allowed(logits, sampling)
+    assert {*draw_many(logits, sampling, random, 20)} <= allowed(logits, sampling)
     assert torch.equal(logits, before)
+
+
+samplings = st.builds(
+    Sampling, st.sampled_from([0, 0.5, 1.0, 2.0]), st.integers(0, 40), st.floats(0.01, 1), st.sampled_from([0, 0.01, 0.3])
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(samplings, st.integers(0, 99)), min_size=1, max_size=5), st.sampled_from([3, 256, 257, 3000]))
+def test_each_row_gets_what_it_gets_alone(rows: list[tuple[Sampling, int]], vocabulary: int) -> None:
+    logits_RV = torch.randn(len(rows), vocabulary, generator=generator(1, "logits")) * 3
+    streams = [generator(seed, "test") for _, seed in rows]
+    together = draw(logits_RV, [sampling for sampling, _ in rows], streams)
+    assert together == [
+        draw_one(logits_V, sampling, generator(seed, "test"))
+        for logits_V, (sampling, seed) in zip(logits_RV, rows, strict=True)
+    ]
+
+
+def test_a_wide_nucleus_of_a_large_vocabulary_is_all_that_it_should_be() -> None:
+    logits = torch.randn(5000, generator=generator(1, "logits"))
+    sampling, random = Sampling(1.0, top_p=0.9), generator(1, "test")
+    within = allowed(logits, sampling)
+    assert 2100 < len(within) < 4900  # more than are sorted at first, and at second
+    drawn = Counter(draw_many(logits, sampling, random, 1000))
+    assert drawn.keys() <= within
+    rare = sorted(within, key=lambda token: float(logits[token]))[: len(within) // 2]
+    share = float(logits.double().softmax(0)[rare].sum() / logits.double().softmax(0)[sorted(within)].sum())
+    assert sum(drawn[token] for token in rare) / 1000 == pytest.approx(share, abs=0.05)
+
+
+def test_a_penalty_makes_what_was_seen_less_likely() -> None:
+    logits = torch.tensor([2.0, -1.0, 0.5, 0.0])
+    assert penalise(logits, [0, 1, 0], 2.0).tolist() == [1.0, -2.0, 0.5, 0.0]
+    assert logits.tolist() == [2.0, -1.0, 0.5, 0.0]
 
 
 @settings(deadline=None, max_examples=50)
@@ -68,13 +108,21 @@ def test_greedy_top_1_and_a_narrow_nucleus_are_the_likeliest_token(logits: torch
 
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(1.0), Sampling(0.5), Sampling(3.0), Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.8), Sampling(0.7, 4, 0.9)],
+    [
+        Sampling(1.0),
+        Sampling(0.5),
+        Sampling(3.0),
+        Sampling(1.0, top_k=3),
+        Sampling(1.0, top_p=0.8),
+        Sampling(0.7, 4, 0.9),
+        Sampling(1.0, min_p=0.2),
+    ],
 )
 def test_tokens_are_drawn_as_often_as_their_probability_says(sampling: Sampling) -> None:
     logits = torch.tensor([0.3, 2.0, -1.0, 1.2, 0.0])
     draws = 3000
     random = generator(1, "test")
-    counts = Counter(draw_one(logits, sampling, random) for _ in range(draws))
+    counts = Counter(draw_many(logits, sampling, random, draws))
     kept = sorted(allowed(logits, sampling))
     probability = (logits[kept].double() / sampling.temperature).softmax(0).tolist()
     for token, share in zip(kept, probability, strict=True):
@@ -89,7 +137,7 @@ def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
 
 def test_a_very_high_temperature_is_uniform() -> None:
     random = generator(1, "test")
-    counts = Counter(draw_one(torch.tensor([0.0, 50.0]), Sampling(1e30), random) for _ in range(400))
+    counts = Counter(draw_many(torch.tensor([0.0, 50.0]), Sampling(1e30), random, 400))
     assert 150 < counts[0] < 250
 
 
@@ -103,6 +151,11 @@ def test_a_very_high_temperature_is_uniform() -> None:
         ({"top_p": 0.0}, "top-p is 0.0; accepted: above 0, up to 1"),
         ({"top_p": 1.5}, "top-p is 1.5"),
         ({"top_p": math.nan}, "top-p is nan"),
+        ({"min_p": -0.1}, "min-p is -0.1; accepted: from 0 to 1"),
+        ({"min_p": math.nan}, "min-p is nan"),
+        ({"repetition_penalty": 0.0}, "repetition penalty is 0.0; accepted: above 0"),
+        ({"repetition_penalty": math.nan}, "repetition penalty is nan"),
+        ({"repetition_penalty": math.inf}, "repetition penalty is inf"),
     ],
 )
 def test_values_outside_their_range_are_refused(values: dict[str, float], expected: str) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -66,6 +68,45 @@ def test_a_text_is_the_same_alone_and_in_company(family: str, slots: int) -> Non
     together = [joined(pieces) for pieces in write_all(scheduler_of(language, slots, chunk=7), requests)]
     assert together == alone
     assert len({*alone}) == len(alone)
+
+
+shared = st.sampled_from(["", "the shoal ", "the shoal has one mind", "to"])
+some_requests = st.builds(
+    ask, st.tuples(shared, st.text("abc e.", min_size=1, max_size=9)).map("".join), st.integers(1, 12),
+    st.sampled_from([GREEDY, Sampling(1.0), Sampling(2.0, top_k=9)]), seed=st.integers(0, 9),
+    stop=st.sampled_from([(), ("a",), ("th", "e.")]), beams=st.sampled_from([1, 1, 1, 2]),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.tuples(some_requests, st.integers(0, 12), st.none() | st.integers(0, 6)), min_size=1, max_size=7),
+    st.integers(2, 3), st.sampled_from([1, 3, 16]),
+)  # fmt: skip
+def test_whoever_comes_and_leaves_texts_are_theirs_and_slots_come_back(
+    visits: list[tuple[Request, int, int | None]], slots: int, chunk: int
+) -> None:
+    scheduler = scheduler_of(GPT, slots, chunk=chunk)
+    told: list[list[Piece]] = [[] for _ in visits]
+    texts = [scheduler.prepare(request, pieces.append) for (request, _, _), pieces in zip(visits, told, strict=True)]
+    for time in range(20):
+        for text, (_, comes, stays) in zip(texts, visits, strict=True):
+            if time == comes:
+                scheduler.add(text)
+            if stays is not None and time == comes + stays:
+                scheduler.cancel(text)
+        scheduler.step()
+        assert scheduler.running <= slots
+    finish(scheduler)
+    for (request, _, _), pieces in zip(visits, told, strict=True):
+        [alone] = write_all(scheduler_of(GPT, slots=2), [request])
+        if pieces[-1].finish == "cancelled":
+            assert joined(alone).startswith(joined(pieces))
+        else:
+            assert joined(pieces) == joined(alone)
+    # every slot can be had again
+    free = write_all(scheduler, [ask("the fish", 3, beams=slots)] * 2)
+    assert [pieces[-1].finish for pieces in free] == ["length", "length"]
 
 
 def test_the_seed_decides_what_is_drawn() -> None:

@@ -3,6 +3,7 @@
     shoal generate runs/demo --prompt "def main():" --tokens 100
     shoal generate runs/bert-demo --prompt "for name [MASK] names:"
     shoal generate runs/infill-demo --prompt "x = [MASK] + 1"
+    shoal generate MODEL --prompt "The fish, as JSON: " --json-schema fish.json --temperature 0
 
 With `[MASK]` in the prompt an encoder tells the likeliest words there, and a decoder that was trained to fill in writes what
 could stand between. A model that was fine-tuned to translate, or to complete prompts, is asked as it was trained: the prompt
@@ -17,8 +18,10 @@ from typing import Annotated, Any
 import tyro
 
 from shoal.core.errors import InputError
+from shoal.core.files import read_json
 from shoal.serve.filling import BLANK, Layout, fill_masks, read_layout
 from shoal.serve.generation import LanguageModel, generate, load_language_model
+from shoal.serve.request import Constraint
 from shoal.serve.samples import make_samples, told
 from shoal.serve.sampling import Sampling
 from shoal.tasks.continuation import Continuation
@@ -41,10 +44,20 @@ class Arguments:
     """Draw from the k likeliest tokens only (0: all)."""
     top_p: float = 1.0
     """Draw from the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Draw from tokens that have this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that prompt or text have already become less likely."""
+    beams: int = 1
+    """Above 1: search for the likeliest text, by so many beginnings at once, and draw nothing."""
     seed: int = 0
     """The same seed gives the same text."""
     stop: tuple[str, ...] = field(default_factory=tuple)
     """Strings to end before."""
+    json_schema: Path | None = None
+    """A file with a JSON schema: the text is JSON of it."""
+    regex: str = ""
+    """A regular expression that the text matches, from its first character to its last."""
     json: bool = False
     """Print one JSON object, and nothing else, on stdout."""
     debug: bool = False
@@ -55,9 +68,14 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     """Print the continuation as it comes; returns prompt and text."""
     if arguments.tokens < 1:
         raise InputError(f"--tokens is {arguments.tokens}; accepted: a whole number above 0")
-    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    sampling = Sampling(
+        arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p, arguments.repetition_penalty
+    )
     if "" in arguments.stop:
         raise InputError("--stop is given an empty text, which every text has at its start")
+    if arguments.beams < 1:
+        raise InputError(f"--beams is {arguments.beams}; accepted: a whole number above 0")
+    constraint = _read_constraint(arguments)
     prompt = _read_prompt(arguments.prompt)
     if is_labelled(arguments.model):
         labelled = read_labelled_model(arguments.model)
@@ -66,8 +84,12 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     language = load_language_model(arguments.model)
     layout = read_layout(arguments.model)
     if not language.model.config.causal or (layout is not None and BLANK in prompt):
+        if constraint is not None or arguments.beams > 1:
+            raise InputError("--json-schema, --regex and --beams are for texts that go on, not for blanks")
         return _fill(arguments, language, prompt, sampling, layout)
-    continuation = generate(language, prompt, arguments.tokens, sampling, arguments.seed, arguments.stop)
+    continuation = generate(
+        language, prompt, arguments.tokens, sampling, arguments.seed, arguments.stop, constraint, arguments.beams
+    )
     pieces = [next(continuation, "")]  # a prompt that can't be used is told before anything is printed
     if not arguments.json:
         _write(prompt + pieces[0])
@@ -112,6 +134,14 @@ def _fill(
     if not arguments.json:
         _write(sample["prompt"] + sample["text"] + sample.get("after", "") + "\n")
     return {**result, "text": sample["text"]}
+
+
+def _read_constraint(arguments: Arguments) -> Constraint | None:
+    if arguments.json_schema is not None and arguments.regex:
+        raise InputError("--json-schema and --regex are both given; a text follows one of them")
+    if arguments.json_schema is not None:
+        return Constraint("json_schema", read_json(arguments.json_schema))
+    return Constraint("regex", arguments.regex) if arguments.regex else None
 
 
 def _read_prompt(given: str) -> str:

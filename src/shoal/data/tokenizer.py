@@ -41,7 +41,7 @@ class TextTokenizer:
     end: str
     config: dict[str, Any]
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
         """One more than the largest token id."""
         return max(self.library.get_vocab(with_added_tokens=True).values()) + 1

@@ -5,6 +5,7 @@ otherwise write spaces for ever.
 """
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from threading import Lock
@@ -28,6 +29,7 @@ class Constraints:
 
     def __init__(self, tokenizer: TextTokenizer, ends: Collection[int]) -> None:
         self._tokenizer, self._ends = tokenizer, sorted(ends)
+        self._vocabulary = tokenizer.vocabulary
         self._known: Any = None
         self._making = Lock()
 
@@ -37,14 +39,18 @@ class Constraints:
         with self._making:
             if self._known is None:
                 self._known = self._know(llguidance)
-        matcher = llguidance.LLMatcher(self._known, _grammar(llguidance.LLMatcher, constraint), log_level=0)
+        limits = llguidance.LLParserLimits(verbose_errors=False)
+        grammar = _grammar(llguidance.LLMatcher, constraint)
+        matcher = llguidance.LLMatcher(self._known, grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # whether there is a first token
         if matcher.is_error():
-            raise InputError(f"the {_NAMES[constraint.kind]} can't be followed: {matcher.get_error().strip()}")
-        return Guide(matcher, self._tokenizer.vocabulary)
+            raise InputError(f"the {_NAMES[constraint.kind]} can't be followed: {_reason(matcher)}")
+        return Guide(matcher, self._vocabulary)
 
     def _know(self, llguidance: Any) -> Any:
         tokenizer = self._tokenizer
-        known = {"n_vocab": tokenizer.vocabulary, "eos_token": self._ends}
+        known = {"n_vocab": self._vocabulary, "eos_token": self._ends}
         try:
             return llguidance.LLTokenizer(tokenizer.library.to_str(), **known)
         except ValueError:  # of a kind that it doesn't know: told by what its tokens spell
@@ -76,7 +82,15 @@ class Guide:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ShoalError(f"the grammar led nowhere: {self._matcher.get_error().strip()}")
+            raise ShoalError(f"the text can't go on as it was asked for: {_reason(self._matcher)}")
+
+
+def _reason(matcher: Any) -> str:
+    """The library's error in one line, without the drawing of where it is."""
+    lines = [line.strip() for line in str(matcher.get_error()).splitlines()]
+    if lines[0].startswith("NoExtension"):
+        return "no token of the vocabulary spells what would have to follow"
+    return " ".join(line for line in lines if line.strip("^") and not re.match(r"\d+ \|", line))
 
 
 _NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "grammar": "grammar"}
@@ -119,6 +133,9 @@ class _Spelled:
     def tokens(self) -> list[bytes]:
         return [token_text(self.tokenizer, token).encode() for token in range(self.tokenizer.vocabulary)]
 
-    def __call__(self, text: str | bytes) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text.decode() if isinstance(text, bytes) else text).tolist()
+    def __call__(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self.tokenizer.encode(text).tolist()
+        except InputError:  # a character that no token spells: the mask leaves it out
+            return []
         return ids

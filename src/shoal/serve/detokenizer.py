@@ -12,6 +12,10 @@ UNFINISHED = "\ufffd"
 """What decoders write for bytes that are no character, or not yet."""
 BEFORE = 6
 """Tokens of the prompt that the first ones are read with."""
+HALF = 3
+"""Tokens that half a character has at most: its bytes but one."""
+LONGEST_HELD = 16
+"""Tokens that are held back at most for a character that might come."""
 
 
 class Detokenizer:
@@ -27,10 +31,24 @@ class Detokenizer:
         """The characters that have become whole with this token, if any."""
         self._tokens.append(token)
         new = self.rest()
-        if not new or new.endswith(UNFINISHED):
+        if not new:
             return ""
-        self._before, self._told = self._told, len(self._tokens)
-        return new
+        if not new.endswith(UNFINISHED):
+            return self._tell(new, len(self._tokens))
+        held = self._tokens[self._told :]
+        if len(held) > LONGEST_HELD:
+            # not half of a character, but bytes that are none: all but the last ones can be told, where that cuts nothing
+            for kept in range(HALF, LONGEST_HELD):
+                first, whole = self._tokens[self._before : -kept], self._tokens[self._before : self._told]
+                text = self._tokenizer.decode(first)[len(self._tokenizer.decode(whole)) :]
+                later = self._tokenizer.decode(held)[len(self._tokenizer.decode(held[:-kept])) :]
+                if text + later == new:
+                    return self._tell(text, len(self._tokens) - kept)
+        return ""
+
+    def _tell(self, text: str, up_to: int) -> str:
+        self._before, self._told = self._told, up_to
+        return text
 
     def rest(self) -> str:
         """What has not been shown, as it would be if nothing followed."""

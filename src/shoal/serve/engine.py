@@ -7,7 +7,7 @@ from threading import Condition, Thread
 from shoal.core.errors import InputError
 from shoal.serve.generation import LanguageModel
 from shoal.serve.request import ClosedError, FullError, Piece, Request
-from shoal.serve.runner import make_runner
+from shoal.serve.runner import Weights, make_runner
 from shoal.serve.scheduler import CHUNK, Scheduler
 from shoal.serve.text import Text
 
@@ -68,7 +68,10 @@ class ThreadedEngine:
 
     def _run(self) -> None:
         while self._take_in():
-            self._scheduler.step()
+            try:
+                self._scheduler.step()
+            except Exception as error:  # not one text's: nobody is to wait for what doesn't come
+                self._scheduler.fail_all(error)
 
     def _take_in(self) -> bool:
         """Wait for something to do, and hear what was asked meanwhile; whether to go on."""
@@ -98,12 +101,17 @@ class EngineTicket:
 
 
 def make_engine(
-    language: LanguageModel, slots: int = 8, capacity: int | None = None, queue: int = 64, chunk: int = CHUNK
+    language: LanguageModel,
+    slots: int = 8,
+    capacity: int | None = None,
+    queue: int = 64,
+    chunk: int = CHUNK,
+    weights: Weights = "fp32",
 ) -> ThreadedEngine:
     """An engine that writes `slots` texts of up to `capacity` tokens at once, while `queue` more wait.
 
     `capacity` None: the model's context, 4096 at most. `chunk`: tokens of prompts that are read between two of others.
-    `InputError` for a model that writes no texts.
+    `weights`: how they are kept. `InputError` for a model that writes no texts.
     """
     config = language.model.config
     if not config.causal:
@@ -113,5 +121,5 @@ def make_engine(
             raise InputError(f"{name} is {value}; accepted: a whole number above 0")
     if queue < 0:
         raise InputError(f"queue is {queue}; accepted: 0 or more")
-    runner = make_runner(language.model, slots, min(capacity or CAPACITY, config.context))
+    runner = make_runner(language.model, slots, min(capacity or CAPACITY, config.context), weights)
     return ThreadedEngine(Scheduler(runner, language.tokenizer, language.ends, chunk), slots + queue)

@@ -6,11 +6,12 @@ runner knows weights, and how they are multiplied.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from shoal.core.errors import InputError
 from shoal.models.cache import make_cache
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
@@ -78,6 +79,12 @@ class TorchRunner:
         return hidden_RTD[:, -1]
 
 
-def make_runner(model: Transformer, slots: int, capacity: int) -> Runner:
-    """The fastest runner that serves the model here."""
+Weights = Literal["fp32", "bf16", "int8", "int4"]
+"""How a runner keeps weights."""
+
+
+def make_runner(model: Transformer, slots: int, capacity: int, weights: Weights = "fp32") -> Runner:
+    """The fastest runner that serves the model here; `InputError` where none does with such `weights`."""
+    if weights != "fp32":
+        raise InputError(f"weights in {weights} are not computed with here: this model is served with those it has")
     return TorchRunner(model, slots, capacity)

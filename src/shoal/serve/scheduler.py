@@ -11,6 +11,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class Scheduler:
         self._slots = Slots(runner)
         self._number_of_slots = runner.slots
         self._tokenizer, self._ends = tokenizer, frozenset(ends)
+        self._vocabulary = tokenizer.vocabulary
         self._constraints = Constraints(tokenizer, self._ends)
         self._chunk, self._endless = chunk, endless
         self._waiting: deque[Text] = deque()
@@ -98,6 +100,13 @@ class Scheduler:
         for text in (*self._waiting, *self._running):
             self.cancel(text)
 
+    def fail_all(self, error: Exception) -> None:
+        """End all texts that have a slot; those that wait may fare better."""
+        for text in self._running:
+            if text.finish is None:
+                self._fail(text, error)
+        self._let_go()
+
     def step(self) -> None:
         """Go on with each text that has been read by a token, then read some of the prompts."""
         ready = sorted((text for text in self._running if not text.reading), key=lambda text: text.slots)
@@ -112,11 +121,11 @@ class Scheduler:
         slots = [slot for text, tokens in zip(texts, last, strict=True) for slot in text.slots[: len(tokens)]]
         try:
             logits_RV = self._slots.step(slots, [token for tokens in last for token in tokens])
-        except Exception as error:  # whose fault it is can't be told; those that wait go on
+        except Exception as error:  # whose fault it is can't be told
             for text in texts:
                 self._fail(text, error)
         else:
-            self._go_on(texts, logits_RV.split([len(tokens) for tokens in last]))
+            self._go_on(texts, logits_RV, [len(tokens) for tokens in last])
 
     def _read(self) -> None:
         room = self._chunk or sys.maxsize
@@ -144,22 +153,24 @@ class Scheduler:
         else:
             if len(tokens) == len(unread):
                 text.reading = False
-                self._go_on([text], [logits_V[None]])
+                self._go_on([text], logits_V[None], [1])
         return len(tokens)
 
-    def _go_on(self, texts: Sequence[Text], logits: Sequence[Tensor]) -> None:
-        """Let each text have what follows it, by its rows of logits [beginnings, vocabulary]."""
+    def _go_on(self, texts: Sequence[Text], logits_RV: Tensor, rows: Sequence[int]) -> None:
+        """Let each text have what follows it, by so many rows of the logits."""
+        logits_RV = logits_RV[:, : self._vocabulary]  # a model's may be rounded up
+        sound = logits_RV.amax(-1).isfinite().tolist()
         drawn, adjusted, logarithms = list[Text](), list[Tensor](), list[Tensor | None]()
-        for text, rows_RV in zip(texts, logits, strict=True):
+        for text, end, count in zip(texts, accumulate(rows), rows, strict=True):
             try:
-                rows_RV = rows_RV[:, : self._tokenizer.vocabulary]  # a model's may be rounded up
-                if not bool(rows_RV.amax(-1).isfinite().all()):
+                if not all(sound[end - count : end]):
                     raise ShoalError("the model computes what is no number: its weights are damaged or not trained well")
                 if text.beams is not None:
-                    self._search(text, text.beams, rows_RV)
+                    self._search(text, text.beams, logits_RV[end - count : end])
                 else:
-                    adjusted.append(text.adjust(rows_RV[0]))
-                    logarithms.append(None if text.request.alternatives is None else rows_RV[0].log_softmax(-1))
+                    logits_V = logits_RV[end - 1]
+                    adjusted.append(text.adjust(logits_V))
+                    logarithms.append(None if text.request.alternatives is None else logits_V.log_softmax(-1))
                     drawn.append(text)
             except Exception as error:
                 self._fail(text, error)
@@ -203,7 +214,7 @@ class Scheduler:
         self._running = [text for text in self._running if text.finish is None]
 
     def _check(self, request: Request) -> None:
-        vocabulary, capacity = self._tokenizer.vocabulary, self._slots.capacity
+        vocabulary, capacity = self._vocabulary, self._slots.capacity
         if not request.prompt:
             raise InputError("the prompt has no tokens")
         if wrong := [token for token in request.prompt if not 0 <= token < vocabulary]:
@@ -219,7 +230,7 @@ class Scheduler:
         self._check_beams(request)
 
     def _check_beams(self, request: Request) -> None:
-        most = min(self._number_of_slots, self._tokenizer.vocabulary // 2)
+        most = min(self._number_of_slots, self._vocabulary // 2)
         if not 1 <= request.beams <= most:
             raise InputError(f"{request.beams} beams are asked for; accepted: from 1 to {most}")
         if not math.isfinite(request.length_penalty):

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
-import torch
 from torch import Tensor
 
 from shoal.core.seeds import generator
@@ -37,7 +36,6 @@ class Text:
         self.finish: Finish | None = None
         self._tell, self._tokenizer, self._ends = tell, tokenizer, ends
         self._detokenizer, self._stops = Detokenizer(tokenizer, request.prompt), StopStrings(request.stop)
-        self._seen_V: Tensor | None = None
         # characters of the text, and of them told; tokens not told yet, each with where it begins
         self._length = self._shown = 0
         self._untold: deque[tuple[int, ToldToken]] = deque()
@@ -56,11 +54,7 @@ class Text:
         """The logits from which the next token is to be drawn: by what was said already, and by what may be said."""
         penalty = self.request.sampling.repetition_penalty
         if penalty != 1:
-            if self._seen_V is None:
-                self._seen_V = torch.zeros(len(logits_V), dtype=torch.bool, device=logits_V.device)
-                self._seen_V[list(self.request.prompt)] = True
-            self._seen_V[self.tokens[len(self.request.prompt) :][-1:]] = True
-            logits_V = penalise(logits_V, self._seen_V, penalty)
+            logits_V = penalise(logits_V, self.tokens, penalty)
         return logits_V if self.guide is None else self.guide.restrict(logits_V)
 
     def take(self, tokens: Sequence[int], logarithms_V: Tensor | None = None) -> None:
