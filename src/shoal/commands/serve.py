@@ -110,7 +110,7 @@ def run(arguments: Arguments, overrides: list[str]) -> None:
         )
     socket = bind(arguments.host, arguments.port)
     with socket:
-        served = _served(arguments)
+        served = read_served(arguments)
         host, port = socket.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -129,7 +129,7 @@ def run(arguments: Arguments, overrides: list[str]) -> None:
         raise Interrupted("stopped; all answers were finished")
 
 
-def _served(arguments: Arguments) -> Served:
+def read_served(arguments: Arguments) -> Served:
     """The model of the folder, with what it can do; `InputError` where that is nothing that can be served."""
     folder = find_model_directory(arguments.model)
     if not folder.is_dir():

@@ -1,7 +1,7 @@
 """Real servers of tiny models, each in a thread of its own on a free port."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -30,11 +30,12 @@ CONTEXT = 96
 
 @dataclass(frozen=True)
 class Server:
-    """`get` and `post` ask it; `client` is for all else."""
+    """`post` and `client` ask it; `stop` is what SIGTERM does."""
 
     served: Served
     url: str
     client: httpx.Client
+    stop: Callable[[], None]
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         """Send a body as JSON, for this model unless it says otherwise."""
@@ -46,6 +47,10 @@ def serving(served: Served, limits: Limits | None = None, key: str = "") -> Iter
     """A server of the model, until it has ended; so has its engine."""
     limits = limits or Limits()
     ready = threading.Event()
+
+    def stop() -> None:
+        server.should_exit = True
+
     with bind("127.0.0.1", 0) as socket:
         server = make_server(build_app(served, limits, key), limits, ready.set)
         thread = threading.Thread(target=server.run, args=([socket],))
@@ -54,9 +59,9 @@ def serving(served: Served, limits: Limits | None = None, key: str = "") -> Iter
             assert ready.wait(60)
             url = f"http://127.0.0.1:{socket.getsockname()[1]}"
             with httpx.Client(base_url=url, timeout=60) as client:
-                yield Server(served, url, client)
+                yield Server(served, url, client, stop)
         finally:
-            server.should_exit = True
+            stop()
             thread.join(60)
         assert not thread.is_alive()
 
@@ -74,9 +79,11 @@ def language(context: int = CONTEXT) -> LanguageModel:
     return LanguageModel(random_model(config), template.tokenizer, frozenset(template.ends))
 
 
-def chat_model(slots: int = 4, queue: int = 8, context: int = CONTEXT) -> Served:
-    """A decoder with a chat template, and its engine."""
+def chat_model(slots: int = 4, queue: int = 8, context: int = CONTEXT, damaged: bool = False) -> Served:
+    """A decoder with a chat template, and its engine; `damaged`: of weights that are no numbers."""
     model, template = language(context), chat_template()
+    if damaged:
+        model.model.head_weight.data.fill_(float("nan"))
     engine = make_engine(model, slots, context, queue)
     writer = Writer(engine, model.tokenizer, slots, context, lambda text: model.tokenizer.encode(text).tolist(), template)
     return Served("tiny", "chat", context, 1, writer=writer)

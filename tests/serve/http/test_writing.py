@@ -58,8 +58,9 @@ def test_an_empty_prompt_begins_a_text(client: openai.OpenAI) -> None:
 
 
 def test_a_reply_follows_the_chat_template(client: openai.OpenAI) -> None:
-    laid_out = chat_template().text([Turn("system", "be brief"), Turn("user", PROMPT)], "", ready=True)
-    prompt = [token for token in chat_template().prompt([Turn("system", "be brief"), Turn("user", PROMPT)], "").tolist()]
+    turns = [Turn("system", "be brief"), Turn("user", PROMPT)]
+    prompt = chat_template().prompt(turns, "").tolist()
+    assert chat_template().tokenizer.decode(prompt) == chat_template().text(turns, "", ready=True)
     reply = client.chat.completions.create(
         model="tiny", messages=[{"role": "developer", "content": "be brief"}, *SAID], temperature=0, max_completion_tokens=9  # type: ignore[list-item]
     )  # fmt: skip
@@ -67,7 +68,6 @@ def test_a_reply_follows_the_chat_template(client: openai.OpenAI) -> None:
     same = client.completions.create(model="tiny", prompt=prompt, max_tokens=9, temperature=0)
     assert reply.choices[0].message.content == same.choices[0].text
     assert reply.choices[0].message.role == "assistant"
-    assert laid_out.endswith("<|assistant|>")
 
 
 def test_a_stream_tells_the_same_text_in_pieces(client: openai.OpenAI) -> None:
@@ -105,7 +105,8 @@ def test_a_stream_is_events_of_one_line_each(chat: Server) -> None:
 
 def test_the_same_seed_gives_the_same_text(client: openai.OpenAI) -> None:
     texts = [
-        client.completions.create(model="tiny", prompt=PROMPT, max_tokens=30, seed=seed).choices[0].text for seed in (1, 1, 2)
+        client.completions.create(model="tiny", prompt=PROMPT, max_tokens=30, seed=seed).choices[0].text
+        for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
     unseeded = [client.completions.create(model="tiny", prompt=PROMPT, max_tokens=30).choices[0].text for _ in range(2)]
@@ -138,7 +139,12 @@ def test_log_probabilities_are_those_of_the_tokens(client: openai.OpenAI) -> Non
 
 
 def test_a_reply_has_the_form_that_is_asked_for(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"fish": {"type": "boolean"}}, "required": ["fish"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"fish": {"type": "boolean"}},
+        "required": ["fish"],
+        "additionalProperties": False,
+    }
     form = {"type": "json_schema", "json_schema": {"name": "fish", "schema": schema, "strict": True}}
     reply = client.chat.completions.create(model="tiny", messages=SAID, max_tokens=60, seed=1, response_format=form)  # type: ignore[call-overload]
     assert json.loads(reply.choices[0].message.content) in ({"fish": True}, {"fish": False})

@@ -42,7 +42,7 @@ class Writing(Asked):
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=0, description="Draw from the k likeliest tokens only (0: all).")
     min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(None, gt=0, le=10, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, allow_inf_nan=False)
     n: int | None = Field(None, ge=1, le=128, description="Choices a prompt.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="The same seed gives the same text.")
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None

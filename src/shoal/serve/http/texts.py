@@ -44,20 +44,17 @@ class Texts:
         self._deadline, self._first = deadline, first
         self._pieces: deque[tuple[int, Piece]] = deque()
         self._come = asyncio.Event()
+        self._alarm = self._loop.call_at(deadline, self._come.set)
         self._tickets: list[Ticket] = []
         self._closed = False
 
     def submit(self, engine: Engine, requests: Sequence[Request]) -> None:
-        """From any thread: begin. Raises as `Engine.submit`, and then none of them is written."""
+        """From any thread: begin. Raises as `Engine.submit`; those that were taken in before are for `close` to give up."""
         self.written = [Written() for _ in requests]
-        try:
-            for number, request in enumerate(requests):
-                self._tickets.append(engine.submit(request, partial(self._tell, number)))
-        except BaseException:
-            self.close()
-            raise
+        for number, request in enumerate(requests):
+            self._tickets.append(engine.submit(request, partial(self._tell, number)))
         if self._closed:
-            self.close()
+            self._cancel()
 
     async def batches(self) -> AsyncIterator[list[tuple[int, Piece]]]:
         """(number of the text, piece), as many as have come since, until all texts are finished.
@@ -88,18 +85,20 @@ class Texts:
         return self.written
 
     def close(self) -> None:
-        """Nobody waits for them any more."""
+        """On the loop: nobody waits for them any more."""
         self._closed = True
+        self._alarm.cancel()
+        self._cancel()
+
+    def _cancel(self) -> None:
         for ticket in self._tickets:
             ticket.cancel()
 
     async def _wait(self) -> None:
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                await self._come.wait()
-        except TimeoutError:
-            raise overloaded("the answer was not finished in the time that a request may take") from None
+        await self._come.wait()
         self._come.clear()
+        if self._loop.time() >= self._deadline:
+            raise overloaded("the answer was not finished in the time that a request may take")
 
     def _tell(self, number: int, piece: Piece) -> None:
         """From the engine's thread."""

@@ -99,8 +99,12 @@ async def _answer(
         texts.submit(writer.engine, requests)
         return prompts
 
-    # a long prompt takes a while to become tokens: the loop goes on meanwhile
-    prompts = await asyncio.to_thread(submit)
+    try:
+        # a long prompt takes a while to become tokens: the loop goes on meanwhile
+        prompts = await asyncio.to_thread(submit)
+    except BaseException:
+        texts.close()
+        raise
 
     def close() -> None:
         texts.close()
