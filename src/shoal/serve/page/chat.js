@@ -49,12 +49,11 @@ class Chat {
 
   #introduce() {
     const [title, text] = this.view.querySelectorAll(".welcome > *");
-    const placeholder = this.continues ? "Begin a text…" : "Write a message…";
     title.textContent = this.continues ? "Begin a text" : "Say something";
     text.textContent = this.continues
       ? "This is a base model: it does not answer, it continues a text in the manner of what it has read."
       : "Answers are written by the model on the server that shows this page. Nothing goes anywhere else.";
-    this.input.placeholder = placeholder;
+    this.input.placeholder = "Write a message…";
     this.view.querySelector("label[for=input]").textContent = this.continues ? "Text to continue" : "Message";
     this.sendButton.ariaLabel = this.continues ? "Continue" : "Send";
   }
@@ -131,7 +130,7 @@ class Chat {
     const signal = this.running.signal;
     for (;;) {
       const { path, body, sent, all, most } = this.#request(turns);
-      watch.cut = sent < all;
+      Object.assign(watch, { cut: sent < all, most: body.max_tokens });
       try {
         for await (const told of stream(path, body, signal)) {
           watch.see(told);
@@ -281,6 +280,7 @@ class Chat {
   #settle() {
     const writing = this.running !== null;
     this.view.querySelector(".welcome").hidden = this.turns.length > 0;
+    if (this.continues) this.input.placeholder = this.turns.length ? "Write on, or send nothing to let it go on…" : "Begin a text…";
     this.list.hidden = this.turns.length === 0;
     this.list.classList.toggle("busy", writing);
     this.list.ariaBusy = String(writing);
@@ -305,7 +305,8 @@ class Watch {
     this.start = performance.now();
     this.first = this.last = 0;
     this.usage = this.finish = null;
-    this.cut = false;
+    this.most = 0; // tokens that were asked for
+    this.cut = false; // whether the model was not given all
   }
 
   see(told) {
@@ -326,9 +327,10 @@ class Watch {
       parts.push(`${read.toLocaleString("en")} read${cached ? `, ${cached.toLocaleString("en")} of them cached` : ""}`);
     }
     if (this.first) parts.push(`first after ${((this.first - this.start) / 1000).toFixed(2)} s`);
-    if (this.finish === "length") parts.push("cut at its longest");
+    const full = this.usage?.completion_tokens < this.most;
+    if (this.finish === "length") parts.push(full ? "the context is full" : "as long as it may be");
     if (this.finish === STOPPED) parts.push("stopped");
-    if (this.cut) parts.push("what came first was left out, to make room");
+    if (this.cut) parts.push("what came first was left out");
     return parts.join(" · ");
   }
 }
