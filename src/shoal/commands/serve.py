@@ -134,8 +134,8 @@ def read_served(arguments: Arguments) -> Served:
     folder = find_model_directory(arguments.model)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder")
-    place = folder.parent if folder.name == "model" and folder != arguments.model else arguments.model
-    name = arguments.name or place.resolve().name
+    place = arguments.model.resolve()
+    name = arguments.name or (place.parent if place.name == "model" else place).name
     config = folder / "config.json"
     created = int(config.stat().st_mtime) if config.exists() else 0
     if is_labelled(arguments.model):
