@@ -148,7 +148,8 @@ class Chat {
 
   /** {path, body, sent, all, most}: of `all` characters so many are sent, and it can't be less than `most`. */
   #request(turns) {
-    const common = { ...this.settings.fields(), model: this.model.id, stream: true, stream_options: { include_usage: true } };
+    const streamed = { stream: true, stream_options: { include_usage: true } };
+    const common = { model: this.model.id, ...this.settings.fields(), ...streamed };
     if (this.continues) {
       const text = turns.map(({ content }) => content).join("");
       const prompt = text.slice(-Math.max(1, this.budget)).replace(/^[\udc00-\udfff]/, ""); // no half of a character
@@ -196,12 +197,13 @@ class Chat {
   #item(turn) {
     const item = document.createElement("li");
     item.className = `turn ${turn.role}`;
-    const who = made("h3", "unseen", turn.role === "user" ? "You" : "Model");
+    const who = made("h2", "unseen", turn.role === "user" ? "You" : "Model");
     const text = made("div", "text");
     text.dir = "auto";
     this.#draw(text, turn);
     item.append(who, text);
     if (turn.problem) item.append(made("p", "problem", turn.problem));
+    else if (turn.note && !turn.content) item.append(made("p", "hint", "The model had nothing to say."));
     item.append(this.#foot(turn, item));
     return item;
   }
@@ -280,7 +282,9 @@ class Chat {
   #settle() {
     const writing = this.running !== null;
     this.view.querySelector(".welcome").hidden = this.turns.length > 0;
-    if (this.continues) this.input.placeholder = this.turns.length ? "Write on, or send nothing to let it go on…" : "Begin a text…";
+    if (this.continues) {
+      this.input.placeholder = this.turns.length ? "Write on, or send nothing to let it go on…" : "Begin a text…";
+    }
     this.list.hidden = this.turns.length === 0;
     this.list.classList.toggle("busy", writing);
     this.list.ariaBusy = String(writing);

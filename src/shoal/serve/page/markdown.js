@@ -195,7 +195,10 @@ function inline(text, depth = 0) {
     else if (mark[0] === "`") {
       const end = closing(mark, after);
       const exact = end >= 0 && text[end + mark.length] !== "`";
-      if (exact) tell(at, element("code", document.createTextNode(bare(text.slice(after, end)))), (next = end + mark.length));
+      if (exact) {
+        next = end + mark.length;
+        tell(at, element("code", document.createTextNode(bare(text.slice(after, end)))), next);
+      }
     } else if (mark in TAGS) {
       const end = emphasised(text, mark, at, after, closing);
       if (end >= 0 && depth < DEEPEST) {

@@ -14,7 +14,7 @@ const NUMBERS = {
 };
 const NEUTRAL = { top_k: 0, min_p: 0, repetition_penalty: 1, seed: "" };
 
-/** Build the form; `system`: whether the model takes a system prompt; `context`: of the model. Returns {fields(), system()}. */
+/** Build the form; `system`: whether the model takes a system prompt; `context`: tokens. Returns {fields(), system()}. */
 export function settingsIn(form, system, context) {
   const stored = read();
   const inputs = {};
