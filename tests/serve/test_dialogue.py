@@ -52,8 +52,7 @@ def test_the_oldest_exchanges_are_left_out_whole_and_the_system_prompt_stays(tem
     assert dialogue.cut
     assert len(prompt) <= 64 - 12
     text = read(template, prompt)
-    assert text.startswith("<|system|>swim<|end|><|user|>sea 3")
-    assert text.endswith("<|user|>all<|end|><|assistant|>")
+    assert text == "<|system|>swim<|end|><|user|>sea 4<|end|><|assistant|>fish 4<|end|><|user|>all<|end|><|assistant|>"
     assert len(dialogue.row()["messages"]) == 12, "what is left out is still part of the conversation"
 
 
@@ -61,7 +60,20 @@ def test_an_answer_that_may_be_longer_than_the_context_gets_a_quarter_of_it(temp
     dialogue = Dialogue(template, 64)
     exchanges(dialogue, 5)
     dialogue.say("all")
-    assert 48 - 17 < len(dialogue.prompt(10_000)) <= 48
+    assert 36 - 17 < len(dialogue.prompt(10_000)) <= 36
+
+
+def test_prompts_begin_alike_as_long_as_they_can(template: ChatTemplate) -> None:
+    """What is left out is more than must be, so that a server that knows the last prompt has little to read."""
+    dialogue, prompts = Dialogue(template, 128), []
+    for number in range(12):
+        dialogue.say(f"sea {number}")
+        prompt = dialogue.prompt(32)
+        assert len(prompt) <= 128 - 32
+        prompts.append(read(template, prompt))
+        dialogue.tell(f"fish {number}")
+    anew = [number for number in range(1, 12) if not prompts[number].startswith(prompts[number - 1])]
+    assert len(anew) == 3
 
 
 def test_a_last_message_that_does_not_fit_is_told(template: ChatTemplate) -> None:
@@ -121,8 +133,10 @@ def test_nothing_lets_a_begun_text_go_on_as_it_stands(letters: TextTokenizer) ->
 def test_of_a_text_that_is_too_long_its_end_is_read(letters: TextTokenizer) -> None:
     text = Continuation(letters, 40)
     text.say("0123456789" * 5)
-    assert letters.decode(text.prompt(10)) == "0123456789" * 3
+    assert letters.decode(text.prompt(10)) == ("0123456789" * 5)[-22:]
     assert text.cut
+    text.tell("01234567")
+    assert letters.decode(text.prompt(10)) == ("0123456789" * 5)[-22:] + "01234567", "it begins where it did"
     text.reset()
     text.say("0123456789")
     assert letters.decode(text.prompt(10)) == "0123456789"

@@ -1,8 +1,8 @@
 """What was said so far, and as much of it as a model can read: a dialogue by a chat template, or one text that goes on.
 
-Both are asked the same: something is `said`, `prompt` gives the tokens that the model reads, and its answer is `told`. What
+Both are asked the same: the user says something, `prompt` gives the tokens that the model reads, and its answer is told. What
 doesn't fit is left out from the beginning, whole exchanges of a dialogue, a text's first tokens, so that an answer always
-has some room.
+has some room. More than must be is left out at once: the next prompts then begin alike, and only what is new is to be read.
 """
 
 from typing import Any, Protocol
@@ -13,13 +13,16 @@ from shoal.data.tokenizer import TextTokenizer
 
 ROOM = 4
 """A prompt leaves one of so many parts of the context to the answer, where that may be as long."""
+KEPT = 0.75
+"""How much of the longest prompt is kept where there is more."""
 
 
 class History(Protocol):
     """What was said."""
 
-    cut: bool
-    """Whether the last prompt left out what came first."""
+    @property
+    def cut(self) -> bool:
+        """Whether the last prompt left out what came first."""
 
     def say(self, text: str) -> None:
         """What the user says. `InputError` where there is nothing to answer."""
@@ -46,10 +49,15 @@ class Dialogue:
     def __init__(self, template: ChatTemplate, context: int, system: str = "") -> None:
         """`context`: tokens that the model reads, the answer's included. `InputError` as `set_system`."""
         self.template, self.context = template, context
-        self.cut = False
+        self._begin = 0
         self.turns: list[Turn] = []
         self.system: list[Turn] = []
         self.set_system(system)
+
+    @property
+    def cut(self) -> bool:
+        """As `History.cut`."""
+        return self._begin > 0
 
     def set_system(self, text: str) -> None:
         """What the model is told before all else; `InputError` where the template knows no such thing."""
@@ -73,30 +81,30 @@ class Dialogue:
 
     def prompt(self, answer: int) -> list[int]:
         """As `History.prompt`."""
-        begin, least = 0, len(self.turns) - 1
-        tokens = self._tokens(begin)
-        while begin < least and len(tokens) > _most(self.context, answer):
-            begin += 2  # a question and its answer
-            tokens = self._tokens(begin)
+        most, last = _most(self.context, answer), len(self.turns) - 1
+        tokens = self._tokens()
+        if len(tokens) > most:
+            while self._begin < last and len(tokens) > KEPT * most:
+                self._begin += 2  # a question and its answer
+                tokens = self._tokens()
         if len(tokens) >= self.context:
             raise InputError(
                 f"the message has {len(tokens):,} tokens with what belongs to it, and the model reads {self.context:,}, its "
                 "answer included: shorten it"
             )
-        self.cut = begin > 0
         return tokens
 
     def reset(self) -> None:
         """As `History.reset`; the system prompt stays."""
         self.turns.clear()
-        self.cut = False
+        self._begin = 0
 
     def row(self) -> dict[str, Any]:
         """As `History.row`."""
         return {"messages": [{"role": turn.role, "content": turn.content} for turn in (*self.system, *self.turns)]}
 
-    def _tokens(self, begin: int) -> list[int]:
-        ids: list[int] = self.template.prompt([*self.system, *self.turns[begin:]], "the conversation").tolist()
+    def _tokens(self) -> list[int]:
+        ids: list[int] = self.template.prompt([*self.system, *self.turns[self._begin :]], "the conversation").tolist()
         return ids
 
 
@@ -106,8 +114,13 @@ class Continuation:
     def __init__(self, tokenizer: TextTokenizer, context: int) -> None:
         """`context`: as of `Dialogue`."""
         self.tokenizer, self.context = tokenizer, context
-        self.cut = False
+        self._begin = 0
         self.parts: list[str] = []
+
+    @property
+    def cut(self) -> bool:
+        """As `History.cut`."""
+        return self._begin > 0
 
     @property
     def text(self) -> str:
@@ -131,15 +144,18 @@ class Continuation:
 
     def prompt(self, answer: int) -> list[int]:
         """As `History.prompt`."""
-        tokens: list[int] = self.tokenizer.encode(self.text).tolist()
+        # what has no tokens is a text's beginning
+        tokens: list[int] = self.tokenizer.encode(self.text).tolist() or [self.tokenizer.end_of_text]
         most = _most(self.context, answer)
-        self.cut = len(tokens) > most
-        return tokens[-most:]
+        self._begin = min(self._begin, len(tokens) - 1)  # part of the text may have been taken back
+        if len(tokens) - self._begin > most:
+            self._begin = len(tokens) - max(1, int(KEPT * most))
+        return tokens[self._begin :]
 
     def reset(self) -> None:
         """As `History.reset`."""
         self.parts.clear()
-        self.cut = False
+        self._begin = 0
 
     def row(self) -> dict[str, Any]:
         """As `History.row`."""

@@ -10,6 +10,7 @@ const STORED = "shoal.conversation";
 const STOPPED = "stopped";
 const TOO_LONG = "context_length_exceeded"; // the server's word for a prompt that the model can't read whole
 const READ = 0.75; // how much of the context a prompt takes up at most, so that an answer has room
+const KEPT = 0.75; // how much of that is kept where it is more: so the next prompts begin alike, and are known to the server
 
 /** Start the conversation's view in `main`. `settings` says how answers are drawn. Returns {clear()}. */
 export function startChat(main, model, settings) {
@@ -24,7 +25,8 @@ class Chat {
     this.continues = model.kind === "completion";
     this.turns = read(model.id); // {role, content, note, problem}
     this.running = null; // the AbortController of the answer that is being written
-    this.budget = Infinity; // characters that are sent, so that the model can read them
+    this.budget = Infinity; // characters that are sent at most, so that the model can read them
+    this.begin = 0; // the turn, or a base model's character, before which nothing is sent
     this.view = view;
     this.list = view.querySelector(".turns");
     this.scroll = view.querySelector(".scroll");
@@ -129,7 +131,7 @@ class Chat {
   async *#events(turns, watch) {
     const signal = this.running.signal;
     for (;;) {
-      const { path, body, sent, all, most } = this.#request(turns);
+      const { path, body, sent, all, least } = this.#request(turns);
       Object.assign(watch, { cut: sent < all, most: body.max_tokens });
       try {
         for await (const told of stream(path, body, signal)) {
@@ -140,33 +142,37 @@ class Chat {
         }
         return;
       } catch (error) {
-        if (error.code !== TOO_LONG || sent <= most) throw error;
+        if (error.code !== TOO_LONG || sent <= least) throw error;
         this.budget = Math.floor((sent * 2) / 3);
       }
     }
   }
 
-  /** {path, body, sent, all, most}: of `all` characters so many are sent, and it can't be less than `most`. */
+  /** {path, body, sent, all, least}: of `all` characters `sent` are sent; where these are `least`, it can't be fewer. */
   #request(turns) {
     const streamed = { stream: true, stream_options: { include_usage: true } };
     const common = { model: this.model.id, ...this.settings.fields(), ...streamed };
     if (this.continues) {
       const text = turns.map(({ content }) => content).join("");
-      const prompt = text.slice(-Math.max(1, this.budget)).replace(/^[\udc00-\udfff]/, ""); // no half of a character
-      return { path: "v1/completions", body: { ...common, prompt }, sent: prompt.length, all: text.length, most: 1 };
+      if (this.begin > text.length) this.begin = 0;
+      if (text.length - this.begin > this.budget) this.begin = text.length - Math.max(1, Math.floor(KEPT * this.budget));
+      const prompt = text.slice(this.begin).replace(/^[\udc00-\udfff]/, ""); // no half of a character
+      return { path: "v1/completions", body: { ...common, prompt }, sent: prompt.length, all: text.length, least: 1 };
     }
-    const size = (said) => said.reduce((sum, { content }) => sum + content.length, 0);
     const system = this.settings.system() ? [{ role: "system", content: this.settings.system() }] : [];
-    let said = turns.filter(({ role, content }) => role === "user" || content); // not what failed at once
-    said = said.map(({ role, content }) => ({ role, content }));
-    const all = size(system) + size(said);
-    while (said.length > 1 && size(system) + size(said) > this.budget) {
-      const next = said.findIndex(({ role }, place) => place > 0 && role === "user");
-      said = said.slice(next); // the last is a user's
+    const size = (said) => [...system, ...said].reduce((sum, { content }) => sum + content.length, 0);
+    if (this.begin >= turns.length) this.begin = 0;
+    const last = turns.length - 1; // a user's
+    if (size(turns.slice(this.begin)) > this.budget) {
+      while (this.begin < last && size(turns.slice(this.begin)) > KEPT * this.budget) {
+        do this.begin += 1; while (turns[this.begin].role !== "user");
+      }
     }
-    const messages = [...system, ...said];
-    const most = said.length > 1 ? 0 : Infinity;
-    return { path: "v1/chat/completions", body: { ...common, messages }, sent: size(messages), all, most };
+    const failed = ({ role, content }) => role === "assistant" && !content;
+    const kept = turns.slice(this.begin).filter((turn) => !failed(turn));
+    const messages = [...system, ...kept.map(({ role, content }) => ({ role, content }))];
+    const least = this.begin < last ? 0 : Infinity;
+    return { path: "v1/chat/completions", body: { ...common, messages }, sent: size(kept), all: size(turns), least };
   }
 
   /** Draw at most once a frame, and stay at the end where the reader is. */
