@@ -33,6 +33,7 @@ from shoal.serve.generation import LanguageModel, load_language_model
 from shoal.serve.http.limits import Limits
 from shoal.serve.http.served import Kind, Served, Writer
 from shoal.serve.labelling import Labeller
+from shoal.serve.runner import Weights
 from shoal.tasks import Classify, Tag
 from shoal.tasks.continuation import Continuation
 from shoal.train.labelled_model import LabelledModel, is_labelled, read_labelled_model
@@ -64,6 +65,8 @@ class Arguments:
     """Texts that are written at once; more wait."""
     context: int = 0
     """Tokens of a prompt and its answer (0: as many as the model sees, 4096 at most)."""
+    weights: Weights = "fp32"
+    """How a decoder's weights are kept."""
     queue: int = 64
     """Texts, or requests to an encoder, that may wait; more are told to come again (429)."""
     requests: int = 256
@@ -126,7 +129,7 @@ def run(arguments: Arguments, overrides: list[str]) -> None:
         server = make_server(build_app(served, limits, key), limits, ready)
         server.run([socket])
     if server.interrupted:
-        raise Interrupted("stopped; all answers were finished")
+        raise Interrupted("stopped")
 
 
 def read_served(arguments: Arguments) -> Served:
@@ -193,7 +196,7 @@ def _writer(
 ) -> Writer:
     """The engine of a decoder."""
     context = min(arguments.context or CAPACITY, language.model.config.context)
-    engine = make_engine(language, arguments.slots, context, arguments.queue)
+    engine = make_engine(language, arguments.slots, context, arguments.queue, weights=arguments.weights)
     return Writer(engine, language.tokenizer, arguments.slots, context, encode, template)
 
 

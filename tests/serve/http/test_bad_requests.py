@@ -111,6 +111,19 @@ def test_a_schema_that_can_not_be_followed_is_told(chat: Server, schema: Any) ->
     assert reply.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_a_schema_is_bounded_and_one_that_leads_nowhere_is_told(chat: Server) -> None:
+    def form(fields: int) -> dict[str, Any]:
+        schema = {"type": "object", "properties": {f"k{number}": {"type": "string"} for number in range(fields)}}
+        return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+    assert chat.post(COMPLETIONS, prompt="a", response_format=form(100)).status_code == 200
+    too_wide = chat.post(COMPLETIONS, prompt="a", max_tokens=9, response_format=form(900), temperature=0)
+    assert (too_wide.status_code, too_wide.json()["error"]["code"]) == (400, "response_format_failed")
+    too_long = chat.post(COMPLETIONS, prompt="a", response_format=form(5000)).json()["error"]
+    assert too_long["param"] == "response_format.json_schema.json_schema.schema"
+    assert "longer than 32768 characters" in too_long["message"]
+
+
 def test_limits_are_told() -> None:
     with serving(chat_model(slots=1, queue=1), Limits(prompt=10, tokens=5, queue=1)) as server:
         assert server.post(COMPLETIONS, prompt="a fish", max_tokens=5).status_code == 200

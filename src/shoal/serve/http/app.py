@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from shoal import __version__
@@ -32,11 +33,19 @@ def build_app(served: Served, limits: Limits, key: str = "") -> ASGIApp:
         await anyio.to_thread.run_sync(service.close)
 
     app = FastAPI(
-        title="Shoal", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
+        title="Shoal",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
     )
     add_error_handlers(app)
-    for router in (about_router(service), writing_router(service), label_router(service)):
+    routers = (about_router(service), writing_router(service), label_router(service))
+    for router in routers:
         app.include_router(router)
     add_page(app)
     files = frozenset(page_files())
-    return Guard(app, service, Access(key, files), files | {*app.openapi()["paths"], "/docs", "/openapi.json"})
+    paths = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
+    return Guard(app, service, Access(key, files), files | paths | {"/docs", "/openapi.json"})

@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from shoal.data.chat_template import Role, Turn
 from shoal.serve.http.errors import ApiError
@@ -24,14 +23,6 @@ COMPLETION_TOKENS = 16
 """How many tokens a completion has where its request doesn't say, as at OpenAI."""
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """The prompts of a request, as tokens; `texts`: as text, where they are to be repeated."""
-
-    tokens: list[list[int]]
-    texts: list[str]
-
-
 def writer_of(served: Served) -> Writer:
     """The engine; `ApiError` where the model writes nothing."""
     if served.writer is None:
@@ -45,8 +36,8 @@ def writer_of(served: Served) -> Writer:
     return served.writer
 
 
-def chat_prompts(served: Served, asked: ChatRequest) -> Prompts:
-    """The dialogue, ready for a reply."""
+def chat_prompts(served: Served, asked: ChatRequest) -> list[list[int]]:
+    """The one prompt: the dialogue as tokens, ready for a reply."""
     writer = writer_of(served)
     if writer.template is None:
         raise ApiError(
@@ -58,11 +49,11 @@ def chat_prompts(served: Served, asked: ChatRequest) -> Prompts:
         )
     roles: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
     turns = [Turn(roles[message.role], message.text) for message in asked.messages]
-    return Prompts([writer.template.prompt(turns, "messages").tolist()], [])
+    return [writer.template.prompt(turns, "messages").tolist()]
 
 
-def completion_prompts(served: Served, asked: CompletionRequest) -> Prompts:
-    """Each prompt; one without tokens is a text's beginning."""
+def completion_prompts(served: Served, asked: CompletionRequest) -> list[list[int]]:
+    """Each prompt's tokens; one without any is a text's beginning."""
     writer = writer_of(served)
     if not (prompts := listed(asked.prompt)):
         raise ApiError(400, "prompt: no prompts", param="prompt")
@@ -75,8 +66,15 @@ def completion_prompts(served: Served, asked: CompletionRequest) -> Prompts:
             tokens.append(prompt)
         else:
             tokens.append(list(writer.encode(prompt)) or [tokenizer.end_of_text])
-    texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts] if asked.echo else []
-    return Prompts(tokens, texts)
+    return tokens
+
+
+def echoed(served: Served, asked: CompletionRequest) -> list[str]:
+    """The prompts as texts, where choices are to begin with them."""
+    if not asked.echo:
+        return []
+    tokenizer = writer_of(served).tokenizer
+    return [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in listed(asked.prompt)]
 
 
 def check_completion(asked: CompletionRequest) -> None:
@@ -88,9 +86,8 @@ def check_completion(asked: CompletionRequest) -> None:
 
 
 def engine_requests(
-    served: Served, limits: Limits, asked: Writing, prompts: Sequence[list[int]], *, tokens: int, alternatives: int | None,
-    response_format: ResponseFormat | None,
-) -> list[Request]:  # fmt: skip
+    served: Served, limits: Limits, asked: Writing, prompts: Sequence[list[int]], tokens: int, alternatives: int | None
+) -> list[Request]:
     """A request for each choice of each prompt, in that order; `ApiError` for what is beyond the limits."""
     n = asked.n or 1
     most_texts = min(limits.texts, writer_of(served).slots + limits.queue)
@@ -109,7 +106,7 @@ def engine_requests(
         raise ApiError(400, f"max_tokens: {tokens} is more than the {most_tokens} that may be asked for", param="max_tokens")
     seed = secrets.randbits(62) if asked.seed is None else asked.seed
     stop = tuple(listed(asked.stop)) if asked.stop else ()
-    sampling, constraint = sampling_of(asked), constraint_of(response_format)
+    sampling, constraint = sampling_of(asked), constraint_of(asked.response_format)
     return [
         Request(tuple(prompt), tokens, sampling, seed + choice, stop, alternatives, constraint)
         for prompt in prompts

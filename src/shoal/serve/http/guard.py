@@ -50,7 +50,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status = time.perf_counter(), ClientLeftError().status_code  # unless something is answered
         path = scope["path"] if scope["path"] in self.paths else "other"
         metrics = self.service.metrics
 
@@ -93,8 +93,8 @@ class Guard:
                 raise ApiError(403, f"this server answers to localhost, not to '{name}', unless it has an --api-key")
         elif path not in OPEN and path not in self.access.files:
             kind, _, given = headers.get("authorization", "").partition(" ")
-            # bytes, as they came: a header is Latin-1, and the comparison takes as long for any wrong key
-            if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.key):
+            # bytes, as they came: a header is Latin-1
+            if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self.key):
                 told = "a wrong API key" if given else "no API key"
                 raise ApiError(
                     401,

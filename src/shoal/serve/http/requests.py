@@ -5,12 +5,17 @@ Shoal has nothing for, is accepted only where it says "no"; what is there for Op
 accepted and has no effect. Shoal's own additions are `top_k`, `min_p` and `repetition_penalty`.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic_core import PydanticCustomError
 
 Most = 20
 """Alternatives of a token that may be asked for, as in OpenAI's chat interface."""
+
+LONGEST_SCHEMA = 32 << 10
+"""Characters of a schema, as JSON."""
 
 Text = Annotated[str, Field(min_length=1)]
 Nothing = Annotated[dict[str, JsonValue] | list[JsonValue], Field(max_length=0)] | None
@@ -35,6 +40,53 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = None
 
 
+class PlainFormat(BaseModel):
+    """Any text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(BaseModel):
+    """Some JSON object."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(BaseModel):
+    """A JSON schema."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str
+    description: str | None = None
+    content: dict[str, JsonValue] = Field(alias="schema")
+    strict: bool | None = None
+
+    @field_validator("content")
+    @classmethod
+    def _short(cls, content: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        """Following a schema of thousands of fields takes seconds a token, for which all texts would wait."""
+        if len(json.dumps(content)) > LONGEST_SCHEMA:
+            raise PydanticCustomError("schema_too_long", f"The schema is longer than {LONGEST_SCHEMA} characters of JSON")
+        return content
+
+
+class JsonSchemaFormat(BaseModel):
+    """JSON as a schema wants it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[PlainFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
 class Writing(Asked):
     """How a text is written."""
 
@@ -47,6 +99,7 @@ class Writing(Asked):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="The same seed gives the same text.")
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     max_tokens: int | None = Field(None, ge=1)
+    response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     frequency_penalty: Zero = None
@@ -83,45 +136,6 @@ class Message(BaseModel):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class PlainFormat(BaseModel):
-    """Any text."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    type: Literal["text"]
-
-
-class JsonObjectFormat(BaseModel):
-    """Some JSON object."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    type: Literal["json_object"]
-
-
-class NamedSchema(BaseModel):
-    """A JSON schema."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    name: str
-    description: str | None = None
-    content: dict[str, JsonValue] = Field(alias="schema")
-    strict: bool | None = None
-
-
-class JsonSchemaFormat(BaseModel):
-    """JSON as a schema wants it."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    type: Literal["json_schema"]
-    json_schema: NamedSchema
-
-
-ResponseFormat = Annotated[PlainFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
-
-
 class ChatRequest(Writing):
     """What a reply is asked for with."""
 
@@ -129,7 +143,6 @@ class ChatRequest(Writing):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=Most)
-    response_format: ResponseFormat | None = None
     tools: Nothing = None
     tool_choice: Literal["none", "auto"] | None = None
     functions: Nothing = None
@@ -151,7 +164,6 @@ class CompletionRequest(Writing):
     echo: bool | None = Field(None, description="Begin each choice with its prompt.")
     best_of: int | None = Field(None, ge=1, description="As many as `n`, or nothing.")
     suffix: Annotated[str, Field(max_length=0)] | None = None
-    response_format: ResponseFormat | None = Field(None, description="As in chat; OpenAI's completions have none.")
 
 
 class EmbeddingRequest(Asked):

@@ -117,13 +117,12 @@ class ChatTelling(Telling):
 
 
 class CompletionTelling(Telling):
-    """Of /v1/completions; `echo`: what each text begins with."""
+    """Of /v1/completions; `choices`: of each prompt; `echo`: prompts that their choices begin with."""
 
-    def __init__(
-        self, model: str, alternatives: int | None, echo: Sequence[str] = (), choices: int = 1, with_usage: bool = False
-    ) -> None:
+    def __init__(self, model: str, alternatives: int | None, choices: int = 1, with_usage: bool = False) -> None:
         super().__init__("cmpl-", model, alternatives, with_usage)
-        self.echo, self.choices = echo, choices
+        self.choices = choices
+        self.echo: Sequence[str] = ()
         self.places: dict[int, int] = {}
         """How many characters of each text's tokens were told."""
 

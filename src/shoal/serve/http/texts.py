@@ -37,11 +37,14 @@ class Written:
 class Texts:
     """The texts of one request; `close` gives up those that are not finished."""
 
-    def __init__(self, deadline: float, first: Callable[[], None]) -> None:
-        """On the loop whose task takes the pieces; `deadline`: by its clock; `first`: is told of the first piece."""
+    def __init__(self, deadline: float, first: Callable[[], None], constrained: bool = False) -> None:
+        """On the loop whose task takes the pieces; `deadline`: by its clock; `first`: is told of the first piece.
+
+        `constrained`: the client said what the texts must be; where one can't go on, that is why.
+        """
         self.written: list[Written] = []
         self._loop = asyncio.get_running_loop()
-        self._deadline, self._first = deadline, first
+        self._deadline, self._first, self._constrained = deadline, first, constrained
         self._pieces: deque[tuple[int, Piece]] = deque()
         self._come = asyncio.Event()
         self._alarm = self._loop.call_at(deadline, self._come.set)
@@ -68,7 +71,7 @@ class Texts:
             while self._pieces:
                 number, piece = self._pieces.popleft()
                 if piece.finish in ("failed", "cancelled"):
-                    raise _broken(piece)
+                    raise _broken(piece, self._constrained)
                 self.written[number].add(piece)
                 left -= piece.finish is not None
                 batch.append((number, piece))
@@ -107,7 +110,8 @@ class Texts:
             self._loop.call_soon_threadsafe(self._come.set)
 
 
-def _broken(piece: Piece) -> ApiError:
+def _broken(piece: Piece, constrained: bool) -> ApiError:
     if piece.finish == "failed":
-        return ApiError(500, f"the engine could not go on: {piece.text}" if piece.text else "the engine could not go on")
+        status, code = (400, "response_format_failed") if constrained else (500, None)
+        return ApiError(status, f"the engine could not go on: {piece.text}", code=code)
     return overloaded("the server stops, and has given up this text")

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from shoal.serve import request as engine
 from shoal.serve.http import asking
 from shoal.serve.http.errors import ApiError, error_body
 from shoal.serve.http.replies import ChatReply, CompletionReply, Shape, json_of
@@ -49,34 +48,24 @@ def writing_router(service: Service) -> APIRouter:
     async def chat(request: Request, asked: ChatRequest) -> Response:
         """Reply to a dialogue."""
         service.check_model(asked.model)
-        alternatives = asking.reply_alternatives(asked)
-        telling = ChatTelling(service.served.name, alternatives, _with_usage(asked))
-
-        def prepare() -> tuple[asking.Prompts, list[engine.Request]]:
-            prompts = asking.chat_prompts(service.served, asked)
-            return prompts, asking.engine_requests(
-                service.served, service.limits, asked, prompts.tokens, alternatives=alternatives,
-                tokens=asking.reply_tokens(service.served, service.limits, asked), response_format=asked.response_format,
-            )  # fmt: skip
-
-        return await _answer(service, request, asked, telling, prepare)
+        telling = ChatTelling(service.served.name, asking.reply_alternatives(asked), _with_usage(asked))
+        tokens = asking.reply_tokens(service.served, service.limits, asked)
+        return await _answer(service, request, asked, telling, tokens, lambda: asking.chat_prompts(service.served, asked))
 
     @router.post("/v1/completions", responses=_responses(CompletionReply))
     async def completions(request: Request, asked: CompletionRequest) -> Response:
         """Go on with texts."""
         service.check_model(asked.model)
         asking.check_completion(asked)
-        telling = CompletionTelling(service.served.name, asked.logprobs, (), asked.n or 1, _with_usage(asked))
+        telling = CompletionTelling(service.served.name, asked.logprobs, asked.n or 1, _with_usage(asked))
 
-        def prepare() -> tuple[asking.Prompts, list[engine.Request]]:
-            prompts = asking.completion_prompts(service.served, asked)
-            telling.echo = prompts.texts
-            return prompts, asking.engine_requests(
-                service.served, service.limits, asked, prompts.tokens, alternatives=asked.logprobs,
-                tokens=asked.max_tokens or asking.COMPLETION_TOKENS, response_format=asked.response_format,
-            )  # fmt: skip
+        def prompts() -> list[list[int]]:
+            tokens = asking.completion_prompts(service.served, asked)
+            telling.echo = asking.echoed(service.served, asked)
+            return tokens
 
-        return await _answer(service, request, asked, telling, prepare)
+        tokens = asked.max_tokens or asking.COMPLETION_TOKENS
+        return await _answer(service, request, asked, telling, tokens, prompts)
 
     return router
 
@@ -86,16 +75,22 @@ async def _answer(
     request: Request,
     asked: Writing,
     telling: Telling,
-    prepare: Callable[[], tuple[asking.Prompts, list[engine.Request]]],
+    tokens: int,
+    lay_out: Callable[[], list[list[int]]],
 ) -> Response:
+    """The texts that are asked for; `tokens`: of each, at most; `lay_out`: gives the prompts."""
     began = time.perf_counter()
-    writer = asking.writer_of(service.served)
+    served, limits = service.served, service.limits
+    writer = asking.writer_of(served)
     if asked.stream_options is not None and not asked.stream:
         raise ApiError(400, "stream_options: is for requests with stream: true", param="stream_options")
-    texts = Texts(service.deadline(), lambda: service.metrics.first_token.observe(time.perf_counter() - began))
+    observe = service.metrics.first_token.observe
+    constrained = asking.constraint_of(asked.response_format) is not None
+    texts = Texts(service.deadline(), lambda: observe(time.perf_counter() - began), constrained)
 
-    def submit() -> asking.Prompts:
-        prompts, requests = prepare()
+    def submit() -> list[list[int]]:
+        prompts = lay_out()
+        requests = asking.engine_requests(served, limits, asked, prompts, tokens, telling.alternatives)
         texts.submit(writer.engine, requests)
         return prompts
 
@@ -108,7 +103,7 @@ async def _answer(
 
     def close() -> None:
         texts.close()
-        usage = usage_of(prompts.tokens, texts.written)
+        usage = usage_of(prompts, texts.written)
         service.metrics.prompt_tokens.inc(usage.prompt_tokens)
         service.metrics.reused_tokens.inc(usage.prompt_tokens_details.cached_tokens)
         service.metrics.written_tokens.inc(usage.completion_tokens)
@@ -119,10 +114,10 @@ async def _answer(
         written = await unless_left(request, texts.whole())
     finally:
         close()
-    return Response(json_of(telling.reply(written, usage_of(prompts.tokens, written))), media_type="application/json")
+    return Response(json_of(telling.reply(written, usage_of(prompts, written))), media_type="application/json")
 
 
-async def _events(texts: Texts, telling: Telling, prompts: asking.Prompts) -> AsyncIterator[bytes]:
+async def _events(texts: Texts, telling: Telling, prompts: list[list[int]]) -> AsyncIterator[bytes]:
     """The stream: what has gone wrong after it began is told in it, for the status is sent already."""
     opened = (event for number in range(len(texts.written)) for event in telling.opening(number))
     if opening := b"".join(map(_data, opened)):
@@ -137,7 +132,7 @@ async def _events(texts: Texts, telling: Telling, prompts: asking.Prompts) -> As
         yield f"data: {json.dumps(body)}\n\n".encode()
         return
     if telling.with_usage:
-        yield _data(telling.closing(usage_of(prompts.tokens, texts.written)))
+        yield _data(telling.closing(usage_of(prompts, texts.written)))
     yield DONE
 
 
