@@ -1,6 +1,7 @@
 """Small language models: random ones of every family, and one that recites a text."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,19 +12,35 @@ from shoal.models import hugging_face
 from shoal.models.config import TransformerConfig
 from shoal.models.transformer import Transformer
 from shoal.serve.generation import LanguageModel
-from tests.models.shapes import random_model
+from tests.models.shapes import GPT2, random_model
 
 
 def write_language_model(directory: Path, tokenizer: TextTokenizer, config: TransformerConfig, seed: int = 1) -> Transformer:
     """Write a random model and its tokenizer as a folder in the Hugging Face layout."""
-    model = random_model(config, seed)
+    return write_model(directory, tokenizer, random_model(config, seed))
+
+
+def write_model(directory: Path, tokenizer: TextTokenizer, model: Transformer) -> Transformer:
+    """Write a model and its tokenizer as such a folder."""
     write_model_directory(
         directory,
-        hugging_face.config_to_hugging_face(config, tokenizer.end_of_text),
+        hugging_face.config_to_hugging_face(model.config, tokenizer.end_of_text),
         hugging_face.weights_to_hugging_face(model),
         tokenizer.write,
         "# Random\n",
     )
+    return model
+
+
+def talkative(tokenizer: TextTokenizer, context: int) -> Transformer:
+    """A random model that writes no special token, so that its texts end only where they must."""
+    model = random_model(replace(GPT2, vocabulary=tokenizer.vocabulary, context=context, tied=False))
+    assert model.head is not None
+    with torch.no_grad():  # one place of every last state is 1, and weighs against these tokens alone
+        model.norm.get_parameter("weight")[0] = 0
+        model.norm.get_parameter("bias")[0] = 1
+        model.head.weight[:, 0] = 0
+        model.head.weight[list(tokenizer.special_tokens.values()), 0] = -1e4
     return model
 
 

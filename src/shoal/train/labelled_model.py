@@ -40,8 +40,17 @@ CLASSIFIER = "ForSequenceClassification"
 
 def is_labelled(directory: Path) -> bool:
     """Whether a model's folder, or a run's, says which task it was fine-tuned for."""
+    return bool(_said_in(directory))
+
+
+def task_name(directory: Path) -> str:
+    """The task that a model's folder, or a run's, says it was fine-tuned for; empty where it says none."""
+    return str(_said_in(directory).get("name", ""))
+
+
+def _said_in(directory: Path) -> Mapping[str, Any]:
     config = find_model_directory(directory) / "config.json"
-    return config.exists() and bool(_said(read_json(config)))
+    return _said(read_json(config)) if config.exists() else {}
 
 
 def read_labelled_model(directory: Path, given: Mapping[str, Any] | None = None) -> LabelledModel:
