@@ -27,21 +27,16 @@ class Plot:
     title: str
     lines: tuple[Line, ...]
     from_zero: bool = False
+    noisy: bool = True
+    """Whether its values scatter from step to step, so that means of several say more."""
     in_report: bool = False
     """Whether `report.html` has it; the board has all."""
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """What is read of the records."""
-        return tuple(line.key for line in self.lines)
-
-
-TRAINING, HELD_OUT = Line("training", "loss"), Line("held out", "eval_loss")
 
 PLOTS = (
-    Plot("Loss (nats a token)", (TRAINING, HELD_OUT), in_report=True),
+    Plot("Loss (nats a token)", (Line("training", "loss"), Line("held out", "eval_loss")), in_report=True),
     Plot("Tokens a second, all ranks", (Line("", "tokens_per_second"),), from_zero=True, in_report=True),
-    Plot("Learning rate", (Line("", "lr"),), from_zero=True, in_report=True),
+    Plot("Learning rate", (Line("", "lr"),), from_zero=True, noisy=False, in_report=True),
     Plot(
         "Milliseconds a step",
         (
@@ -54,8 +49,8 @@ PLOTS = (
     ),
     Plot("MFU (%)", (Line("", "mfu", 100.0),), from_zero=True),
     Plot("Gradient norm", (Line("", "grad_norm"),)),
-    Plot("Sent by the main rank (MB a step)", (Line("", "wire_bytes", 1e-6),), from_zero=True),
-    Plot("Peak memory of the main rank (GB)", (Line("", "memory_bytes", 1e-9),), from_zero=True),
+    Plot("Sent by the main rank (MB a step)", (Line("", "wire_bytes", 1e-6),), from_zero=True, noisy=False),
+    Plot("Peak memory of the main rank (GB)", (Line("", "memory_bytes", 1e-9),), from_zero=True, noisy=False),
 )
 
 RANK_PLOTS = (

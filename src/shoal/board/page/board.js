@@ -4,6 +4,7 @@ import { Chart } from "./chart.js";
 import { Colors, inks } from "./colors.js";
 import { showDetails } from "./details.js";
 import { element, setText } from "./dom.js";
+import { extent } from "./lines.js";
 import { plotsOf } from "./plots.js";
 import { Store } from "./store.js";
 import { Table } from "./table.js";
@@ -107,19 +108,22 @@ function showCharts() {
       return chart.figure;
     });
     place.replaceChildren(...made);
+    for (const title of charts.keys()) if (wanted.every((plot) => plot.title !== title)) charts.delete(title);
   }
   for (const plot of wanted) charts.get(plot.title).show(runs);
+  // all charts are over the same part, so that the pointer stands at the same place in each
+  view.whole = extent([...charts.values()].flatMap(({ lines }) => lines));
   byId("zoom-out").hidden = view.range === null;
   draw();
 }
 
 function draw() {
-  if (dirty) return;
+  if (dirty || !plots) return;
   dirty = true;
   requestAnimationFrame(() => {
     dirty = false;
     const ink = inks();
-    for (const { title } of plotsOf(plots, store.chosen)) charts.get(title)?.draw(ink);
+    for (const chart of charts.values()) chart.draw(ink);
   });
 }
 
@@ -207,7 +211,8 @@ async function live() {
 }
 
 onChange((parts) => {
-  if ("pointer" in parts || "emphasis" in parts) {
+  const names = Object.keys(parts);
+  if (names.length && names.every((name) => name === "pointer" || name === "emphasis")) {
     draw();
     return;
   }
@@ -241,7 +246,7 @@ byId("filter").addEventListener("input", (event) => {
 byId("choose-running").addEventListener("click", () => choose(store.runs.filter(({ state }) => state === "running").map(({ id }) => id)));
 byId("choose-none").addEventListener("click", () => choose([]));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showAll);
-new ResizeObserver(() => plots && draw()).observe(byId("charts"));
+new ResizeObserver(draw).observe(byId("charts"));
 
 recall();
 live();

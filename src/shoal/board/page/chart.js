@@ -3,7 +3,7 @@
 import { element, setText } from "./dom.js";
 import { drawAxes, drawLine, drawPointer, MARGIN } from "./draw.js";
 import { figure, onAxis } from "./format.js";
-import { extent, linesOf, valueRange } from "./lines.js";
+import { linesOf, valueRange } from "./lines.js";
 import { Scale } from "./scale.js";
 import { change, view } from "./view.js";
 
@@ -59,7 +59,7 @@ export class Chart {
     const pen = this.canvas.getContext("2d");
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, size.width, size.height);
-    let across = view.range ?? extent(this.lines);
+    let across = view.range ?? view.whole;
     if (!across) return;
     if (across[0] === across[1]) across = [across[0] - 0.5, across[1] + 0.5];
     const values = valueRange(this.lines, across, this.plot.from_zero, this.log) ?? (this.log ? [0.1, 1] : [0, 1]);
@@ -203,7 +203,7 @@ export class Chart {
   }
 
   widen(x, from, to) {
-    const whole = extent(this.lines);
+    const { whole } = view;
     const range = [Math.max(whole[0], x - (x - from) * 2), Math.min(whole[1], x + (to - x) * 2)];
     change({ range: range[0] <= whole[0] && range[1] >= whole[1] ? null : range });
   }

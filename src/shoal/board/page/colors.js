@@ -6,8 +6,8 @@ const PALETTES = {
 };
 
 const INKS = {
-  light: { faint: "#667", grid: "#0000000f", selection: "#0b6bcb22" },
-  dark: { faint: "#9aa4b0", grid: "#ffffff12", selection: "#5aa9f833" },
+  light: { faint: "#667", grid: "#0000000f", pointer: "#0005", selection: "#0b6bcb22" },
+  dark: { faint: "#9aa4b0", grid: "#ffffff12", pointer: "#fff5", selection: "#5aa9f833" },
 };
 
 export function theme() {

@@ -26,7 +26,8 @@ export function drawAxes(pen, size, xs, ys, axis, colors) {
     if (axis === "step" && !Number.isInteger(tick)) continue;
     const x = Math.round(xs.at(tick)) + 0.5;
     stroke(pen, x, MARGIN.top, x, size.height - MARGIN.bottom);
-    pen.fillText(onAxis(axis, tick), Math.min(x, size.width - MARGIN.right - 14), size.height - MARGIN.bottom + 6);
+    const text = onAxis(axis, tick);
+    if (x + pen.measureText(text).width / 2 <= size.width) pen.fillText(text, x, size.height - MARGIN.bottom + 6);
   }
 }
 
@@ -108,9 +109,9 @@ function dotValues(pen, line, xs, ys, first, end) {
 export function drawPointer(pen, size, lines, xs, ys, x, colors) {
   const place = xs.at(x);
   if (place < MARGIN.left || place > size.width - MARGIN.right) return [];
-  pen.strokeStyle = colors.faint;
+  pen.strokeStyle = colors.pointer;
   pen.lineWidth = 1;
-  stroke(pen, place, MARGIN.top, place, size.height - MARGIN.bottom);
+  stroke(pen, Math.round(place) + 0.5, MARGIN.top, Math.round(place) + 0.5, size.height - MARGIN.bottom);
   const found = [];
   for (const line of lines) {
     const point = nearest(line.x, x);

@@ -27,7 +27,11 @@ export function duration(seconds) {
   if (whole < 60) return `${whole} s`;
   const [hours, minutes] = [Math.floor(whole / 3600), Math.floor((whole % 3600) / 60)];
   if (hours >= 48) return `${Math.floor(hours / 24)} d ${hours % 24} h`;
-  return hours ? `${hours} h ${minutes} min` : `${minutes} min ${whole % 60} s`;
+  return parts([hours, "h"], [minutes, "min"], [hours ? 0 : whole % 60, "s"]);
+}
+
+function parts(...all) {
+  return all.filter(([count]) => count).map(([count, unit]) => `${count} ${unit}`).join(" ");
 }
 
 export function age(moment) {

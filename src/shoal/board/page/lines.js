@@ -19,7 +19,7 @@ export function linesOf(plot, runs, view) {
       lines.push({
         id: run.id, run: run.name, color: own ? own[place % own.length] : run.color, name: line.name, dots: evaluated, x,
         dash: evaluated || own ? [] : DASHES[place % DASHES.length],
-        ...scaled(rows, columns, line, evaluated ? 0 : view.smoothing),
+        ...scaled(rows, columns, line, evaluated || !plot.noisy ? 0 : view.smoothing),
       });
     });
   }

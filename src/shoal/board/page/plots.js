@@ -2,6 +2,8 @@
 
 const NO_FIGURES = ["eval_loss", "eval_targets", "eval_seconds"];
 
+const NAMES = { bpb: "bits per byte", raw_loss: "loss without averaging", macro_f1: "macro-F1", micro_f1: "micro-F1", f1: "F1", bleu: "BLEU", chrf: "chrF" };
+
 export function plotsOf(told, chosen) {
   const evaluated = new Set();
   let ranks = 0;
@@ -21,7 +23,7 @@ function figures(keys) {
     const group = groups.get(kind) ?? [];
     groups.set(kind, [...group, { name: part ?? "", key, scale: 1 }]);
   }
-  return [...groups].map(([kind, lines]) => ({ title: `Held out: ${kind.replaceAll("_", " ")}`, lines, from_zero: false }));
+  return [...groups].map(([kind, lines]) => ({ title: `Held out: ${NAMES[kind] ?? kind.replaceAll("_", " ")}`, lines, from_zero: false }));
 }
 
 function byRank(plot, ranks) {

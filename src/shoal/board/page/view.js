@@ -3,6 +3,7 @@
 export const view = {
   axis: "step",
   range: null,
+  whole: null,
   smoothing: 0,
   pointer: null,
   emphasis: null,
