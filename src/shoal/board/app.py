@@ -29,7 +29,8 @@ HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
     ),
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -50,6 +51,10 @@ class Known(BaseModel):
     training: tuple[Annotated[int, Field(ge=1, lt=2**53)], Whole]
     evaluations: tuple[Annotated[int, Field(ge=1, lt=2**53)], Whole]
 
+    def cursor(self) -> Cursor:
+        """As the board takes it."""
+        return Cursor(self.generation, self.training, self.evaluations)
+
 
 class Ascii(JSONResponse):
     """JSON in ASCII: texts may hold what is no Unicode."""
@@ -67,12 +72,16 @@ def make_app(board: Board) -> FastAPI:
 
     @app.post("/api/news")
     def news(known: Annotated[dict[str, Known | None], Body(max_length=200)]) -> Response:
-        cursors = {id: one and Cursor(one.generation, one.training, one.evaluations) for id, one in known.items()}
-        return Ascii(board.news(cursors))
+        return Ascii(board.news({id: None if one is None else one.cursor() for id, one in known.items()}))
 
     @app.get("/api/plots")
     def plots() -> Response:
-        return Ascii({"plots": [dataclasses.asdict(plot) for plot in PLOTS], "ranks": [dataclasses.asdict(plot) for plot in RANK_PLOTS]})
+        return Ascii(
+            {
+                "plots": [dataclasses.asdict(plot) for plot in PLOTS],
+                "ranks": [dataclasses.asdict(plot) for plot in RANK_PLOTS],
+            }
+        )
 
     @app.get("/api/part")
     def part(

@@ -4,12 +4,14 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shoal.board.history import CAPACITY, History, Rows, per_row_of
-from shoal.board.run import AXES, Run, detail
+from shoal.board.past import AXES, read_part
+from shoal.board.run import Run, run_id, text_of
 from shoal.core.errors import InputError
 
 POINTS = 1024
@@ -61,20 +63,19 @@ class Board:
 
     def search(self) -> None:
         """Find the runs that are there now."""
-        found = {}
-        self.told = []
+        found: dict[str, Run] = {}
+        told: list[str] = []
         budget = [MOST_FOLDERS]
-        for root in self.roots:
-            for path in _find(root, DEEPEST, budget):
-                name = path.name if path == root else str(path.relative_to(root))
-                run = Run(path, os.fsencode(name).decode("utf-8", "replace"))
-                found[run.id] = self.runs.get(run.id, run)
-                if len(found) > MOST_RUNS:
-                    self.told = [f"there are more than {MOST_RUNS:,} runs; these are the first"]
-                    break
+        for root, path in _find_all(self.roots, budget):
+            if len(found) == MOST_RUNS:
+                told.append(f"there are more than {MOST_RUNS:,} runs; these are the first")
+                break
+            id = run_id(path)
+            if id not in found:
+                found[id] = self.runs.get(id) or Run(path, path.name if path == root else str(path.relative_to(root)))
         if budget[0] <= 0:
-            self.told.append(f"there are more than {MOST_FOLDERS:,} folders; runs were looked for in the first")
-        self.runs = found
+            told.append(f"there are more than {MOST_FOLDERS:,} folders; runs were looked for in the first")
+        self.runs, self.told = found, told
         self._searched = time.monotonic()
 
     def news(self, cursors: Mapping[str, Cursor | None]) -> dict[str, Any]:
@@ -95,24 +96,20 @@ class Board:
         """The training of a run where `axis` is from `start` to `end`, as closely as it can be told, as JSON. `KeyError`."""
         with self._lock:
             run = self.runs[id]
-            history = run.training
-            first, last = history.between(axis, start, end)
-            records = (last - first) * history.width
-            per_row = per_row_of(records, POINTS)
-            bytes_between = (run.tail.offset if last == len(history.offsets) else history.offsets[last]) - history.offsets[first] if first < last else 0
-            if per_row < history.width and bytes_between <= MOST_DETAIL:
-                passed = history.last("seconds", first - 1)
-                history = detail(run.tail.path, history.offsets[first], history.offsets[first] + bytes_between, passed, CAPACITY)
-                rows = history.rows(per_row_of(history.count, POINTS))
-            else:
-                rows = _part(history, first, last, per_row)
+            rows = _part(run, *run.past.training.between(axis, min(start, end), max(start, end)))
             return {"generation": run.generation, "training": rows.tree(AXES)}
 
     def describe(self, id: str) -> dict[str, Any]:
         """All that a run's own panel shows, as JSON. `KeyError`."""
         with self._lock:
             run = self.runs[id]
-            return {"id": id, "name": run.name, "folder": os.fsencode(run.root).decode("utf-8", "replace"), "slow": list(run.told), **run.facts.tree()}
+            return {
+                "id": id,
+                "name": text_of(run.name),
+                "folder": text_of(run.root),
+                "slow": list(run.past.told),
+                **run.facts.tree(),
+            }
 
     def report(self, id: str) -> Path:
         """Where a run's report is. `KeyError`."""
@@ -134,8 +131,8 @@ def _new(run: Run, cursor: Cursor | None) -> dict[str, Any]:
     training, evaluations = (cursor.training, cursor.evaluations) if cursor is not None and same else ((0, 0), (0, 0))
     return {
         "generation": run.generation,
-        "training": _since(run.training, training).tree(AXES),
-        "evaluations": _since(run.evaluations, evaluations).tree(AXES),
+        "training": _since(run.past.training, training).tree(AXES),
+        "evaluations": _since(run.past.evaluations, evaluations).tree(AXES),
     }
 
 
@@ -145,11 +142,25 @@ def _since(history: History, known: tuple[int, int]) -> Rows:
     return history.rows(per_row, min(known[1], history.count) // per_row if known[0] == per_row else 0)
 
 
-def _part(history: History, first: int, last: int, per_row: int) -> Rows:
-    """Rows of a range of buckets; they begin at a whole row."""
-    per_row = max(per_row, history.width)
-    group = per_row // history.width
-    return history.rows(per_row, first // group, last * history.width)
+def _part(run: Run, first: int, last: int) -> Rows:
+    """Buckets `first` to before `last`: by their records, read again, where buckets are too coarse and it costs little."""
+    history = run.past.training
+    per_row = per_row_of((last - first) * history.width, POINTS)
+    if per_row >= history.width:
+        return history.rows(per_row, first * history.width // per_row, last * history.width)
+    start, end = ([*history.offsets, run.tail.offset][place] for place in (first, last))
+    if end - start <= MOST_DETAIL:
+        with suppress(OSError):  # the file may just have gone
+            closer = read_part(run.tail.path, start, end, history.last("seconds", first - 1), CAPACITY)
+            return closer.rows(per_row_of(closer.count, POINTS))
+    return history.rows(history.width, first, last * history.width)
+
+
+def _find_all(roots: Sequence[Path], budget: list[int]) -> Iterator[tuple[Path, Path]]:
+    """(root, a run's folder in it); `budget` is left with how many folders may still be looked into."""
+    for root in roots:
+        for path in _find(root, DEEPEST, budget):
+            yield root, path
 
 
 def _find(folder: Path, depth: int, budget: list[int]) -> Iterator[Path]:

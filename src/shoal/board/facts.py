@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import yaml
 
+from shoal.core.recipe import Objective
 from shoal.core.run_directory import RunDirectory
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -54,9 +55,7 @@ class Remembered(Generic[Kept]):
         except FileNotFoundError:
             self._known, self._value, self.fault = None, None, ""
         except (OSError, ValueError, RecursionError, TypeError, yaml.YAMLError) as error:
-            where = f", line {error.problem_mark.line + 1}" if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else ""
-            said = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
-            self.fault = f"{self.path.name} can't be read{where}: {' '.join(str(said).split())[:200]}"
+            self.fault = f"{self.path.name} can't be read: {' '.join(str(error).split())[:200]}"
         return self.empty if self._value is None else self._value
 
 
@@ -100,19 +99,14 @@ class Facts:
     @property
     def steps_of_epochs(self) -> float:
         """The steps that its epochs are; 0 where it has none, or is too young to tell."""
-        epochs, batch, samples = (
-            number(value)
-            for value in (
-                self.recipe.get().get("train.epochs"), self.recipe.get().get("train.global_batch"), self.ledger.get().get("samples"),
-            )
-        )  # fmt: skip
-        return epochs * samples / batch if batch else 0.0
+        epochs, batch = (number(self.recipe.get().get(f"train.{key}")) for key in ("epochs", "global_batch"))
+        return epochs * number(self.ledger.get().get("samples")) / batch if batch else 0.0
 
     def resume(self) -> str:
         """The command to go on with; empty where nothing was saved."""
         if self.saved_step is None or not self.folder.recipe.exists():
             return ""
-        pretrained = self.recipe.get().get("task") in ("causal", "masked", "infill")
+        pretrained = self.recipe.get().get("task") in get_args(Objective)
         words = ["shoal", "pretrain" if pretrained else "finetune", str(self.folder.recipe), "--resume"]
         if str(self.folder.root.parent) != "runs":
             words += ["--runs", str(self.folder.root.parent)]
@@ -123,15 +117,16 @@ class Facts:
     def tree(self) -> dict[str, Any]:
         """All that a run's own panel shows, as JSON."""
         result = self.result.get()
+        numbers = {key: value for key, value in result.items() if key not in ("samples", "evaluations")}
         return {
             "recipe": self.recipe.get(),
-            "result": dict(islice(_leaves({key: value for key, value in result.items() if key not in ("samples", "evaluations")}), MOST_LEAVES)),
+            "result": dict(islice(_leaves(numbers), MOST_LEAVES)),
             "samples": [_shortened(sample) for sample in _dicts(result.get("samples"))[:MOST_TEXTS]],
             "predictions": self.predictions.get(),
             "told": [str(text)[:LONGEST_TEXT] for text in [*_listed(result.get("reformed")), *self.faults]],
             "resume": self.resume(),
             "report": self.folder.report.exists(),
-        }  # fmt: skip
+        }
 
 
 def number(value: Any) -> float:

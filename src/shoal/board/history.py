@@ -97,7 +97,7 @@ class History:
         return Rows(first, per_row, end, columns)
 
     def between(self, axis: str, start: float, end: float) -> tuple[int, int]:
-        """The buckets (from, to before) that hold the records whose `axis`, which rises, lies between, and one beside them."""
+        """The buckets (from, to before) that hold the records whose `axis`, which rises, is in there, and one beside."""
         self._settle()
         column = self._columns.get(axis)
         if column is None:

@@ -1,33 +1,35 @@
-"""A run as the board sees it: its records in bounded room, what it is doing now, and what stands beside its metrics."""
+"""A run as the board sees it: what its metrics have told, and what it is doing now."""
 
 import hashlib
 import os
 import statistics
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from shoal.board.facts import Facts, number
-from shoal.board.history import History
-from shoal.board.records import Record, parse
-from shoal.board.tail import LONGEST, News, Tail
+from shoal.board.past import Moment, Past
+from shoal.board.tail import Tail
 from shoal.core.figures import is_better_lower
 from shoal.core.run_directory import RunDirectory
-
-RECENT = 50
-"""Steps by which speed and time left are told."""
-
-MOST_TOLD = 100
-"""Words about slow ranks that are kept, the last ones."""
 
 PATIENCE = 120.0
 """Seconds without a line after which a run is not running, if its steps and evaluations take no longer."""
 
+AT_THE_END = 600.0
+"""The same when all steps are done: the last evaluation reads more than those before."""
+
 State = Literal["starting", "running", "finished", "stopped", "failed"]
 
-AXES = ("step", "tokens", "seconds")
-"""What charts may be drawn over; all rise. `seconds` are those of steps and evaluations, summed up."""
+
+def run_id(root: Path) -> str:
+    """What the page calls a run: names of folders needn't be text."""
+    return hashlib.blake2b(os.fsencode(root), digest_size=8).hexdigest()
+
+
+def text_of(name: Path | str) -> str:
+    """A name as text, whatever bytes it is made of."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Run:
     name: str
     tail: Tail = field(init=False)
     facts: Facts = field(init=False)
+    past: Past = field(default_factory=Past)
     generation: int = 0
     """How often its metrics have begun anew."""
     pending: int = 0
@@ -46,155 +49,96 @@ class Run:
     def __post_init__(self) -> None:
         folder = RunDirectory(self.root)
         self.tail, self.facts = Tail(folder.metrics), Facts(folder)
-        self._clear()
-
-    @property
-    def id(self) -> str:
-        """What the page calls it: names of folders needn't be text."""
-        return hashlib.blake2b(os.fsencode(self.root), digest_size=8).hexdigest()
 
     def look(self) -> int:
         """Take in what is new, so many bytes at most; how many were read."""
         before = self.tail.bytes_read
-        self._take(self.tail.look())
+        news = self.tail.look()
+        if news.restarted:
+            self.past = Past()
+            self.generation += 1
+        self.pending = news.pending
+        for offset, line in news.lines:
+            self.past.take(offset, line)
         return self.tail.bytes_read - before
 
     def summary(self, now: float) -> dict[str, Any]:
-        """What the list of runs shows, as JSON."""
-        last = self.recent[-1][3] if self.recent else {}
-        best = self._best()
-        state, why = self._state(now)
+        """What the list of runs shows, as JSON; `now` in seconds since 1970."""
+        past, best, when = self.past, self._best(), self._when()
+        state, why = self._state(now - (when or 0.0))
+        speeds = past.recently("tokens_per_second")
         return {
-            "id": self.id,
-            "name": self.name,
+            "id": run_id(self.root),
+            "name": text_of(self.name),
             "state": state,
             "why": why,
-            "step": self.step,
-            "loss": _rounded(last.get("loss")),
+            "step": past.step,
+            "loss": _rounded(past.now.values.get("loss")),
             "best": best and {"figure": best[0], "value": _rounded(best[1]), "step": best[2]},
-            "tokens_per_second": _rounded(self._speed()),
-            "done": _rounded(self._done(), 4),
+            "tokens_per_second": _rounded(statistics.median(speeds)) if speeds else None,
+            "done": _rounded(self._done(past.now), 4),
             "seconds_left": _rounded(self._seconds_left(), 3) if state == "running" else None,
-            "when": self._changed(),
-            "broken_lines": self.broken,
+            "when": when,
+            "broken_lines": past.broken,
             "read": _rounded(self.tail.offset / (self.tail.offset + self.pending), 3) if self.pending else 1,
             "faults": self.facts.faults,
         }
 
-    def _take(self, news: News) -> None:
-        if news.restarted:
-            self._clear()
-            self.generation += 1
-        self.pending = news.pending
-        for offset, line in news.lines:
-            record = parse(line)
-            if record is None:
-                self.broken += 1
-            else:
-                self._add(offset, record)
-
-    def _add(self, offset: int, record: Record) -> None:
-        values = record.values
-        self.seconds += values.get("eval_seconds" if record.is_evaluation else "step_seconds", 0.0)
-        values["seconds"] = self.seconds
-        self.step = max(self.step, record.step)
-        self.diverged = record.diverged
-        self.told.extend(f"step {record.step:,}: {text}" for text in record.told)
-        if not record.is_evaluation:
-            self.training.add(offset, values)
-            self.recent.append((record.step, values.get("tokens", 0.0), self.seconds, values))
-            return
-        self.evaluations.add(offset, values)
-        self.evaluation_seconds = values.get("eval_seconds", self.evaluation_seconds)
-        for key, value in values.items():
-            if key.startswith("eval_") and (key in self.lowest or len(self.lowest) < 100):
-                self.lowest[key] = min(self.lowest.get(key, (value, record.step)), (value, record.step))
-                self.highest[key] = max(self.highest.get(key, (value, -record.step)), (value, -record.step))
-
-    def _clear(self) -> None:
-        self.training, self.evaluations = History(), History()
-        self.recent: deque[tuple[int, float, float, dict[str, float]]] = deque(maxlen=RECENT)
-        self.told: deque[str] = deque(maxlen=MOST_TOLD)
-        self.lowest: dict[str, tuple[float, int]] = {}
-        self.highest: dict[str, tuple[float, int]] = {}
-        self.step = self.broken = 0
-        self.seconds = self.evaluation_seconds = 0.0
-        self.diverged = False
-
     def _best(self) -> tuple[str, float, int] | None:
         """(figure, its best value, step) of what the recipe goes by."""
         metric = self.facts.recipe.get().get("evaluation.metric")
-        figure = metric if isinstance(metric, str) and metric in self.lowest else "eval_loss"
-        if figure not in self.lowest:
-            return None
-        value, step = self.lowest[figure] if is_better_lower(figure) else self.highest[figure]
-        return figure, value, abs(step)
+        figure = metric if isinstance(metric, str) and metric in self.past.lowest else "eval_loss"
+        best = (self.past.lowest if is_better_lower(figure) else self.past.highest).get(figure)
+        return best and (figure, *best)
 
-    def _changed(self) -> float | None:
+    def _when(self) -> float | None:
         """When the last line came, in seconds since 1970."""
         try:
             return self.tail.path.stat().st_mtime
         except OSError:
             return None
 
-    def _state(self, now: float) -> tuple[State, str]:
-        """What it is doing, and by what that is known: nobody signs a run off that was killed."""
+    def _state(self, silent: float) -> tuple[State, str]:
+        """What it is doing, `silent` seconds after its last line, and by what that is known: a killed run says nothing."""
         if self.pending:
             return "running", "its metrics are still being read"
-        steps = self.facts.result.get().get("steps")
-        if steps == self.step and self.step:
+        past, saved = self.past, self.facts.saved_step
+        if past.step and self.facts.result.get().get("steps") == past.step:
             return "finished", "it has a result"
-        silent = now - (self._changed() or 0.0)
-        slowest = max((values.get("step_seconds", 0.0) for *_, values in self.recent), default=0.0)
-        patience = max(PATIENCE, 20 * slowest, 5 * self.evaluation_seconds, 600.0 if self._done() >= 1 else 0.0)
-        if silent < patience:
-            return ("running", "its last line is recent") if self.step else ("starting", "it has no step yet")
-        saved = self.facts.saved_step
-        if self.diverged:
+        if silent < self._patience():
+            return ("running", "its last line is recent") if past.step else ("starting", "it has no step yet")
+        if past.diverged:
             return "failed", "its last loss is not a finite number"
-        if saved is not None and saved >= self.step:
+        if past.step and saved is not None and saved >= past.step:
             return "stopped", f"it has saved its last step, {saved:,}, and left"
-        return "failed", f"no line for {silent / 60:,.0f} minutes, no result, {'its newest checkpoint is of step ' + format(saved, ',') if saved is not None else 'no checkpoint'}"  # fmt: skip
+        newest = "no checkpoint" if saved is None else f"its newest checkpoint is of step {saved:,}"
+        return "failed", f"no line for {silent / 60:,.0f} minutes, no result, {newest}"
 
-    def _done(self, step: float | None = None, tokens: float = 0.0, seconds: float = 0.0) -> float:
-        """The share of the run that is done now, or there; 0 where its end is not known."""
-        if step is None:
-            step, tokens, seconds = self.recent[-1][:3] if self.recent else (0.0, 0.0, 0.0)
+    def _patience(self) -> float:
+        """For how many seconds it may be silent."""
+        slowest = max(self.past.recently("step_seconds"), default=0.0)
+        ending = AT_THE_END if self._done(self.past.now) >= 1 else 0.0
+        return max(PATIENCE, 20 * slowest, 5 * self.past.evaluation_seconds, ending)
+
+    def _done(self, moment: Moment) -> float:
+        """The share of the run that was done by then; 0 where its end is not known."""
         recipe = self.facts.recipe.get()
         limits = (
-            (step, number(recipe.get("train.steps"))),
-            (step, self.facts.steps_of_epochs),
-            (tokens, number(recipe.get("train.tokens"))),
-            (seconds, 60 * number(recipe.get("train.minutes"))),
+            (moment.step, number(recipe.get("train.steps"))),
+            (moment.step, self.facts.steps_of_epochs),
+            (moment.tokens, number(recipe.get("train.tokens"))),
+            (moment.seconds, 60 * number(recipe.get("train.minutes"))),
         )
         return max((used / limit for used, limit in limits if limit), default=0.0)
 
     def _seconds_left(self) -> float | None:
         """By how much of the run the last steps were; None where that can't be told."""
-        if len(self.recent) < 2:
+        if len(self.past.recent) < 2:
             return None
-        first, last = self.recent[0], self.recent[-1]
-        done, gained = self._done(), self._done() - self._done(*first[:3])
-        return max(0.0, 1 - done) / gained * (last[2] - first[2]) if gained > 0 else None
-
-    def _speed(self) -> float | None:
-        """Tokens a second of all ranks, the median of the last steps."""
-        return statistics.median(known) if (known := [v["tokens_per_second"] for *_, v in self.recent if "tokens_per_second" in v]) else None
+        first, last = self.past.recent[0], self.past.now
+        done, before = self._done(last), self._done(first)
+        return max(0.0, 1 - done) / (done - before) * (last.seconds - first.seconds) if done > before else None
 
 
 def _rounded(value: float | None, digits: int = 6) -> float | None:
     return None if value is None else float(f"{value:.{digits}g}")
-
-
-def detail(path: Path, start: int, end: int, seconds: float, capacity: int) -> History:
-    """The training records of a part of a file, from byte `start` to before `end`, read anew; `seconds` passed before it."""
-    history = History(capacity)
-    with path.open("rb") as file:
-        file.seek(start)
-        while start < end and (line := file.readline(LONGEST)):
-            if (record := parse(line)) is not None:
-                seconds += record.values.get("eval_seconds" if record.is_evaluation else "step_seconds", 0.0)
-                if not record.is_evaluation:
-                    history.add(start, record.values | {"seconds": seconds})
-            start += len(line)
-    return history

@@ -7,6 +7,7 @@ Shows runs while they train and when they are over; it only reads. The page is f
 at a machine elsewhere, `ssh -L 8321:127.0.0.1:8321 MACHINE` and open the same address here. Ctrl-C ends it.
 """
 
+import contextlib
 import errno
 import json
 import socket
@@ -51,11 +52,11 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     else:
         found = f"{len(board.runs):,} run{'s' * (len(board.runs) != 1)}" if board.runs else "no runs yet"
         print(f"{found} in {', '.join(map(str, arguments.runs))}: {address}   (Ctrl-C ends it)", flush=True)  # noqa: T201
-    server = uvicorn.Server(uvicorn.Config(make_app(board), log_level="warning", lifespan="off", timeout_graceful_shutdown=2))
-    try:
+    server = uvicorn.Server(
+        uvicorn.Config(make_app(board), log_level="warning", lifespan="off", timeout_graceful_shutdown=2)
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # which is how it is ended
         server.run(sockets=[listening])
-    except KeyboardInterrupt:  # which is how it is ended
-        pass
     return None
 
 
@@ -71,6 +72,8 @@ def _listen(port: int) -> socket.socket:
         if isinstance(error, OverflowError):
             raise InputError(f"--port is {port}; accepted: 0 to 65535") from None
         if error.errno == errno.EADDRINUSE:
-            raise InputError(f"--port {port}: something listens there already, perhaps another board; choose another, or 0") from None
+            raise InputError(
+                f"--port {port}: something listens there already, perhaps another board; choose another, or 0"
+            ) from None
         raise InputError(f"--port {port}: {error.strerror}") from None
     return listening

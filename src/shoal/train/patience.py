@@ -17,6 +17,7 @@ from shoal.core.figures import is_better_lower
 from shoal.core.recipe import Recipe
 from shoal.parallel.wire import Wire
 
+
 @dataclass
 class Patience:
     """Judges evaluations; `allowed` of them in a row may be no better than the best by more than `least` (0: it never ends).
