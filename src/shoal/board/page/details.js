@@ -56,10 +56,14 @@ function differences(described) {
   if (read.length < 2) return section("Recipe", whole);
   const common = keys.filter((key) => read.every(({ facts }) => key in facts.recipe));
   const differing = common.filter((key) => key !== "name" && new Set(read.map(({ facts }) => JSON.stringify(facts.recipe[key]))).size > 1);
-  const title = differing.length ? `Recipes differ in ${differing.length} key${differing.length === 1 ? "" : "s"}` : "Recipes do not differ, but for names";
+  const title = differing.length ? `Recipes differ in ${counted(differing.length, "key")}` : "Recipes do not differ, but for names";
   const some = keys.filter((key) => !common.includes(key));
   return section(title, differing.length ? comparison(read, differing, "recipe") : null,
-    some.length ? fold(`${some.length} keys that not all have`, comparison(read, some, "recipe"), "some") : null, whole);
+    some.length ? fold(`${counted(some.length, "key")} that not all have`, comparison(read, some, "recipe"), "some") : null, whole);
+}
+
+function counted(number, noun) {
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
 function results(described) {
