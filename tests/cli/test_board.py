@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from shoal.core.figures import PLOTS
+from shoal.core.files import read_json
 from tests.board.runs import step, write_run
 from tests.cli.conftest import Shoal
 
 pytest.importorskip("fastapi", reason="the board needs the extra `serve`")
+
+from shoal.board.board import Board
 
 
 def test_a_folder_that_is_none_is_refused(shoal: Shoal) -> None:
@@ -61,3 +65,30 @@ def test_it_answers_until_it_is_interrupted(tmp_path: Path) -> None:
         assert board.stdout.read() == ""
         assert board.stderr.read() == ""
     assert board.returncode == 0
+
+
+@pytest.mark.thorough
+def test_a_real_run_is_shown_with_all_that_it_has_told(shoal: Shoal, corpus: Path) -> None:
+    shape = [
+        "--model.preset",
+        "llama-tiny",
+        "--model.layers=1",
+        "--model.dim",
+        "32",
+        "--model.heads",
+        "2",
+        "--model.context",
+        "16",
+    ]
+    words = ["--data.directory", corpus, *shape, "--train.steps", "5", "--train.compile", "off", "--samples.tokens", "4"]
+    outcome = shoal("pretrain", *words, "--samples.prompts", "the sea", "--json", "--quiet")
+    assert json.loads(outcome.out) == read_json(Path("runs/run/result.json"))
+    board = Board([Path("runs")])
+    (run,) = board.news({})["runs"]
+    assert (run["name"], run["state"], run["step"], run["done"]) == ("run", "finished", 5, 1.0)
+    described = board.describe(run["id"])
+    assert described["samples"][0]["prompt"] == "the sea"
+    assert described["recipe"]["train.steps"] == 5
+    news = board.news({run["id"]: None})["news"][run["id"]]
+    keys = news["training"]["keys"].keys() | news["evaluations"]["keys"].keys()
+    assert {line.key for plot in PLOTS for line in plot.lines} <= keys

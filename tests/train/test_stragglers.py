@@ -24,7 +24,9 @@ Row = tuple[float, float, float]
 
 def observe(size: int, steps: list[list[Row]]) -> list[str]:
     stragglers = Stragglers(0, size)
-    found = (stragglers.find([value for row in rows for value in (*row, 0.0, 0.0)], step) for step, rows in enumerate(steps, 1))
+    found = (
+        stragglers.find([value for row in rows for value in (*row, 0.0, 0.0)], step) for step, rows in enumerate(steps, 1)
+    )
     return [text for texts in found for text in texts]
 
 
@@ -91,7 +93,9 @@ class Slowed:
         return self.task.loss(model, batch)
 
 
-def train_with_one_slow_rank(world: World, recipe: Recipe, folder: Path, slow: int) -> tuple[list[str], list[dict[str, Any]]]:
+def train_with_one_slow_rank(
+    world: World, recipe: Recipe, folder: Path, slow: int
+) -> tuple[list[str], list[dict[str, Any]]]:
     parts = build_parts(recipe, folder, world)
     notes: list[str] = []
     if world.is_main:
