@@ -217,7 +217,7 @@ def test_compared_runs_tell_what_they_differ_in_and_how_to_go_on(opened: Open, r
     row(page, "stopped").get_by_role("checkbox").check()
     section = page.locator("#details section", has=page.get_by_role("heading", name="Recipes differ in"))
     expect(section.locator("tr:visible", has_text="train.steps")).to_have_text("train.steps100500")
-    expect(section.get_by_text("2 keys that not all have")).to_be_visible()
+    expect(section.get_by_text("2 keys that only some have")).to_be_visible()
     words = f"shoal pretrain {runs / 'stopped' / 'recipe.yaml'} --resume --runs {runs}"
     expect(page.locator(".command code")).to_have_text(words)
     page.locator(".command button").click()

@@ -43,7 +43,7 @@ export class Chart {
 
   showKinds() {
     const kinds = new Map(this.lines.filter(({ name }) => name).map((line) => [line.name, line]));
-    const mark = [...kinds.keys()].join("\n");
+    const mark = [...kinds.values()].map(({ name, own, color }) => (own ? name + color : name)).join("\n");
     if (mark === this.kindsMark) return;
     this.kindsMark = mark;
     this.kinds.replaceChildren(...(kinds.size > 1 ? [...kinds.values()].map(kindOf) : []));
@@ -211,5 +211,6 @@ export class Chart {
 
 function kindOf(line) {
   const sample = element("i", { className: line.dots ? "kind dots" : `kind dash${line.dash.length ? line.dash[0] : 0}` });
+  if (line.own) sample.style.color = line.color;
   return element("li", {}, sample, line.name);
 }

@@ -59,7 +59,7 @@ function differences(described) {
   const title = differing.length ? `Recipes differ in ${counted(differing.length, "key")}` : "Recipes do not differ, but for names";
   const some = keys.filter((key) => !common.includes(key));
   return section(title, differing.length ? comparison(read, differing, "recipe") : null,
-    some.length ? fold(`${counted(some.length, "key")} that not all have`, comparison(read, some, "recipe"), "some") : null, whole);
+    some.length ? fold(`${counted(some.length, "key")} that only some have`, comparison(read, some, "recipe"), "some") : null, whole);
 }
 
 function counted(number, noun) {
