@@ -63,6 +63,16 @@ def test_runs_that_begin_later_appear_and_those_that_are_removed_go(tmp_path: Pa
     assert board.news({})["runs"] == []
 
 
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [step(1)])
+    (folder / "recipe.yaml").unlink()
+    os.mkfifo(folder / "recipe.yaml")
+    (tmp_path / "other").mkdir()
+    os.mkfifo(tmp_path / "other" / "metrics.jsonl")
+    (run,) = Board([tmp_path]).news({})["runs"]
+    assert run["faults"] == ["recipe.yaml can't be read: it is no plain file"]
+
+
 def test_more_runs_than_can_be_shown_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boards, "MOST_RUNS", 2)
     for number in range(4):

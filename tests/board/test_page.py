@@ -38,6 +38,15 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHR
 EVIL = "<img src=x onerror=document.title='run'>"
 SCRIPT = "<script>document.title='run'</script>"
 
+COLOR = "swatch => getComputedStyle(swatch).backgroundColor.match(/[0-9]+/g).map(Number)"
+PIXELS = """(canvas, [red, green, blue]) => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  let found = 0;
+  for (let at = 0; at < data.length; at += 4) found += data[at] === red && data[at + 1] === green && data[at + 2] === blue;
+  return found;
+}"""
+"""How many points of a picture have a color."""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -119,8 +128,10 @@ def test_the_page_shows_runs_and_their_curves_and_runs_no_script_of_theirs(opene
     expect(page.locator(".sample")).to_have_text(SCRIPT + EVIL)
     expect(chart(page, "Loss (nats a token)")).to_be_visible()
     expect(chart(page, "Waiting for ranks, by rank (ms a step)")).to_be_visible()
-    drawn = "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
-    assert chart(page, "Loss (nats a token)").locator("canvas").evaluate(drawn)
+    picture = chart(page, "Loss (nats a token)").get_by_role("img")
+    expect(picture).to_have_attribute("aria-label", re.compile("2 runs"))
+    red, green, blue = page.locator("#legend .swatch").last.evaluate(COLOR)
+    assert picture.evaluate(PIXELS, [red, green, blue]) > 20
     assert page.title() == "Runs · Shoal"
     assert page.locator("main img, main script").count() == 0
 
@@ -152,7 +163,8 @@ def test_lines_that_cannot_be_read_and_recipes_are_told(opened: Open, runs: Path
 def test_keys_read_values_and_look_closer(opened: Open) -> None:
     page = opened()
     loss = chart(page, "Loss (nats a token)")
-    loss.locator("canvas").focus()
+    expect(loss.get_by_role("img")).to_have_attribute("aria-label", re.compile("1 run"))
+    loss.get_by_role("img").focus()
     page.keyboard.press("Home")
     expect(loss.locator(".spoken")).to_contain_text("step 1: live training 2")
     page.keyboard.press("ArrowRight")
@@ -175,7 +187,8 @@ def test_the_mouse_reads_values_and_a_drag_looks_at_every_record_of_a_long_run(o
     page.locator("#smoothing").fill("0")
     loss = chart(page, "Loss (nats a token)")
     expect(loss).to_be_visible()
-    box = loss.locator("canvas").bounding_box()
+    expect(loss.get_by_role("img")).to_have_attribute("aria-label", re.compile("1 run"))
+    box = loss.get_by_role("img").bounding_box()
     assert box is not None
     middle = box["x"] + box["width"] / 2
     page.mouse.move(middle, box["y"] + 50)
@@ -188,7 +201,7 @@ def test_the_mouse_reads_values_and_a_drag_looks_at_every_record_of_a_long_run(o
     page.mouse.move(middle + 5, box["y"] + 60)
     expect(loss.locator(".readout")).to_contain_text("training")
     expect(loss.locator(".readout")).not_to_contain_text("–")
-    loss.locator("canvas").dblclick()
+    loss.get_by_role("img").dblclick()
     expect(page.get_by_role("button", name="Whole run")).to_be_hidden()
 
 

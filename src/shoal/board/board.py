@@ -166,7 +166,7 @@ def _find_all(roots: Sequence[Path], budget: list[int]) -> Iterator[tuple[Path, 
 def _find(folder: Path, depth: int, budget: list[int]) -> Iterator[Path]:
     """Folders that hold a run, in the order of their names; a run's own folders are not looked into."""
     budget[0] -= 1
-    if (folder / "metrics.jsonl").exists():
+    if (folder / "metrics.jsonl").is_file():
         yield folder
         return
     if not depth or budget[0] <= 0:

@@ -5,6 +5,7 @@ A file that is missing is nothing special; one that can't be read is a fault tha
 
 import json
 import shlex
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -51,6 +52,8 @@ class Remembered(Generic[Kept]):
             known = (state.st_ino, state.st_size, state.st_mtime_ns)
             if known != self._known:
                 self._known, self._value, self.fault = known, None, ""
+                if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for its writer
+                    raise ValueError("it is no plain file")
                 self._value = self.read(self.path)
         except FileNotFoundError:
             self._known, self._value, self.fault = None, None, ""

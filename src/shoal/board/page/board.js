@@ -13,6 +13,7 @@ import { change, onChange, view } from "./view.js";
 const SECONDS_BETWEEN = 2;
 const AT_FIRST = 4;
 const FACTS_STAY = 10;
+const MOST_CHOSEN = 50;
 
 const byId = (id) => document.getElementById(id);
 const store = new Store();
@@ -21,6 +22,7 @@ const charts = new Map();
 const facts = new Map();
 let plots = null;
 let byHand = false;
+let tooMany = false;
 let dirty = false;
 
 const table = new Table(byId("runs"), (id, chosen) => {
@@ -36,6 +38,8 @@ function choose(ids) {
 }
 
 function take(ids) {
+  tooMany = ids.length > MOST_CHOSEN;
+  ids = ids.slice(-MOST_CHOSEN);
   store.choose(ids);
   colors.choose(ids);
 }
@@ -61,6 +65,7 @@ function showAll() {
 
 function showNotices() {
   const told = [...(store.told ?? [])];
+  if (tooMany) told.push(`At most ${MOST_CHOSEN} runs are shown together; these are the last ones chosen.`);
   if (!store.runs.length) told.push("There are no runs yet. They appear here when one begins.");
   for (const run of store.runs) {
     for (const fault of run.faults) told.push(`${run.name}: ${fault}`);
@@ -78,19 +83,23 @@ function showLegend() {
   const list = byId("legend");
   if (list.dataset.mark === mark) return;
   list.dataset.mark = mark;
-  list.replaceChildren(...runs.map(({ id, name, color }) => {
-    const swatch = element("i", { className: "swatch" });
-    swatch.style.background = color;
-    const button = element("button", { type: "button", "aria-pressed": String(!view.hidden.has(id)) }, swatch, name);
-    button.addEventListener("click", () => {
-      if (!view.hidden.delete(id)) view.hidden.add(id);
-      change({});
-    });
-    for (const [name, emphasis] of [["pointerenter", id], ["focus", id], ["pointerleave", null], ["blur", null]]) {
-      button.addEventListener(name, () => change({ emphasis }));
-    }
-    return element("li", {}, button);
-  }));
+  const focused = [...list.children].findIndex((item) => item.contains(document.activeElement));
+  list.replaceChildren(...runs.map((run) => element("li", {}, legendButton(run))));
+  list.children[focused]?.firstChild.focus();
+}
+
+function legendButton({ id, name, color }) {
+  const swatch = element("i", { className: "swatch" });
+  swatch.style.background = color;
+  const button = element("button", { type: "button", "aria-pressed": String(!view.hidden.has(id)) }, swatch, name);
+  button.addEventListener("click", () => {
+    if (!view.hidden.delete(id)) view.hidden.add(id);
+    change({});
+  });
+  for (const [event, emphasis] of [["pointerenter", id], ["focus", id], ["pointerleave", null], ["blur", null]]) {
+    button.addEventListener(event, () => change({ emphasis }));
+  }
+  return button;
 }
 
 function showCharts() {

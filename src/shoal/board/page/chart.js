@@ -1,7 +1,7 @@
 // One chart: its picture, what is under the pointer in words, and how to look closer, by mouse, finger or keys.
 
 import { element, setText } from "./dom.js";
-import { drawAxes, drawLine, drawPointer, MARGIN } from "./draw.js";
+import { drawAxes, drawLine, drawPointer, drawSelection, MARGIN } from "./draw.js";
 import { figure, onAxis } from "./format.js";
 import { linesOf, valueRange } from "./lines.js";
 import { Scale } from "./scale.js";
@@ -16,7 +16,9 @@ export class Chart {
     this.log = false;
     this.lines = [];
     this.selecting = null;
+    this.visible = false;
     this.canvas = element("canvas", { tabIndex: 0, role: "img" });
+    this.over = element("canvas", { className: "over" });
     this.readout = element("div", { className: "readout", hidden: true });
     this.spoken = element("p", { className: "spoken", role: "status" });
     this.logButton = element("button", {
@@ -28,8 +30,12 @@ export class Chart {
     this.kinds = element("ul", { className: "kinds" });
     this.figure = element("figure", { className: "chart" },
       element("figcaption", {}, element("h3", { textContent: plot.title }), this.kinds, this.logButton, this.wideButton),
-      element("div", { className: "stage" }, this.canvas, this.readout), this.spoken);
+      element("div", { className: "stage" }, this.canvas, this.over, this.readout), this.spoken);
     this.listen();
+    new IntersectionObserver(([seen]) => {
+      this.visible = seen.isIntersecting;
+      if (this.visible) change({ pointer: view.pointer });
+    }, { rootMargin: "200px" }).observe(this.figure);
   }
 
   // whether there is something to be drawn
@@ -49,39 +55,38 @@ export class Chart {
     this.kinds.replaceChildren(...(kinds.size > 1 ? [...kinds.values()].map(kindOf) : []));
   }
 
-  draw(colors) {
-    if (this.figure.hidden) return;
+  // the lines only where something about them has changed: the pointer moves far more often
+  draw(ink) {
     const size = { width: this.canvas.clientWidth, height: this.canvas.clientHeight };
-    if (!size.width) return;
+    if (this.figure.hidden || !this.visible || !size.width || !view.whole) return;
     const ratio = window.devicePixelRatio || 1;
-    const [width, height] = [Math.round(size.width * ratio), Math.round(size.height * ratio)];
-    if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
-    const pen = this.canvas.getContext("2d");
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, size.width, size.height);
-    let across = view.range ?? view.whole;
-    if (!across) return;
-    if (across[0] === across[1]) across = [across[0] - 0.5, across[1] + 0.5];
+    const lines = this.lines.map(({ mark, color }) => mark + color);
+    const mark = JSON.stringify([size, ratio, ink, view.range ?? view.whole, view.axis, view.emphasis, this.log, lines]);
+    if (mark !== this.drawn) {
+      this.drawn = mark;
+      this.drawLines(penOf(this.canvas, size, ratio), size, ink);
+      this.canvas.setAttribute("aria-label", this.describe());
+    }
+    if (!view.pointer && this.bare) return;
+    this.bare = !view.pointer;
+    const pen = penOf(this.over, size, ratio);
+    const found = view.pointer ? drawPointer(pen, size, this.lines, this.xs, this.ys, view.pointer.x, ink) : [];
+    if (this.selecting) drawSelection(pen, size, this.selecting, ink);
+    this.tell(found, size);
+  }
+
+  drawLines(pen, size, ink) {
+    const across = apart(view.range ?? view.whole);
     const values = valueRange(this.lines, across, this.plot.from_zero, this.log) ?? (this.log ? [0.1, 1] : [0, 1]);
     this.xs = new Scale(...across, MARGIN.left, size.width - MARGIN.right);
     this.ys = new Scale(...values, size.height - MARGIN.bottom, MARGIN.top, this.log);
-    drawAxes(pen, size, this.xs, this.ys, view.axis, colors);
+    drawAxes(pen, size, this.xs, this.ys, view.axis, ink);
     pen.save();
     pen.beginPath();
     pen.rect(MARGIN.left - 3, MARGIN.top - 4, size.width - MARGIN.left - MARGIN.right + 6, size.height - MARGIN.top - MARGIN.bottom + 6);
     pen.clip();
     for (const line of this.lines) drawLine(pen, line, this.xs, this.ys, view.emphasis !== null && view.emphasis !== line.id);
     pen.restore();
-    const found = view.pointer ? drawPointer(pen, size, this.lines, this.xs, this.ys, view.pointer.x, colors) : [];
-    if (this.selecting) this.drawSelection(pen, size, colors);
-    this.tell(found, size);
-    this.canvas.setAttribute("aria-label", this.describe());
-  }
-
-  drawSelection(pen, size, colors) {
-    const [from, to] = this.selecting;
-    pen.fillStyle = colors.selection;
-    pen.fillRect(Math.min(from, to), MARGIN.top, Math.abs(to - from), size.height - MARGIN.top - MARGIN.bottom);
   }
 
   describe() {
@@ -207,6 +212,19 @@ export class Chart {
     const range = [Math.max(whole[0], x - (x - from) * 2), Math.min(whole[1], x + (to - x) * 2)];
     change({ range: range[0] <= whole[0] && range[1] >= whole[1] ? null : range });
   }
+}
+
+function penOf(canvas, size, ratio) {
+  const [width, height] = [Math.round(size.width * ratio), Math.round(size.height * ratio)];
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  const pen = canvas.getContext("2d");
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  pen.clearRect(0, 0, size.width, size.height);
+  return pen;
+}
+
+function apart([from, to]) {
+  return from === to ? [from - 0.5, to + 0.5] : [from, to];
 }
 
 function kindOf(line) {

@@ -105,6 +105,11 @@ function dotValues(pen, line, xs, ys, first, end) {
   }
 }
 
+export function drawSelection(pen, size, [from, to], colors) {
+  pen.fillStyle = colors.selection;
+  pen.fillRect(Math.min(from, to), MARGIN.top, Math.abs(to - from), size.height - MARGIN.top - MARGIN.bottom);
+}
+
 // the pointer's line and each line's point nearest to it; returns what stands there, highest first
 export function drawPointer(pen, size, lines, xs, ys, x, colors) {
   const place = xs.at(x);

@@ -17,6 +17,7 @@ export function linesOf(plot, runs, view) {
       const x = rows.keys.get(view.axis)?.mean;
       if (!columns || !x || view.hidden.has(run.id)) return;
       lines.push({
+        mark: `${run.id} ${line.key} ${rows.version} ${evaluated || !plot.noisy ? 0 : view.smoothing}`,
         id: run.id, own: own !== null, run: run.name, color: own ? own[place % own.length] : run.color, name: line.name, dots: evaluated, x,
         dash: evaluated || own ? [] : DASHES[place % DASHES.length],
         ...scaled(rows, columns, line, evaluated || !plot.noisy ? 0 : view.smoothing),
@@ -80,26 +81,26 @@ export function nearest(x, value) {
 
 // the range of values within [from, to] that the chart shows: all of the lines, and nearly all that they are means of
 export function valueRange(lines, [from, to], fromZero, log) {
-  const [values, single] = [[], []];
+  const [told, single] = [[], []];
   const keep = (list, value) => value !== null && value !== undefined && (!log || value > 0) && list.push(value);
   for (const line of lines) {
     const end = Math.min(line.x.length, placeOf(line.x, to) + 1);
     for (let place = Math.max(0, placeOf(line.x, from) - 1); place < end; place += 1) {
-      keep(values, line.smooth[place]);
+      keep(told, line.smooth[place]);
       keep(single, line.low[place] ?? line.mean[place]);
       keep(single, line.high[place] ?? line.mean[place]);
     }
   }
-  if (!values.length) return null;
-  for (const list of [values, single]) list.sort((one, other) => one - other);
-  const [least, most] = [Math.min(values[0], share(single, 0.01)), Math.max(values[values.length - 1], share(single, 0.99))];
+  if (!told.length) return null;
+  const [means, all] = [Float64Array.from(told).sort(), Float64Array.from(single).sort()];
+  const [least, most] = [Math.min(means[0], share(all, 0.01)), Math.max(means[means.length - 1], share(all, 0.99))];
   if (log) return least === most ? [least / 2, most * 2] : [least * 0.95, most * 1.05];
   if (!fromZero) {
     const room = (most - least) * 0.04 || Math.abs(most) * 0.1 || 1;
     return [least - room, most + room];
   }
   // the first step compiles; it would flatten all the others
-  const high = Math.min(most * 1.05, 1.3 * share(values, 0.98));
+  const high = Math.min(most * 1.05, 1.3 * share(means, 0.98));
   return [Math.min(0, least), high > 0 ? high : 1];
 }
 
