@@ -118,6 +118,8 @@ function sample({ prompt, text, after }) {
   return element("pre", { className: "sample" }, element("b", { textContent: prompt ?? "" }), text ?? "", element("b", { textContent: after ?? "" }));
 }
 
+const HEADS = { "prediction.label": "told", "prediction.labels": "told", "prediction.true": "true" };
+
 // an example's own columns, then what was told of it; a label that is not the true one is marked
 function predicted(predictions) {
   const keys = [...new Set(predictions.flatMap(Object.keys))].filter((key) => key !== "where");
@@ -126,7 +128,7 @@ function predicted(predictions) {
     const wrong = told !== undefined && truth !== undefined && told !== truth;
     return element("tr", { className: wrong ? "wrong" : "", title: wrong ? "told wrongly" : "" }, ...keys.map((key) => element("td", { className: typeof one[key] === "number" ? "number" : "text", textContent: one[key] === undefined ? "" : typeof one[key] === "number" ? figure(one[key], 3) : String(one[key]) })));
   });
-  const head = element("tr", {}, ...keys.map((key) => element("th", { scope: "col", textContent: key.replace(/^prediction\./, "") })));
+  const head = element("tr", {}, ...keys.map((key) => element("th", { scope: "col", textContent: HEADS[key] ?? key.replace(/^prediction\.(probabilities\.)?/, (_, sure) => (sure ? "P " : "")) })));
   return element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "predictions" }, element("table", { className: "comparison" }, element("thead", {}, head), element("tbody", {}, ...lines)));
 }
 
