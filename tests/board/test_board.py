@@ -54,7 +54,8 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_runs_that_begin_later_appear_and_those_that_are_removed_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boards, "SECONDS_BETWEEN_SEARCHES", -1.0)
+    monkeypatch.setattr(boards, "SECONDS_BETWEEN_SEARCHES", 0.0)
+    monkeypatch.setattr(boards, "SHARE_OF_SEARCHING", 1e9)
     board = Board([tmp_path])
     assert board.news({})["runs"] == []
     folder = write_run(tmp_path / "run", [step(1)])

@@ -30,6 +30,8 @@ MOST_RUNS = 1000
 MOST_FOLDERS = 20_000
 
 SECONDS_BETWEEN_SEARCHES = 3.0
+SHARE_OF_SEARCHING = 0.05
+"""Of the time, at most, where folders are so many that looking into them takes long."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Board:
     """By id."""
     told: list[str] = field(default_factory=list)
     """What people should know of the search."""
-    _searched: float | None = None
+    _search_at: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -63,6 +65,7 @@ class Board:
 
     def search(self) -> None:
         """Find the runs that are there now."""
+        began = time.monotonic()
         found: dict[str, Run] = {}
         told: list[str] = []
         budget = [MOST_FOLDERS]
@@ -76,12 +79,13 @@ class Board:
         if budget[0] <= 0:
             told.append(f"there are more than {MOST_FOLDERS:,} folders; runs were looked for in the first")
         self.runs, self.told = found, told
-        self._searched = time.monotonic()
+        ended = time.monotonic()
+        self._search_at = ended + max(SECONDS_BETWEEN_SEARCHES, (ended - began) / SHARE_OF_SEARCHING)
 
     def news(self, cursors: Mapping[str, Cursor | None]) -> dict[str, Any]:
         """The list of runs, and of those with a cursor (None: nothing is there yet) what is new, as JSON."""
         with self._lock:
-            if self._searched is None or time.monotonic() - self._searched > SECONDS_BETWEEN_SEARCHES:
+            if time.monotonic() >= self._search_at:
                 self.search()
             self._read()
             now = time.time()
