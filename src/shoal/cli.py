@@ -26,6 +26,7 @@ VERBS = {
     "generate": "continue a prompt",
     "chat": "talk with a model in the terminal",
     "serve": "answer over HTTP as OpenAI's interface does, with a page to try the model on",
+    "board": "a live page of runs, in your browser",
     "plan": "memory, time and network that a recipe will take on this machine, and its learning rate",
     "bench": "is every division the same training here, and how fast are methods on slow links",
     "doctor": "what is installed, what works here, what to do about what does not",

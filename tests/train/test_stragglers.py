@@ -24,17 +24,31 @@ Row = tuple[float, float, float]
 
 def observe(size: int, steps: list[list[Row]]) -> list[str]:
     stragglers = Stragglers(0, size)
-    found = (stragglers.find([value for row in rows for value in (*row, 0.0)], step) for step, rows in enumerate(steps, 1))
+    found = (
+        stragglers.find([value for row in rows for value in (*row, 0.0, 0.0)], step) for step, rows in enumerate(steps, 1)
+    )
     return [text for texts in found for text in texts]
 
 
 def test_a_rank_adds_its_own_row_of_the_last_step() -> None:
     stragglers = Stragglers(1, 3)
-    assert stragglers.rows(finite=True) == [0.0] * 12
-    stragglers.keep(0.5, 0.1, 0.2)
+    assert stragglers.rows(finite=True) == [0.0] * 15
+    stragglers.keep(0.5, 0.1, 0.2, 1000)
     rows = stragglers.rows(finite=False)
-    assert rows == [0, 0, 0, 0, 0.5, 0.1, 0.2, 1, 0, 0, 0, 0]
+    assert rows == [0, 0, 0, 0, 0, 0.5, 0.1, 0.2, 1000, 1, 0, 0, 0, 0, 0]
     assert stragglers.not_finite(rows) == [1]
+
+
+def test_all_ranks_figures_of_the_step_before_are_told_by_rank() -> None:
+    rows = [0.5, 0.1, 0.2, 1000, 0, 0.123456, 0.01, 0.02, 123456, 0]
+    assert Stragglers(0, 2).by_rank(rows) == {
+        "step_seconds": [0.5, 0.1235],
+        "data_seconds": [0.1, 0.01],
+        "sync_seconds": [0.2, 0.02],
+        "wire_bytes": [1000, 123500],
+    }
+    assert Stragglers(0, 2).by_rank([0.0] * 10) is None
+    assert Stragglers(0, 1).by_rank(rows[:5]) is None
 
 
 def test_a_slow_rank_is_named_once_with_its_steps_and_times() -> None:
@@ -79,7 +93,9 @@ class Slowed:
         return self.task.loss(model, batch)
 
 
-def train_with_one_slow_rank(world: World, recipe: Recipe, folder: Path, slow: int) -> tuple[list[str], list[str]]:
+def train_with_one_slow_rank(
+    world: World, recipe: Recipe, folder: Path, slow: int
+) -> tuple[list[str], list[dict[str, Any]]]:
     parts = build_parts(recipe, folder, world)
     notes: list[str] = []
     if world.is_main:
@@ -88,12 +104,17 @@ def train_with_one_slow_rank(world: World, recipe: Recipe, folder: Path, slow: i
         parts = replace(parts, task=Slowed(parts.task, 0.15))
     train(parts)
     parts.telemetry.close()
-    records = read_metrics(RunDirectory(folder).metrics)[0] if world.is_main else []
-    return notes, [text for record in records for text in record.get("stragglers", [])]
+    return notes, read_metrics(RunDirectory(folder).metrics)[0] if world.is_main else []
 
 
 def test_of_real_ranks_the_slow_one_is_named_in_log_and_metrics(corpus: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(corpus, train={"steps": 14})
-    notes, told = run_ranks(3, train_with_one_slow_rank, recipe, tmp_path, 2)[0]
+    notes, records = run_ranks(3, train_with_one_slow_rank, recipe, tmp_path, 2)[0]
+    told = [text for record in records for text in record.get("stragglers", [])]
     assert notes == told
+    waited = records[-1]["ranks"]["sync_seconds"]
+    assert len(waited) == 3
+    assert waited.index(min(waited)) == 2
+    assert all(records[-1]["ranks"]["wire_bytes"])
+    assert "ranks" not in records[0]
     assert sum("rank 2 was" in text for text in told) == 1

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from shoal.core.errors import InputError
+from shoal.core.files import write_json
 from shoal.core.machine import command_started
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import read_recipe, recipe_tree
@@ -84,10 +85,12 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
         return None
     folder = RunDirectory(arguments.runs / recipe.name)
     samples = _samples(recipe, folder)
+    result = result | {"samples": samples}
+    write_json(folder.result, result)
     write_report(folder, samples)
     if not arguments.json:
         _tell(folder, result, samples)
-    return {**result, "samples": samples}
+    return result
 
 
 def _samples(recipe: Recipe, folder: RunDirectory) -> list[dict[str, str]]:

@@ -165,10 +165,12 @@ def train(parts: Parts) -> dict[str, float]:
         }
         if progress.skipped:
             record["skipped"] = progress.skipped
+        if by_rank := stragglers.by_rank(figures):
+            record["ranks"] = by_rank
         if found := stragglers.find(figures, progress.step - 1):
             record["stragglers"] = found
         parts.auto.keep(step_seconds, wire.seconds_waited - waited)
-        stragglers.keep(step_seconds, data_seconds, wire.seconds_waited - waited)
+        stragglers.keep(step_seconds, data_seconds, wire.seconds_waited - waited, wire.bytes_sent - sent)
         parts.telemetry.step(record, done)
         for straggler in found:
             parts.telemetry.note(straggler)

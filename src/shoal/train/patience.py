@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.core.errors import InputError, RecipeError
+from shoal.core.figures import is_better_lower
 from shoal.core.recipe import Recipe
 from shoal.parallel.wire import Wire
-
-FALLING = ("loss", "bpb")
-"""How the names of figures end that are better when they are lower, but for the corpus of a mixture (`eval_loss/NAME`)."""
 
 
 @dataclass
@@ -53,7 +51,7 @@ class Patience:
             told = ", ".join(name for name, value in evaluated.items() if isinstance(value, float))
             raise InputError(f"'evaluation.metric' is '{self.metric}', which evaluations don't tell; accepted: {told}")
         value = float(wire.gather_objects(evaluated[self.metric])[0])
-        gain = self.best - value if self.metric.partition("/")[0].endswith(FALLING) else value - self.best
+        gain = self.best - value if is_better_lower(self.metric) else value - self.best
         if gain > self.least or (self.best_step is None and math.isfinite(value)):
             self.best_step, self.best, self.since = step, value, 0
             return True

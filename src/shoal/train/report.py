@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shoal.core.figures import PLOTS, Plot
 from shoal.core.files import read_json, write_text
 from shoal.core.run_directory import RunDirectory
-from shoal.train.charts import draw_chart
+from shoal.train.charts import Line, draw_chart
 from shoal.train.telemetry import read_metrics, told_figures
 
 STYLE = """
@@ -84,23 +85,17 @@ def write_report(run: RunDirectory, samples: list[dict[str, str]], sections: Seq
 
 
 def draw_charts(training: Records, evaluations: Records) -> list[str]:
-    """Loss, throughput, learning rate and time a step, each an SVG text."""
-    tokens = [record["tokens"] / 1e6 for record in training]
+    """The plots that a report has, each an SVG text."""
+    return [_draw(plot, training, evaluations) for plot in PLOTS if plot.in_report]
 
-    def column(key: str) -> list[float]:
-        return [record[key] for record in training]
 
-    losses = [("training", tokens, column("loss"), "-")]
-    if evaluations:
-        at = [record["tokens"] / 1e6 for record in evaluations]
-        losses.append(("held out", at, [record["eval_loss"] for record in evaluations], "o-"))
-    waits = [
-        (name, tokens, [1000 * value for value in column(key)], "-")
-        for name, key in (("whole step", "step_seconds"), ("waiting for ranks", "sync_seconds"), ("data", "data_seconds"))
-    ]
-    return [
-        draw_chart("Loss (nats a token)", losses),
-        draw_chart("Tokens a second, all ranks", [("", tokens, column("tokens_per_second"), "-")], from_zero=True),
-        draw_chart("Learning rate", [("", tokens, column("lr"), "-")], from_zero=True),
-        draw_chart("Milliseconds a step", waits, from_zero=True),
-    ]
+def _draw(plot: Plot, training: Records, evaluations: Records) -> str:
+    lines: list[Line] = []
+    for line in plot.lines:
+        evaluated = line.key.startswith("eval_")
+        records = evaluations if evaluated else training
+        if records:
+            across = [record["tokens"] / 1e6 for record in records]
+            values = [line.scale * record[line.key] for record in records]
+            lines.append((line.name, across, values, "o-" if evaluated else "-"))
+    return draw_chart(plot.title, lines, from_zero=plot.from_zero)

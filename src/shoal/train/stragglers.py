@@ -10,8 +10,11 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
-FIGURES = 4
-"""Numbers in a rank's row: seconds of its last step, of reading data, of waiting; and 1 if its loss is not finite."""
+TOLD = ("step_seconds", "data_seconds", "sync_seconds", "wire_bytes")
+"""What a rank tells of its last step: seconds in all, of reading data, of waiting; bytes sent."""
+
+FIGURES = len(TOLD) + 1
+"""Numbers in a rank's row: those, and 1 if its loss is not finite."""
 
 SLOW = 1.5
 WINDOW = 10
@@ -27,7 +30,7 @@ class Stragglers:
     def __init__(self, rank: int, size: int) -> None:
         self.size = size
         self._start = rank * FIGURES
-        self._last = (0.0, 0.0, 0.0)
+        self._last: tuple[float, ...] = (0.0,) * len(TOLD)
         self._seen: deque[tuple[int, list[float], list[float]]] = deque(maxlen=WINDOW)
         self._named: set[int] = set()
 
@@ -41,9 +44,15 @@ class Stragglers:
         """The ranks whose loss was not finite."""
         return [rank for rank, wrong in enumerate(rows[FIGURES - 1 :: FIGURES]) if wrong]
 
-    def keep(self, step_seconds: float, data_seconds: float, sync_seconds: float) -> None:
+    def keep(self, step_seconds: float, data_seconds: float, sync_seconds: float, wire_bytes: int) -> None:
         """This rank's figures of the step that has just ended."""
-        self._last = (step_seconds, data_seconds, sync_seconds)
+        self._last = (step_seconds, data_seconds, sync_seconds, float(wire_bytes))
+
+    def by_rank(self, rows: Sequence[float]) -> dict[str, list[float]] | None:
+        """Each figure of the step before by rank, to four digits; None of one rank, and where no step was before."""
+        if self.size == 1 or not all(rows[::FIGURES]):
+            return None
+        return {key: [float(f"{value:.4g}") for value in rows[kind::FIGURES]] for kind, key in enumerate(TOLD)}
 
     def find(self, rows: Sequence[float], step: int) -> list[str]:
         """All ranks' rows of `step` have come: what is to be told about ranks that have turned out slow."""

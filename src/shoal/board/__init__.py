@@ -1,0 +1,1 @@
+"""A live page of runs, read from their folders while they grow."""
