@@ -24,6 +24,7 @@ VERBS = {
     "evaluate": "held-out loss and bits per byte of a model",
     "ledger": "prove which samples a run has read: none lost, none repeated",
     "generate": "continue a prompt",
+    "export": "write a model for transformers, llama.cpp, onnxruntime or torch",
     "plan": "memory, time and network that a recipe will take on this machine, and its learning rate",
     "bench": "is every division the same training here, and how fast are methods on slow links",
     "doctor": "what is installed, what works here, what to do about what does not",
