@@ -29,7 +29,7 @@ from shoal.export.hugging_face import write_hugging_face
 from shoal.export.onnx import write_onnx
 from shoal.export.program import Program, write_program
 from shoal.export.subject import Subject
-from shoal.models.foreign import Foreign
+from shoal.train.foreign import is_foreign
 from shoal.train.models import read_model
 
 TYPES = {"hf": ("fp32", "bf16", "fp16"), "gguf": ("fp32", "bf16", "fp16", "q8_0"), "onnx": ("fp32",), "torch": ("fp32",)}
@@ -87,32 +87,33 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
         "check": None if checked is None else asdict(checked), "seconds": time.perf_counter() - began,
     }  # fmt: skip
     if not arguments.json:
-        told = _told(checked) if checked is not None else f"not checked: {UNCHECKED.get(kind, 'as asked')}"
+        unchecked = UNCHECKED.get(kind, "") if arguments.check else "as asked"
+        told = f"not checked: {unchecked}" if checked is None else _told(checked)
         Console(highlight=False).print(f"{path}: {result['bytes'] / 1e6:,.1f} MB, {arguments.dtype}\n{told}")
     return result
 
 
 def _name(model: Path) -> str:
     """What the export is called by default: as the run, or as the model's folder."""
-    named = model.resolve()
+    named = model.absolute()
     return named.parent.name if named.name == "model" and (named.parent / "recipe.yaml").exists() else named.name
 
 
 def _read(folder: Path) -> Subject:
-    model = read_model(build_recipe({"model": {"init_from": str(folder)}}).model).eval().requires_grad_(False)
     source = find_model_directory(folder)
-    said = read_json(source / "config.json")
-    if isinstance(model, Foreign):
+    if is_foreign(source):
+        said = read_json(source / "config.json")
         raise InputError(
             f"{folder}: a model that Shoal has no code of its own for ({said['model_type']}); its folder is in the Hugging "
             "Face layout, and other formats are for the tools of transformers"
         )
+    model = read_model(build_recipe({"model": {"init_from": str(folder)}}).model).eval().requires_grad_(False)
     tokenizer = read_tokenizer(source)
     if tokenizer.vocabulary > model.config.vocabulary:
         raise InputError(f"{folder}: its tokenizer has {tokenizer.vocabulary} tokens, its model {model.config.vocabulary}")
     card = source / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    return Subject(_name(folder), model, tokenizer, said, text)
+    return Subject(_name(folder), model, tokenizer, read_json(source / "config.json"), text)
 
 
 def _told(checked: Check) -> str:
