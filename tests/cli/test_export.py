@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from shoal.core.model_directory import read_model_directory
+from shoal.core.model_directory import read_model_directory, write_adapter_directory
+from shoal.export.hugging_face import write_hugging_face
 from tests.cli.conftest import Shoal
 from tests.export.subjects import subject
 
@@ -13,8 +15,6 @@ from tests.export.subjects import subject
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random GPT-2 with byte-level BPE, and what its `config.json` says of a task."""
-    from shoal.export.hugging_face import write_hugging_face
-
     path = tmp_path_factory.mktemp("export") / "small"
     write_hugging_face(path, subject("gpt2"))
     return path
@@ -47,6 +47,18 @@ def test_a_run_is_exported_under_its_name(shoal: Shoal, folder: Path) -> None:
     assert read_model_directory(Path("fish-hf"))[1].keys() == read_model_directory(folder)[1].keys()
 
 
+def test_an_adapter_is_merged_into_its_model(shoal: Shoal, folder: Path) -> None:
+    random = torch.Generator().manual_seed(1)
+    name, a, b = "transformer.h.0.mlp.c_fc", torch.randn(2, 16, generator=random), torch.randn(40, 2, generator=random)
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "base_model_name_or_path": str(folder)}
+    tensors = {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+    write_adapter_directory(Path("adapter"), said, tensors)
+    assert shoal("export", "adapter", "--format", "hf", "--out", "merged", "--no-check").code == 0
+    before, after = (read_model_directory(path)[1] for path in (folder, Path("merged")))
+    assert [key for key, value in before.items() if not torch.equal(value, after[key])] == [f"{name}.weight"]
+    torch.testing.assert_close(after[f"{name}.weight"] - before[f"{name}.weight"], 3 * (b @ a).T, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -65,8 +77,6 @@ def test_a_run_is_exported_under_its_name(shoal: Shoal, folder: Path) -> None:
 )
 def test_what_can_not_be_exported_is_told(shoal: Shoal, folder: Path, words: list[str], expected: str) -> None:
     pytest.importorskip("gguf")
-    from shoal.export.hugging_face import write_hugging_face
-
     Path("EMPTY").mkdir()
     Path("text.txt").write_text("not a model")
     Path("MODEL").symlink_to(folder)
