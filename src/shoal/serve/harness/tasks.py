@@ -8,8 +8,9 @@ task names on the hub must be here already. A task's YAML may run Python beside 
 import difflib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import chdir, contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -99,7 +100,8 @@ def _load(manager: TaskManager, name: str, file: Path | None) -> dict[str, Any]:
             return dict(manager.load([name])["tasks"])
     except Exception as error:  # a task's YAML, code and data may fail in any way
         said = " ".join(str(error).split())
-        raise InputError(f"{file or name}: the task can't be read: {type(error).__name__}: {said}") from error
+        advice = "" if file is not None else "; nothing is fetched here: its data must have been loaded once before"
+        raise InputError(f"{file or name}: the task can't be read: {type(error).__name__}: {said}{advice}") from error
 
 
 def _result(name: str, told: dict[str, Any], questions: int) -> TaskResult:
@@ -126,7 +128,8 @@ def _by_itself() -> Iterator[None]:
         setattr(module, name, True)
     logger.setLevel(logging.ERROR)
     try:
-        with redirect_stdout(StringIO()):
+        # bars are for people
+        with redirect_stdout(StringIO()), nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO()):
             yield
     finally:
         logger.setLevel(level)
