@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ from shoal.export.gguf import check_shape, tensors, write_gguf
 from shoal.export.gguf_tokenizer import QWEN2_PATTERN, spelling
 from shoal.export.subject import Subject
 from shoal.models import hugging_face
-from shoal.serve.generation import LanguageModel, generate
-from shoal.serve.sampling import Sampling
+from shoal.models.decoding import Decoding, decode
 from tests.conftest import fixed_text
 from tests.export.subjects import SHAPES, subject, tokenizers
 
@@ -33,7 +33,7 @@ TEXTS = (
     "The shoal, it's 12,345 fish.", "  two  spaces,\ttabs\n\n\nand lines \n", "déjà vu… 一群鱼 🐟 çok", 
     "DON'T we'll I'M x_y(z)[0]", "", " ", "<|endoftext|> is text",
 )  # fmt: skip
-WIDE: dict[str, Any] = {"dim": 32, "hidden": 64}
+WIDE: dict[str, Any] = {"dim": 32, "hidden": 64, "head_dim": 8}
 """Rows that blocks of 32 fit into."""
 
 
@@ -74,7 +74,7 @@ def test_what_the_file_says_of_the_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "q8_0"])
 def test_matrices_have_the_type_that_is_asked_for_and_all_else_is_exact(dtype: str, tmp_path: Path) -> None:
-    model = subject("gpt2", **WIDE, head_dim=8)
+    model = subject("gpt2", **WIDE)
     write_gguf(tmp_path / "model.gguf", model, dtype)
     exact = dict(tensors(model, "gpt2"))
     for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors:
@@ -186,10 +186,10 @@ def test_llama_cpp_makes_the_same_tokens_and_writes_the_same_text(shape: str, wo
     known = TEXTS if words != "char" else ("Fish swims.", "12 o'clock;\n  déjà 一群🐟")
     for text in known:
         assert theirs.tokenize(text.encode(), add_bos=False) == tokenizer.encode(text).tolist()
-    prompt = "The shoal" if words != "char" else "every fish"
-    ours = "".join(generate(LanguageModel(model.model, tokenizer), prompt, 40, Sampling(0)))
-    written = theirs.create_completion(prompt, max_tokens=40, temperature=0, repeat_penalty=1.0)["choices"][0]["text"]
-    assert written.strip("\ufffd") == ours.strip("\ufffd")
+    prompt, end = tokenizer.encode("every fish").tolist(), tokenizer.end_of_text
+    (ours,) = decode(model.model, [prompt], Decoding(end, most=40, vocabulary=tokenizer.vocabulary))
+    written = islice(theirs.generate(prompt, temp=0, top_k=1, repeat_penalty=1.0), 40)
+    assert list(takewhile(lambda token: token != end, written)) == ours
 
 
 @pytest.mark.thorough
