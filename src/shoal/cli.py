@@ -27,6 +27,7 @@ VERBS = {
     "chat": "talk with a model in the terminal",
     "serve": "answer over HTTP as OpenAI's interface does, with a page to try the model on",
     "board": "a live page of runs, in your browser",
+    "export": "write a model for transformers, llama.cpp, onnxruntime or torch",
     "plan": "memory, time and network that a recipe will take on this machine, and its learning rate",
     "bench": "is every division the same training here, and how fast are methods on slow links",
     "doctor": "what is installed, what works here, what to do about what does not",

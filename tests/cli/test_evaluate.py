@@ -30,6 +30,34 @@ def test_loss_on_a_text_is_that_of_the_plain_formula(shoal: Shoal, model: Path) 
     assert result["source"] == "text"
 
 
+def sliding_loss(folder: Path, text: str, stride: int) -> float:
+    """The mean loss of each token, in float64, from the window that begins at the last multiple of `stride` that has it."""
+    language = load_language_model(folder)
+    model, end = language.model.double(), language.tokenizer.end_of_text
+    tokens = torch.tensor([end, *language.tokenizer.encode(text).tolist(), end])
+    context, losses = model.config.context, []
+    for place in range(1, len(tokens)):
+        begin = max(0, -(-(place - context) // stride)) * stride
+        with torch.no_grad():
+            logits = model.project(model(tokens[None, begin:place]))[0, -1]
+        losses.append(F.cross_entropy(logits, tokens[place]))
+    return torch.stack(losses).mean().item()
+
+
+@pytest.mark.parametrize("stride", [None, 1, 5, 24])
+def test_windows_on_a_text_overlap_and_each_token_counts_once(shoal: Shoal, model: Path, stride: int | None) -> None:
+    text = "the shoal swims with one mind and every fish reads a part of the sea.\n"
+    Path("text.txt").write_text(text)
+    words = [] if stride is None else ["--stride", stride]
+    result = json.loads(shoal("evaluate", model, "--text", "text.txt", *words, "--json").out)
+    context = load_language_model(model).model.config.context
+    expected = sliding_loss(model, text, stride or context // 2)
+    assert result["eval_targets"] == len(text) + 1
+    assert result["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert result["eval_perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
+    assert result["eval_bpb"] == pytest.approx(expected / math.log(2) * (len(text) + 1) / len(text), rel=1e-5)
+
+
 def test_a_model_is_evaluated_on_a_corpus_and_a_run_on_its_own(shoal: Shoal, model: Path, corpus: Path) -> None:
     given = json.loads(shoal("evaluate", model, "--corpus", corpus, "--json").out)
     assert given["eval_targets"] > 2000
@@ -56,6 +84,18 @@ def test_a_run_is_evaluated_on_rows_of_its_own_kind(shoal: Shoal, model: Path, c
     [
         ([], "MODEL: not a run's folder; say what to evaluate on by --text or --corpus"),
         (["--batch", "0"], "--batch is 0; accepted: a whole number above 0"),
+        (["--stride", "4"], "--stride is of windows on a text: give one by --text"),
+        (["--text", "words.txt", "--stride", "25"], "--stride is 25; accepted: 1 to the model's context of 24"),
+        (["--text", "words.txt", "--stride", "0"], "--stride is 0; accepted: 1 to the model's context of 24"),
+        (
+            ["--text", "words.txt", "--task", "infill", "--stride", "4"],
+            "--stride is for models that predict a text from what",
+        ),
+        (
+            ["--harness", "tasks", "--text", "words.txt"],
+            "--text is not for --harness, whose tasks bring their own questions",
+        ),
+        (["--harness", "tasks", "--limit", "0"], "--limit is 0; accepted: a whole number above 0"),
         (["--text", "nowhere.txt"], "nowhere.txt: no such file or folder"),
         (["--text", "empty.txt"], "empty.txt: holds no text"),
         (["--text", "bytes.txt"], "bytes.txt: not UTF-8 text at byte 0"),
@@ -69,6 +109,7 @@ def test_what_it_can_not_be_measured_on_is_told(shoal: Shoal, model: Path, words
     Path("empty.txt").write_text("")
     Path("bytes.txt").write_bytes(b"\xff\xfe\x00")
     Path("foreign.txt").write_text("日本")
+    Path("words.txt").write_text("the shoal")
     outcome = shoal("evaluate", model, *[word.replace("MODEL", str(model)) for word in words])
     assert outcome.code == 2
     assert outcome.error.startswith(expected.replace("MODEL", str(model)))

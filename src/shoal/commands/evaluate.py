@@ -4,22 +4,28 @@
     shoal evaluate runs/demo --text README.md docs
     shoal evaluate path/to/gpt2 --text notes/
     shoal evaluate runs/sst2 --data dev.tsv
+    shoal evaluate runs/demo --harness tasks/
 
 A run is evaluated at its own task, on the held-out text of its own corpora, laid into rows as it was in training; a model by
 itself needs --text or --corpus, and continues text if it is a decoder, finds masked tokens if it is an encoder. A model that
-was fine-tuned is evaluated at what it was fine-tuned for: on the examples that its run held out, or on --data.
+was fine-tuned is evaluated at what it was fine-tuned for: on the examples that its run held out, or on --data. On text a
+decoder reads windows that overlap (--stride), so that no token is predicted from a few before it alone. With --harness a
+decoder does tasks of lm-eval that lie in local files.
 """
 
+import math
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, cast
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 
 from shoal.core.errors import InputError
+from shoal.core.extras import library
 from shoal.core.model_directory import find_model_directory
 from shoal.core.recipe import Examples, Recipe
 from shoal.core.recipe_file import build_recipe, read_recipe, recipe_tree
@@ -41,6 +47,9 @@ from shoal.train.figure_tables import SPLITS, figure_tables
 from shoal.train.labelled_model import LabelledModel, evaluate_labelled, is_labelled, read_labelled_model
 from shoal.train.telemetry import describe_metrics
 
+LARGEST_LOSS = 700.0
+"""Whose perplexity is a number."""
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -52,6 +61,8 @@ class Arguments:
     """A prepared corpus, whose held-out split is read; a run's own by default."""
     text: tuple[str, ...] = field(default_factory=tuple)
     """Files and folders to evaluate on instead."""
+    stride: int | None = None
+    """Tokens from one window of --text to the next: half of the context by default; the context, as in training."""
     task: Literal["causal", "masked", "infill"] | None = None
     """What to evaluate it at; a run's own task by default."""
     data: tuple[str, ...] = field(default_factory=tuple)
@@ -64,6 +75,12 @@ class Arguments:
     """Task `chat`: a command that compares each reply with the data's own, as `chat.judge` in a recipe."""
     against: str = ""
     """Task `chat`: another model's predictions, whose replies are compared in place of the data's."""
+    harness: tuple[str, ...] = field(default_factory=tuple)
+    """Tasks of lm-eval: folders and YAML files, or names of its own, whose data must be here already."""
+    fewshot: int | None = None
+    """Examples before each question of --harness; as the task says by default."""
+    limit: int | None = None
+    """Questions of each task of --harness, at most."""
     batch: int = 32
     """Sequences, or labelled examples, at once."""
     json: bool = False
@@ -76,6 +93,8 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     """Evaluate; returns what the task measures, and what on."""
     if arguments.batch < 1:
         raise InputError(f"--batch is {arguments.batch}; accepted: a whole number above 0")
+    if arguments.harness:
+        return _evaluate_by_harness(arguments)
     if is_labelled(arguments.model):
         given = {key: value for key in ("judge", "against") if (value := getattr(arguments, key))}
         return _evaluate_labelled(arguments, read_labelled_model(arguments.model, given))
@@ -83,11 +102,13 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if arguments.data:
         raise InputError(f"{arguments.model}: was not fine-tuned, and --data is for labelled examples; give --text")
     recipe = _recipe(arguments, language)
+    if arguments.stride is not None and not arguments.text:
+        raise InputError("--stride is of windows on a text: give one by --text")
     with TemporaryDirectory(prefix="shoal-") as scratch:
         if arguments.text:
             streams = [tokenize_sources(arguments.text, language.tokenizer, Path(scratch), recipe.data.text_field)]
             source = "text"
-            held_out = {"text": _in_stream(streams[0], language)}
+            held_out = {"text": _in_stream(streams[0], language, _stride(arguments, recipe.task, language))}
         else:
             corpora = _corpora(arguments, recipe, language)
             streams = [corpus.split("held_out") for corpus in corpora]
@@ -101,6 +122,8 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     size, tokens = (sum(getattr(stream, name) for stream in streams) for name in ("bytes", "tokens"))
     result = {"model": str(arguments.model), "task": recipe.task, "source": source, "bytes": size, "tokens": tokens}
     result |= evaluated
+    if recipe.task == "causal":
+        result["eval_perplexity"] = math.exp(min(result["eval_loss"], LARGEST_LOSS))
     if not arguments.json:
         Console(highlight=False).print(
             f"{recipe.task}: loss {result['eval_loss']:.4f} nats a target[bold]{describe_metrics(result, digits=4)}[/bold], "
@@ -159,8 +182,49 @@ def _evaluate(
     return Evaluator(task, held_out, batch, Wire(World()), Axis(), nullcontext())(language.model)
 
 
-def _in_stream(stream: TokenStream, language: LanguageModel) -> HeldOut:
-    return HeldOut(StreamRows(stream, language.model.config.context, partial=True), stream.bytes)
+def _in_stream(stream: TokenStream, language: LanguageModel, stride: int | None = None) -> HeldOut:
+    return HeldOut(StreamRows(stream, language.model.config.context, partial=True, stride=stride), stream.bytes)
+
+
+def _stride(arguments: Arguments, task: str, language: LanguageModel) -> int | None:
+    """From one window to the next; None where they don't overlap."""
+    context, given = language.model.config.context, arguments.stride
+    if given is None:
+        return max(1, context // 2) if task == "causal" else None
+    if task != "causal":
+        raise InputError(
+            f"--stride is for models that predict a text from what is before; task '{task}' hides a part of it, and its "
+            "loss is no perplexity: leave --stride out"
+        )
+    if not 1 <= given <= context:
+        raise InputError(f"--stride is {given}; accepted: 1 to the model's context of {context}")
+    return given
+
+
+def _evaluate_by_harness(arguments: Arguments) -> dict[str, Any]:
+    given = [name for name in ("corpus", "text", "task", "data", "stride") if getattr(arguments, name)]
+    if given:
+        raise InputError(f"--{given[0]} is not for --harness, whose tasks bring their own questions")
+    for name in ("fewshot", "limit"):
+        if (value := getattr(arguments, name)) is not None and value < (name == "limit"):
+            raise InputError(
+                f"--{name} is {value}; accepted: a whole number {'above 0' if name == 'limit' else 'from 0 on'}"
+            )
+    library("lm_eval", "harness")
+    from shoal.serve.harness.tasks import run_tasks
+
+    language = load_language_model(arguments.model)
+    found = run_tasks(language, arguments.harness, arguments.batch, arguments.fewshot, arguments.limit)
+    if not arguments.json:
+        table = Table("task", "questions", "measure", "value", "±", box=None)
+        for task in found:
+            for name, value in task.figures.items():
+                error = task.errors.get(name)
+                table.add_row(
+                    task.name, f"{task.questions:,}", name, f"{value:.4f}", "" if error is None else f"{error:.4f}"
+                )
+        Console(highlight=False).print(table)
+    return {"model": str(arguments.model), "harness": {task.name: asdict(task) for task in found}}
 
 
 def _recipe(arguments: Arguments, language: LanguageModel) -> Recipe:

@@ -4,6 +4,7 @@ A row is found by its number alone, so whoever knows which samples to read needs
 """
 
 import hashlib
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -46,13 +47,17 @@ class StreamRows:
     """Consecutive windows of a split: every position is real, and a window may begin inside a document.
 
     `border`: the token that ends documents, where attention and positions are to stop at it. `partial`: what is left at the
-    split's end is a row too, padded.
+    split's end is a row too, padded. `stride`: how far a window is from the next, where they overlap; a token is a target in
+    the first that has it alone, so all but the first `context` are predicted from `context − stride` tokens before at least.
     """
 
-    def __init__(self, stream: TokenStream, context: int, border: int | None = None, partial: bool = False) -> None:
-        self.stream, self.context, self.border = stream, context, border
+    def __init__(
+        self, stream: TokenStream, context: int, border: int | None = None, partial: bool = False, stride: int | None = None
+    ) -> None:
+        self.stream, self.context, self.border, self.stride = stream, context, border, stride or context
         self.targets = stream.tokens - 1
-        self.samples = -(-self.targets // context) if partial else self.targets // context
+        beyond = self.targets - context + self.stride
+        self.samples = max(self.targets > 0, -(-beyond // self.stride)) if partial else beyond // self.stride
         if self.samples < 1:
             raise CorpusError(f"the split has {stream.tokens} tokens, too few for one window of {context + 1}")
         self.tokens = self.targets if partial else self.samples * context
@@ -60,11 +65,18 @@ class StreamRows:
 
     def read(self, samples: Positions, keys: NDArray[np.uint64]) -> Sequences:
         """Windows [rows, context]."""
-        starts, length = samples * self.context, self.context + 1
+        read = self._windows(samples * self.stride, keys)
+        if self.stride == self.context:
+            return read
+        told = (samples > 0)[:, None] & (np.arange(self.context) < self.context - self.stride)
+        return replace(read, following=np.where(told, -1, read.following))
+
+    def _windows(self, starts: Positions, keys: NDArray[np.uint64]) -> Sequences:
+        length = self.context + 1
         whole = starts + length <= self.stream.tokens
         if whole.all():
             return Sequences.of_windows(self.stream.windows(starts, length), keys, self.border)
-        windows = np.full((len(samples), length), -1, dtype=np.int64)
+        windows = np.full((len(starts), length), -1, dtype=np.int64)
         windows[whole] = self.stream.windows(starts[whole], length)
         for row in np.flatnonzero(~whole):
             rest = self.stream.windows(starts[row : row + 1], self.stream.tokens - int(starts[row]))

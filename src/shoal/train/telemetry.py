@@ -238,6 +238,7 @@ def told_figures(evaluated: Record, digits: int = 3, split: str = "eval") -> lis
 
 
 FIGURES = {
+    "perplexity": "perplexity {:,.2f}",
     "bpb": "{:.{digits}f} bits per byte",
     "accuracy": "{:.1%} right",
     "bleu": "BLEU {:.1f}",
