@@ -1,9 +1,9 @@
 """What fine-tuning learns from and with: labelled examples, a model to start from, and a task's head on it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,7 @@ from shoal.core.recipe_file import build_recipe, merged, recipe_tree
 from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import generator
 from shoal.data.batch_sizes import BatchSizes
-from shoal.data.examples.augment import Augmentation
-from shoal.data.examples.example import Example
-from shoal.data.examples.rows import LabelledRows, Layout, Sample, Vary
+from shoal.data.examples.rows import LabelledRows, Layout
 from shoal.data.examples.splits import check_not_empty, read_splits
 from shoal.data.examples.texts import framing_tokenizer
 from shoal.data.order import Order
@@ -42,6 +40,7 @@ from shoal.tasks import LABELLED, WRITERS, LabelledTask, check_labelled
 from shoal.train.augmentation import make_augmentation
 from shoal.train.beginnings import Place, beginning
 from shoal.train.cards import finetuned_card
+from shoal.train.encoded import Encoded
 from shoal.train.features import looked_up
 from shoal.train.foreign import foreign_to_hugging_face
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
@@ -49,48 +48,6 @@ from shoal.train.material import Evaluate, Material
 from shoal.train.models import make_transformer_config, read_adapter
 from shoal.train.schedule import Budget
 from shoal.train.tuning import freeze, tuned_model
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A split's examples, and their samples; `owners`: of which example each sample is."""
-
-    examples: list[Example]
-    samples: list[Sample]
-    owners: list[int]
-
-    @classmethod
-    def of(cls, task: LabelledTask, examples: Sequence[Example], faults: Faults) -> "Encoded":
-        """Every example's samples; `InputError` names the example that can't be used, unless that is left out."""
-        encoded = cls([], [], [])
-        for example in examples:
-            try:
-                its = task.samples(example)
-            except InputError as error:
-                faults.meet(error)
-                continue
-            encoded.owners.extend([len(encoded.examples)] * len(its))
-            encoded.examples.append(example)
-            encoded.samples.extend(its)
-        return encoded
-
-    def completed(self, task: LabelledTask, wire: Wire) -> "Encoded":
-        """The same, with what a model tells of the samples once and for all."""
-        return replace(self, samples=task.completed(self.samples, wire))
-
-    def rows(self, model: Transformer, layout: Layout = "padded", vary: Vary | None = None) -> LabelledRows:
-        """The samples as the model reads them."""
-        return LabelledRows(self.samples, model.config.causal, layout, vary)
-
-    def varied_by(self, augmentation: Augmentation, task: LabelledTask) -> Vary:
-        """A sample's number and a random key to the sample of the example as it is read this time."""
-
-        def vary(number: int, key: int) -> Sample:
-            example = self.examples[self.owners[number]]
-            varied = augmentation.vary(example, task.varied, key)
-            return self.samples[number] if varied is example else task.samples(varied)[0]
-
-        return vary
 
 
 @dataclass(frozen=True)
@@ -146,7 +103,7 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora." not in name)
     layout: Layout = "joined" if joins(model, recipe) else "padded"
     train, *others = (part.completed(task, Wire(world)) for part in (examined.train, examined.validation, examined.test))
-    augmentation = make_augmentation(recipe, world, task, base, tokenizer, train.examples)
+    augmentation, varying = make_augmentation(recipe, world, task, base, tokenizer, train.examples)
     vary = None if augmentation is None else train.varied_by(augmentation, task)
     every = [train.rows(model, layout, vary), *(part.rows(model, layout) for part in others)]
     model, (rows, *held_out), told = looked_up(model, every, recipe, world)
@@ -183,7 +140,7 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
         parameters,
         evaluator,
         write_model,
-        (*_notes(examined), *told),
+        (*_notes(examined), *varying, *told),
         _facts(examined),
     )
 
