@@ -40,6 +40,14 @@ class Encoded:
         """The same, with what a model tells of the samples once and for all."""
         return replace(self, samples=task.completed(self.samples, wire))
 
+    def by_length(self) -> "Encoded":
+        """The samples numbered from the shortest to the longest, as rows that are padded are grouped."""
+        lengths = [max(len(piece.tokens) for piece in sample) for sample in self.samples]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        return replace(
+            self, samples=[self.samples[number] for number in order], owners=[self.owners[number] for number in order]
+        )
+
     def rows(self, model: Transformer, layout: Layout = "padded", vary: Vary | None = None) -> LabelledRows:
         """The samples as the model reads them."""
         return LabelledRows(self.samples, model.config.causal, layout, vary)

@@ -22,6 +22,7 @@ from shoal.data.batch_sizes import BatchSizes
 from shoal.data.examples.rows import LabelledRows, Layout
 from shoal.data.examples.splits import check_not_empty, read_splits
 from shoal.data.examples.texts import framing_tokenizer
+from shoal.data.grouping import pool_of
 from shoal.data.order import Order
 from shoal.data.plan import Plan
 from shoal.data.readers import Faults
@@ -103,12 +104,14 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora." not in name)
     layout: Layout = "joined" if joins(model, recipe) else "padded"
     train, *others = (part.completed(task, Wire(world)) for part in (examined.train, examined.validation, examined.test))
+    if layout == "padded":
+        train = train.by_length()
     augmentation, varying = make_augmentation(recipe, world, task, base, tokenizer, train.examples)
     vary = None if augmentation is None else train.varied_by(augmentation, task)
     every = [train.rows(model, layout, vary), *(part.rows(model, layout) for part in others)]
     model, (rows, *held_out), told = looked_up(model, every, recipe, world)
     recipe = resolve(recipe, task, rows)
-    order = Order(recipe.seed, rows.samples)
+    order = order_of(recipe, rows)
     sizes = BatchSizes.of(recipe, rows.tokens / rows.samples)
 
     def evaluator(together: int, wire: Wire, data: Axis, precision: AbstractContextManager[None]) -> Evaluate:
@@ -158,6 +161,14 @@ def resolve(recipe: Recipe, task: LabelledTask, rows: LabelledRows) -> Recipe:
     if recipe.evaluation.metric == "auto":
         changes["evaluation"]["metric"] = task.metric
     return build_recipe(merged(recipe_tree(recipe), changes))
+
+
+def order_of(recipe: Recipe, rows: LabelledRows) -> Order:
+    """Which sample comes when; of rows that are padded, a step's are of about one length."""
+    if rows.layout == "joined":
+        return Order(recipe.seed, rows.samples)
+    group = recipe.train.global_batch
+    return Order(recipe.seed, rows.samples, group, pool=pool_of(rows.samples, group))
 
 
 def joins(model: Transformer, recipe: Recipe) -> bool:
