@@ -40,6 +40,7 @@ class Chat(LabelledTask):
     roles = (MESSAGES,)
     metric = "eval_loss"
     head = None
+    writes = True
     outside = frozenset({"judge", "against", "template"})
 
     def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, length: int, examples: Sequence[Example]) -> None:

@@ -41,6 +41,7 @@ class Continuation(LabelledTask):
     metric = "eval_loss"
     projected = 0.5  # about half of the tokens
     head = None
+    writes = True
 
     def __init__(
         self, tokenizer: TextTokenizer, length: int, settings: Any, between: Sequence[int], keep_start: bool = True

@@ -145,6 +145,7 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
         write_model,
         (*_notes(examined), *varying, *told),
         _facts(examined),
+        alike=not task.writes and not 0 < recipe.evaluation.sequences < len(examined.validation.examples),
     )
 
 

@@ -36,7 +36,7 @@ WriteModel = Callable[[Path, Mapping[str, Tensor], dict[str, Any]], None]
 class Material:
     """`recipe` with what only the material tells filled in. `identity`: what must be the same on all ranks, by what it is
     called. `tokens`: of a row, about. `parameters`: of the model that is written. `notes`: what is to be told before the
-    run; `facts`: what its result tells beside.
+    run; `facts`: what its result tells beside. `alike`: as in `train.loop.Parts`.
 
     `evaluator`: given how many rows are computed at once, the wire, the axis of data ranks and the precision.
     """
@@ -53,6 +53,7 @@ class Material:
     write_model: WriteModel
     notes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    alike: bool = False
 
 
 Gather = Callable[[Recipe, World], Material]
@@ -90,6 +91,7 @@ def pretraining(recipe: Recipe, world: World) -> Material:
         sum(parameter.numel() for parameter in model.parameters()),
         evaluator,
         write_model,
+        alike=recipe.evaluation.sequences == recipe.evaluation.final_sequences,
     )
 
 
