@@ -199,9 +199,8 @@ def train(parts: Parts) -> dict[str, float]:
             evaluated = _evaluate_best(parts)
             parts.telemetry.evaluation(_record(progress, evaluated))
         if stop and done < 1:
-            again = f"shoal {recipe.verb} {parts.checkpoints.folder.parent / 'recipe.yaml'} --resume"
-            ranks = f" --workers {world.size}" if world.size > 1 else ""
-            raise Interrupted(f"interrupted; saved at step {progress.step}. Go on with: {again}{ranks}")
+            again = RunDirectory(parts.checkpoints.folder.parent).again(recipe.verb, world.size)
+            raise Interrupted(f"interrupted; saved at step {progress.step}. Go on with: {again}")
     parts.checkpoints.wait()
     return evaluated or _evaluate_best(parts)
 
