@@ -7,7 +7,6 @@ from pathlib import Path
 from shoal.core.errors import InputError
 from shoal.core.files import make_folder
 
-
 RUNS = Path("runs")
 """Where runs lie, unless --runs says otherwise."""
 
