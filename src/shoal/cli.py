@@ -3,7 +3,6 @@
 0 done, 1 failed, 2 usage or bad input, 130 interrupted. With --json, stdout holds one JSON object and nothing else.
 """
 
-import errno
 import importlib
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 
 from shoal import __version__
 from shoal.core.errors import Interrupted, ShoalError
+from shoal.core.files import advice
 
 VERBS = {
     "demo": "the main job, end to end, in minutes, with nothing to download",
@@ -71,10 +71,9 @@ def run(words: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not (told := advice(error.errno)):
             return _report(error, 1, _unexpected(error, words), words)
-        text = f"{error.filename or 'a file'} could not be written: {error.strerror}; make room there, then go on"
-        return _report(error, 1, f"{text} from what is finished (pretrain: --resume)", words)
+        return _report(error, 1, f"{error.filename or 'a file'} could not be written: {error.strerror}{told}", words)
     except Exception as error:
         return _report(error, 1, _unexpected(error, words), words)
 

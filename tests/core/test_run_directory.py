@@ -25,6 +25,12 @@ def test_a_run_that_is_there_is_claimed_only_by_a_flag(tmp_path: Path, resume: b
     assert run.metrics.read_text() == "{}\n"
 
 
+def test_a_run_goes_on_where_it_lies() -> None:
+    assert RunDirectory(Path("runs/a")).again("pretrain", 2) == "shoal pretrain runs/a/recipe.yaml --resume --workers 2"
+    elsewhere = RunDirectory(Path("/data/my runs/a")).again("finetune", 1)
+    assert elsewhere == "shoal finetune '/data/my runs/a/recipe.yaml' --resume --runs '/data/my runs'"
+
+
 def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("x")
     with pytest.raises(InputError, match="runs/a: no folder can be made there"):

@@ -30,7 +30,10 @@ def test_tensors_come_back_bitwise_with_shape_and_type(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_old_tensors_whole_and_nothing_beside_them(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     write_tensors(file, {"a": torch.ones(3)})
-    with largest_file(1000), pytest.raises(ShoalError, match=r"a\.safetensors: could not be written"):
+    with (
+        largest_file(1000),
+        pytest.raises(ShoalError, match=r"a\.safetensors: could not be written.*; make room there, .* a run by --resume"),
+    ):
         write_tensors(file, {"a": torch.ones(100_000)})
     assert torch.equal(read_tensors(file)["a"], torch.ones(3))
     assert list(tmp_path.iterdir()) == [file]

@@ -27,6 +27,45 @@ CHATML = """
     {{- '<|im_start|>assistant\n' }}
 {%- endif %}
 """
+THINKING = """
+{%- set ns = namespace(last=0) %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- generation %}
+        {%- set said = message.content.split('</think>') %}
+        {%- if loop.index0 > ns.last %}
+            {{- '<think>\n' + (said[0].replace('<think>', '') if said[1:] else '') + '\n</think>\n' }}
+        {%- endif %}
+        {{- said[-1] + '<|im_end|>' }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- message.content + '<|im_end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+"""As Qwen3's: what was thought stands only after the last question, be it nothing."""
+HEADED = """
+{{- bos_token }}
+{%- if messages[0].role == 'system' %}
+    {%- set system = messages[0].content | trim %}
+    {%- set messages = messages[1:] %}
+{%- endif %}
+{{- '<|im_start|>system' }}
+{{- 'On ' + (date or '26 Jul 2024') + '\n' + (system or '') + '<|im_end|>' }}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n\n' + message.content | trim + '<|im_end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n\n' }}{%- endif %}
+"""
+"""As Llama's: every dialogue has a head."""
+OPENS_THOUGHT = """
+{%- for message in messages %}{{ '[' + message.role + ']' + message.content }}{% endfor %}
+{%- if add_generation_prompt %}{{ '[assistant]<think>' }}{% endif %}"""
 LAST_IS_OTHER = """
 {%- for message in messages %}
     {%- if loop.last %}{{ '[last]' }}{% endif %}{{ message.content }}
@@ -62,10 +101,56 @@ def test_text_and_tokens_are_those_of_transformers(tmp_path: Path, name: str) ->
         assert template.ends == {template.tokenizer.special("<|im_end|>"), template.tokenizer.end_of_text}
 
 
+def unmarked(source: str) -> str:
+    """A template that doesn't say what the assistant's is."""
+    for mark in ("{%- generation %}", "{%- endgeneration %}", "{% generation %}", "{% endgeneration %}"):
+        source = source.replace(mark, "")
+    return source
+
+
+def test_a_turn_that_is_rewritten_once_more_follows_is_found_in_a_text_that_ends_with_it(tmp_path: Path) -> None:
+    special = with_special(tokenizer(), ["<|im_start|>", "<|im_end|>"])
+    marked, plain = (ChatTemplate(source, special, "a template") for source in (THINKING, unmarked(THINKING)))
+    marked.tokenizer.write(tmp_path)
+    theirs: Any = AutoTokenizer.from_pretrained(tmp_path)
+    turns = [*TURNS[:2], Turn("assistant", "<think>one</think>and every fish"), *TURNS[3:]]
+    assert plain.rewrites(turns, "here") and not plain.rewrites(turns[:3], "here") and not marked.rewrites(turns, "here")
+    for end, number in ((3, 0), (5, 1)):
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns[:end]]
+        expected = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        ids, owner = plain.encode(turns[:end], "here", last=True)
+        assert ids.tolist() == expected["input_ids"] and set(owner.tolist()) == {-1, number}
+        begin = ids.tolist().index(special.special_tokens["<|im_start|>"], 0)
+        begins = [place for place, token in enumerate(ids) if token == ids[begin]]
+        last = [mask if place > begins[-1] else 0 for place, mask in enumerate(expected["assistant_masks"])]
+        assert (owner >= 0).astype(int).tolist() == last
+        said = plain.tokenizer.decode(ids[owner == number])
+        assert (
+            said
+            == ("<think>\none\n</think>\nand every fish<|im_end|>", "<think>\n\n</think>\nuntil all know é 鱼<|im_end|>")[
+                number
+            ]
+        )
+    with pytest.raises(
+        InputError, match=r"a template writes '<think>.*' up to turn 3 and 'and every fish.*once more follows"
+    ):
+        plain.encode(turns, "here")
+
+
+def test_a_template_with_a_head_needs_no_marks() -> None:
+    special = with_special(tokenizer(), ["<|im_start|>", "<|im_end|>"])
+    template = ChatTemplate(HEADED, special, "headed")
+    assert not template.rewrites(TURNS, "here")
+    ids, owner = template.encode(TURNS, "here")
+    said = [template.tokenizer.decode(ids[owner == number]) for number in (0, 1)]
+    assert said == ["and every fish\nreads a part<|im_end|>", "until all know é 鱼<|im_end|>"]
+    one, its = template.encode(TURNS[1:3], "here")
+    assert template.tokenizer.decode(one[its == 0]) == said[0]
+
+
 def test_marks_and_prefixes_find_the_same_turns(tmp_path: Path) -> None:
     marked = ChatTemplate.of(tokenizer())
-    plain = marked.source.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-    ids, owner = ChatTemplate(plain, marked.tokenizer, "plain").encode(TURNS, "here")
+    ids, owner = ChatTemplate(unmarked(marked.source), marked.tokenizer, "plain").encode(TURNS, "here")
     expected = marked.encode(TURNS, "here")
     assert ids.tolist() == expected[0].tolist() and owner.tolist() == expected[1].tolist()
 
@@ -105,7 +190,8 @@ def test_a_character_that_the_vocabulary_lacks_is_named(tmp_path: Path) -> None:
         ("{{ messages.__class__.__mro__ }}", "is unsafe"),
         ("{{ raise_exception('only tools') }}", "refuses it: only tools"),
         ("{{ messages[7].content }}", "refuses it"),
-        (LAST_IS_OTHER, r"turn 2, or the turn itself, otherwise when more"),
+        (LAST_IS_OTHER, r"writes '\[last\]a' up to turn 2 and 'a\[last\]b' in its place once it replies"),
+        (OPENS_THOUGHT, r"writes '<think>' up to turn 2 and 'b' in its place once it replies"),
     ],
 )
 def test_a_template_that_can_not_be_used_is_refused_by_name(source: str, message: str) -> None:

@@ -19,16 +19,16 @@ from shoal.data.sequences import Framing
 
 
 @settings(max_examples=40, deadline=None)
-@given(samples=st.integers(1, 900), group=st.integers(1, 9), seed=st.integers(0, 99), data=st.data())
+@given(samples=st.integers(1, 900), group=st.integers(1, 9), pool=st.sampled_from([1, 3, POOL]), data=st.data())
 def test_every_sample_comes_once_an_epoch_whichever_positions_are_asked_for(
-    samples: int, group: int, seed: int, data: st.DataObject
+    samples: int, group: int, pool: int, data: st.DataObject
 ) -> None:
-    positions = np.arange(3 * samples, dtype=np.int64)
-    order = grouped_at(positions, samples, seed, group)
+    positions, seed = np.arange(3 * samples, dtype=np.int64), data.draw(st.integers(0, 99))
+    order = grouped_at(positions, samples, seed, group, pool)
     for epoch in np.split(order, 3):
         assert sorted(epoch.tolist()) == list(range(samples))
     some = np.array(data.draw(st.lists(st.integers(0, 3 * samples - 1), max_size=20)), dtype=np.int64)
-    assert np.array_equal(grouped_at(some, samples, seed, group), order[some])
+    assert np.array_equal(grouped_at(some, samples, seed, group, pool), order[some])
 
 
 def test_a_step_reads_neighbours_and_steps_come_in_random_order() -> None:

@@ -63,6 +63,40 @@ def test_loss_and_replies_are_those_of_transformers(folder: Path, layout: Any) -
     assert task.measure(EXAMPLES, predictions) == {"bpb": pytest.approx(total / math.log(2) / size)}
 
 
+def test_a_template_that_rewrites_turns_has_each_read_by_itself_and_predictions_are_of_whole_dialogues(
+    folder: Path, tmp_path: Path
+) -> None:
+    last_is_marked = (
+        "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' }}{% if loop.last and m.role == 'assistant' %}{{ '!' }}{% endif %}"
+        + ("{{ m.content ~ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+    )
+    (tmp_path / "t.jinja").write_text(last_is_marked)
+    words = Chat(tuning_recipe("chat", folder, folder), tokenizer(), 64, []).tokenizer
+    recipe = tuning_recipe("chat", folder, folder, chat={"template": str(tmp_path / "t.jinja")})
+    task, model = Chat(recipe, words, 64, []), read_model(recipe.model).eval()
+    samples = [task.samples(example) for example in EXAMPLES]
+    assert [len(its) for its in samples] == [1, 2] * 3
+    for example, its in zip(EXAMPLES, samples, strict=True):
+        replies = [message["content"] for message in example.values["messages"] if message["role"] == "assistant"]
+        for (piece,), reply in zip(its, replies, strict=True):
+            assert piece.targets is not None
+            assert words.decode(piece.targets[piece.targets >= 0]) == f"!{reply}<|end|>"
+            assert piece.values["bytes"] == len(reply)
+    assert task.notes()[0].endswith(
+        "3 of 6 dialogues are read once for each of the assistant's turns, each time with what is before it as the model "
+        "will see it"
+    )
+    rows = LabelledRows([sample for its in samples for sample in its], causal=True)
+    outputs = iter(
+        task.outputs(model, task.batch(rows.read(np.arange(9), np.zeros(9, np.uint64)), torch.device("cpu")), True)
+    )
+    of_dialogues = [[next(outputs) for _ in its] for its in samples]
+    assert [reply is not None for its in of_dialogues for *_, reply in its] == [True, False, True] * 3
+    predictions = task.predict(EXAMPLES, of_dialogues)
+    assert all("reply" in prediction for prediction in predictions)
+    assert predictions[1]["loss"] == pytest.approx(of_dialogues[1][0][0] + of_dialogues[1][1][0])
+
+
 JUDGES = {
     "the longer one": "more = len(row['ours']) - len(row['reference'])\n"
     "print('ours' if more > 0 else 'reference' if more else 'tie')",

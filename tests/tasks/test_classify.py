@@ -199,3 +199,28 @@ def test_long_texts_lose_their_end_and_are_counted() -> None:
     assert len(pair.tokens) == 32 and pair.tokens[-1 - len(second) : -1].tolist() == second
     with pytest.raises(InputError, match=r"f:3: the text_b is empty"):
         task.samples(Example({"text": "sea", "text_b": " ", "label": "b"}, "f:3"))
+
+
+@pytest.mark.parametrize("changes", [{"weights": "balanced"}, {"focal": 2.0}, {"smoothing": 0.1}, {}])
+def test_an_evaluation_tells_what_training_minimises_beside_the_plain_loss(changes: dict[str, Any]) -> None:
+    given = examples(LABELS)
+    smoothing = {"label_smoothing": changes.get("smoothing", 0.0)}
+    settings = {key: value for key, value in changes.items() if key != "smoothing"}
+    recipe = build_recipe({"task": "classify", "classify": settings, "regular": smoothing})
+    task = Classify(recipe, tokenizer(), 32, given)
+    shape = replace(BERT, vocabulary=tokenizer().vocabulary, context=32, head="sequence", outputs=3, transform=False,
+                    head_bias=False)  # fmt: skip
+    model = random_model(shape).eval()
+    rows = LabelledRows([task.samples(example)[0] for example in given], causal=False)
+    batch = task.batch(rows.read(np.arange(8), np.zeros(8, dtype=np.uint64)), torch.device("cpu"))
+    with torch.no_grad():
+        sums = {name: float(value) for name, value in task.sums(model, batch).items()}
+        minimised = float(task.loss(model, batch)[0])
+    figures = task.figures(sums)
+    if changes:
+        assert figures["minimised_loss"] == pytest.approx(minimised / 8) != pytest.approx(figures["loss"])
+    else:
+        assert set(figures) == {"loss", "targets"} and figures["loss"] == pytest.approx(minimised / 8)
+    named = build_recipe({"task": "classify", "classify": settings | {"labels": ["a", "b", "c"]}, "regular": smoothing})
+    with torch.no_grad():  # a model that is read back knows of no training
+        assert set(Classify(named, tokenizer(), 32, []).sums(model, batch)) == {"loss", "count"}

@@ -180,7 +180,10 @@ def test_two_ranks_learn_and_measure_as_one_does(tmp_path: Path) -> None:
         expected, reference = one[layout]
         assert evaluated | {"eval_seconds": 0} == two[1][name][1] | {"eval_seconds": 0}, name
         if division == "local":
-            assert losses[-1] < losses[0]
+            assert evaluated["eval_loss"] == pytest.approx(reference["eval_loss"], rel=0.05), name
+            assert (
+                layout == "padded" or losses[-1] < losses[0]
+            )  # steps of padded rows have lengths, and labels, of their own
             continue
         assert losses == pytest.approx(expected, rel=1e-5), name
         assert evaluated["eval_loss"] == pytest.approx(reference["eval_loss"], rel=1e-5), name

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 from shoal.core import recipe
-from shoal.core.errors import Interrupted, RecipeError
+from shoal.core.errors import InputError, Interrupted, RecipeError
 from shoal.core.files import read_json, write_json
 from shoal.core.run_directory import RunDirectory
 from shoal.data.prepare import prepare
@@ -146,6 +146,31 @@ def test_a_model_of_the_wrong_kind_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(RecipeError, match=told):
         estimate(tiny_recipe(task_corpus, **sections), 400, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "told"),
+    [
+        (
+            "fill in the middle",
+            {},
+            "the longest document has 7 tokens, and task 'infill' learns nothing of those with fewer",
+        ),
+        ("masked with sentence order", {}, "the longest document has 7 tokens, and task 'masked' learns nothing"),
+        ("corrupted spans", {"model": DECODER | {"context": 12}}, "'model.context' is 12, and task 'infill' learns nothing"),
+    ],
+)
+def test_a_text_of_which_nothing_would_be_learnt_is_refused_as_a_budget_of_tokens_would_never_end(
+    task_corpus: Path, tmp_path: Path, name: str, sections: dict[str, Any], told: str
+) -> None:
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(f'{{"text": "{word}"}}\n' for word in ["abcdefg", "xyz", "sea", "abcd", "hello", "w"] * 9))
+    tokenizer = recipe.Tokenizer(path=str(task_corpus))
+    prepare(recipe.Data(sources=[str(short)], held_out=0.3), tokenizer, tmp_path / "short", workers=1)
+    made = make(name, tmp_path / "short", **sections)
+    with pytest.raises(InputError, match=told):
+        pretraining(made, alone())
+    pretraining(make("masked", tmp_path / "short"), alone())  # which learns of them all the same
 
 
 @pytest.mark.parametrize("kind", [BertForPreTraining, BertModel])

@@ -174,6 +174,18 @@ def test_a_run_that_only_gets_better_writes_its_last_model(corpus: Path, tmp_pat
     assert found["step"] == found["patience"]["best_step"] == 20
 
 
+def test_the_last_step_is_evaluated_once_where_it_is_the_best_and_evaluations_are_alike(
+    corpus: Path, tmp_path: Path
+) -> None:
+    for name, evaluation, expected in (
+        ("alike", {}, [18, 20]),
+        ("the last reads more", {"sequences": 4}, [18, 20, 20]),
+    ):
+        session(alone(), recipe_of(corpus, evaluation={"min_improvement": 0.0, **evaluation}), tmp_path / name)
+        evaluations = read_metrics(RunDirectory(tmp_path / name).metrics)[1]
+        assert [line["step"] for line in evaluations][8:] == expected
+
+
 def test_a_resumed_run_ends_where_one_that_never_stopped_does(corpus: Path, tmp_path: Path) -> None:
     whole = session(alone(), recipe_of(corpus), tmp_path / "whole")
     for stop_at in (3, 4):

@@ -181,7 +181,7 @@ def test_what_is_evaluated_is_the_average_and_training_goes_on_with_the_weights(
     with averaged_weights(parts.sync, parts.optimizer):
         assert plain(parts.model)["eval_loss"] == averaged["eval_loss"]
     assert all(map(torch.equal, held(parts), before))
-    timed = AverageEvaluator(lambda model, final: {"eval_loss": 1.0, "eval_seconds": 2.0}, parts.optimizer, parts.sync)
+    timed = AverageEvaluator(lambda model, **how: {"eval_loss": 1.0, "eval_seconds": 2.0}, parts.optimizer, parts.sync)
     assert timed(parts.model)["eval_seconds"] == 4.0
 
 

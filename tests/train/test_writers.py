@@ -79,6 +79,18 @@ def test_two_ranks_learn_and_write_what_one_does(tmp_path: Path, shard: str) -> 
     assert predictions[0] == predictions[1]
 
 
+def test_beside_an_average_the_weights_themselves_tell_their_loss_and_write_nothing(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    recipe = tiny(write_pairs(tmp_path), regular={"ema": 0.9})
+    parts, _ = build(recipe, run, alone(), quiet=True, gather=partial(finetuning, run=run))
+    whole: Any = parts.evaluate.evaluate  # type: ignore[attr-defined]
+    loss = whole(parts.model, final=True, loss_alone=True)
+    assert set(loss) == {"eval_loss", "eval_targets", "eval_bpb", "eval_seconds"} and not run.predictions.exists()
+    both = parts.evaluate(parts.model, final=True)
+    assert both["eval_raw_loss"] == loss["eval_loss"] == both["eval_loss"] and "eval_bleu" in both
+    parts.telemetry.close()
+
+
 def failing(world: World, recipe: Recipe, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with pytest.raises(InputError) as caught:

@@ -28,7 +28,7 @@ from shoal.tasks import LABELLED
 from shoal.train.figure_tables import figure_tables
 from shoal.train.finetune import Examined, check_finetuning, examine, finetuning, finetuning_defaults
 from shoal.train.labelled_report import labelled_sections
-from shoal.train.overfitting import Curves
+from shoal.train.overfitting import Curves, unlike
 from shoal.train.repeats import run_seeds
 from shoal.train.report import write_report
 from shoal.train.run import Session, run_training
@@ -116,7 +116,7 @@ def _tell_figures(console: Console, figures: dict[str, dict[str, Any]], seeds: i
 
 def _tell(folder: RunDirectory, result: dict[str, Any]) -> None:
     console = Console(stderr=True, highlight=False)
-    if said := Curves.of(*read_metrics(folder.metrics)).verdict():
+    if said := Curves.of(*read_metrics(folder.metrics), unlike(read_recipe(folder.recipe))).verdict():
         console.print("\n" + said)
     if best := result["best"]:
         why = "stopped early; " if result["stopped_early"] else ""

@@ -108,6 +108,11 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     if is_rank() and ERROR_FOLDER not in os.environ:
         raise InputError("shoal plan starts its ranks itself (--workers N): run it alone, without torchrun or srun")
     if arguments.find_lr:
+        if arguments.machines > 1:
+            raise InputError(
+                "--machines makes no difference to --find-lr: which rate training takes depends on train.global_batch, "
+                "whichever machines share it; leave it out"
+            )
         return _find_rate(recipe, arguments)
     if arguments.picture is not None:
         raise InputError("--picture draws what --find-lr has found: give both")

@@ -14,6 +14,13 @@ from typing import Any
 from shoal.core.errors import InputError, ShoalError
 
 
+def advice(number: int | None) -> str:
+    """What to do about the system's error of this number, behind its message; nothing but for a full disk."""
+    if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ""
+    return "; make room there, then go on from what is finished: a run by --resume, prepare by the same command"
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
@@ -43,9 +50,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.rename(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "; make room there, then the same command goes on from what is finished" if full else ""
-        raise ShoalError(f"{path}: could not be written: {error.strerror or error}{advice}") from error
+        raise ShoalError(f"{path}: could not be written: {error.strerror or error}{advice(error.errno)}") from error
 
 
 def write_text(path: Path, text: str) -> None:

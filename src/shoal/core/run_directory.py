@@ -1,10 +1,14 @@
 """The folder of a run, `runs/NAME/`: what lies where."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.core.errors import InputError
 from shoal.core.files import make_folder
+
+RUNS = Path("runs")
+"""Where runs lie, unless --runs says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,13 @@ class RunDirectory:
     def report(self) -> Path:
         """The run's page."""
         return self.root / "report.html"
+
+    def again(self, verb: str, ranks: int) -> str:
+        """The command by which the run goes on."""
+        words = ["shoal", verb, str(self.recipe), "--resume"]
+        words += ["--workers", str(ranks)] if ranks > 1 else []
+        words += ["--runs", str(self.root.parent)] if self.root.parent != RUNS else []
+        return shlex.join(words)
 
     def claim(self, resume: bool, overwrite: bool) -> None:
         """Make the folder; `InputError` when a run is there already and neither flag says what to do with it."""

@@ -1,6 +1,7 @@
 """Tensors in safetensors files that are whole or absent, like everything in `core.files`."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from shoal.core.errors import InputError, ShoalError
-from shoal.core.files import make_folder
+from shoal.core.files import advice, make_folder
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -24,7 +25,9 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         temporary.rename(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise ShoalError(f"{path}: could not be written: {error}") from error
+        number = re.search(r"os error (\d+)", str(error))  # the library has it in its text alone
+        told = advice(error.errno if isinstance(error, OSError) else int(number[1]) if number else None)
+        raise ShoalError(f"{path}: could not be written: {error}{told}") from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -45,7 +45,8 @@ class TrainingBatches:
         self.rank, self.world, self.strategy = rank, world, strategy
         self.position = 0
         ledger = Ledger(
-            order.seed, order.samples, rows.context, rows.fingerprint, group=order.group, mixture=order.mixture
+            order.seed, order.samples, rows.context, rows.fingerprint, group=order.group, mixture=order.mixture,
+            pool=order.pool,
         )  # fmt: skip
         self.recorder = Recorder(ledger, global_batch, strategy, rank, world)
 

@@ -6,7 +6,10 @@ ordinary tokens come of it, so nobody can end a turn, or begin another one, by w
 
 Which tokens are the assistant's is never guessed. A template may say it, by `{% generation %}`. Otherwise the dialogue is
 laid out turn by turn: an assistant's turn is what the text up to it, ready for a reply, lacks of the text with it. That
-holds only where each text begins the next; a template for which it does not is refused.
+holds only where each text begins the next. Some templates write a turn otherwise once more follows, as Qwen3's, which leaves
+out what was thought before; then each of the assistant's turns is found in a text of its own, which ends with it, and in
+which earlier turns stand as the model will see them. A template whose text ready for a reply doesn't begin the text with the
+reply is refused.
 """
 
 import json
@@ -46,6 +49,9 @@ DEFAULT_TOKENS = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 
 LEARNT, LEARNT_END, SPELLED, SPELLED_END = MARKS = "\ufdd0\ufdd1\ufdd2\ufdd3"
 """Around what the assistant says, and around special tokens that turns spell: Unicode's noncharacters, which no text has."""
+
+SHOWN = 30
+"""Characters of a text that a message shows."""
 
 NEVER = "(?!)"
 UNMARKED = dict.fromkeys(map(ord, MARKS))
@@ -113,34 +119,44 @@ class ChatTemplate:
         except InputError as error:
             raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from None
 
-    def encode(self, turns: Sequence[Turn], where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def rewrites(self, turns: Sequence[Turn], where: str) -> bool:
+        """Whether one of the assistant's turns is written otherwise, or not marked, once more follows."""
+        spans = _spans(marked := self._marked(turns, where))[1]
+        if spans:
+            return len(spans) != len(_places(turns))
+        whole = marked.translate(UNMARKED)
+        return not all(whole.startswith(self.text(turns[: place + 1], where)) for place in _places(turns))
+
+    def encode(self, turns: Sequence[Turn], where: str, last: bool = False) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(tokens, which of the assistant's turns each belongs to, from 0; -1: none of them).
 
-        A token that only begins before the assistant does is not the assistant's.
+        `last`: only the tokens of the assistant's last turn, with which the dialogue ends, are looked for. A token that only
+        begins before the assistant does is not the assistant's.
         """
-        text, spans = self._laid_out(turns, where)
+        text, spans = self._laid_out(turns, where, last)
         try:
             ids, starts = self._encode(text)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         owner = np.full(len(ids), -1, dtype=np.int64)
-        for number, (begin, end) in enumerate(spans):
+        for number, (begin, end) in enumerate(spans, len(_places(turns)) - len(spans)):
             owner[(starts >= begin) & (starts < end)] = number
         return ids, owner
 
-    def _laid_out(self, turns: Sequence[Turn], where: str) -> tuple[str, list[tuple[int, int]]]:
+    def _laid_out(self, turns: Sequence[Turn], where: str, last: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """The text, in which spelled special tokens are marked, and from where to where, no mark counted, each of the
-        assistant's turns goes.
+        assistant's turns goes, or the `last` one.
         """
         marked = self._marked(turns, where)
         text, spans = _spans(marked)
-        if spans and len(spans) != sum(turn.role == "assistant" for turn in turns):
+        if spans and last:
+            return text, spans[-1:]
+        if spans and len(spans) != len(_places(turns)):
             raise InputError(
                 f"{where}: {self.name} marks {len(spans)} parts by {{% generation %}}, not each assistant's turn once"
             )
-        if not spans:
-            spans = self._spans_by_prefix(turns, text.translate(UNMARKED), where)
-        return text, spans
+        places = _places(turns)[-1:] if last else _places(turns)
+        return text, spans or [self._span_by_prefix(turns, place, text.translate(UNMARKED), where) for place in places]
 
     def _encode(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(tokens, where in the text each begins), of a text in which spelled special tokens are marked."""
@@ -167,20 +183,21 @@ class ChatTemplate:
                 self.tokenizer.encode(part)
             raise InputError(f"the tokenizer can't take it: {error}") from None
 
-    def _spans_by_prefix(self, turns: Sequence[Turn], whole: str, where: str) -> list[tuple[int, int]]:
-        spans = []
-        for number, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            before, after = self.text(turns[:number], where, ready=True), self.text(turns[: number + 1], where)
-            if not (after.startswith(before) and whole.startswith(after)):
-                raise InputError(
-                    f"{where}: {self.name} writes what is before turn {number + 1}, or the turn itself, otherwise when more "
-                    "follows, so what the assistant says can't be found; give one that doesn't, or that marks it by "
-                    "{% generation %}: --chat.template FILE"
-                )
-            spans.append((len(before), len(after)))
-        return spans
+    def _span_by_prefix(self, turns: Sequence[Turn], place: int, whole: str, where: str) -> tuple[int, int]:
+        """From where to where the turn at `place` goes in the whole text."""
+        before, after = self.text(turns[:place], where, ready=True), self.text(turns[: place + 1], where)
+        if after.startswith(before) and whole.startswith(after):
+            return len(before), len(after)
+        one, other = (before, after) if whole.startswith(after) else (after, whole)
+        differ = (number for number, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+        same = next(differ, min(len(one), len(other)))
+        told = [repr(text[same : same + SHOWN])[1:-1] or "its end" for text in (one, other)]
+        when = "once it replies" if one is before else "once more follows"
+        raise InputError(
+            f"{where}: {self.name} writes '{told[0]}' up to turn {place + 1} and '{told[1]}' in its place {when}, so what "
+            "the assistant says can't be found; give one that doesn't, or that marks it by {% generation %}: "
+            "--chat.template FILE"
+        )
 
     def _marked(self, turns: Sequence[Turn], where: str, ready: bool = False) -> str:
         messages = [{"role": turn.role, "content": self._spelled(turn.content, where)} for turn in turns]
@@ -196,6 +213,11 @@ class ChatTemplate:
         if any(mark in content for mark in MARKS):
             raise InputError(f"{where}: holds one of the characters U+FDD0 to U+FDD3, which no text has")
         return self.special.sub(lambda found: f"{SPELLED}{found[0]}{SPELLED_END}", content)
+
+
+def _places(turns: Sequence[Turn]) -> list[int]:
+    """Where the assistant's turns stand."""
+    return [place for place, turn in enumerate(turns) if turn.role == "assistant"]
 
 
 def _spans(marked: str) -> tuple[str, list[tuple[int, int]]]:

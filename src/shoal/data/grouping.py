@@ -24,7 +24,10 @@ from shoal.data.rows import hash_of
 from shoal.data.sequences import Sequences
 
 POOL = 64
-"""Groups that are sorted together."""
+"""Groups that are sorted together, at most."""
+
+POOLS = 4
+"""Pools that an epoch of few samples is cut into, so that they still meet others in every epoch."""
 
 SHORTEST = 8
 """Rows are padded to a multiple of this."""
@@ -72,33 +75,39 @@ def padded(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return -(-sizes // step) * step
 
 
-def grouped_at(positions: Positions, samples: int, seed: int, group: int) -> Positions:
+def grouped_at(positions: Positions, samples: int, seed: int, group: int, pool: int = POOL) -> Positions:
     """The sample that each position reads: every one of `samples` exactly once an epoch, those of a group alike in number.
 
-    Groups begin at multiples of `group`, whatever the epoch, as steps do; where an epoch ends, two share one.
+    `pool`: groups that are sorted together. Groups begin at multiples of `group`, whatever the epoch, as steps do; where an
+    epoch ends, two share one.
     """
-    epochs, pools = positions // samples, positions // (group * POOL)
+    epochs, pools = positions // samples, positions // (group * pool)
     result = np.empty_like(positions)
     both = np.stack([epochs, pools], axis=1)
     kinds, which = np.unique(both, axis=0, return_inverse=True)
     order = np.argsort(which, kind="stable")
     edges = np.searchsorted(which[order], np.arange(len(kinds) + 1))
-    for number, (epoch, pool) in enumerate(kinds.tolist()):
+    for number, (epoch, its) in enumerate(kinds.tolist()):
         here = order[edges[number] : edges[number + 1]]
-        first, pooled = _pool(epoch, pool, samples, seed, group)
+        first, pooled = _pool(epoch, its, samples, seed, group, pool)
         result[here] = pooled[positions[here] - first]
     return result
 
 
+def pool_of(samples: int, group: int) -> int:
+    """Groups to sort together, where an epoch may be short."""
+    return min(POOL, max(1, samples // (POOLS * group)))
+
+
 @lru_cache(maxsize=8)
-def _pool(epoch: int, pool: int, samples: int, seed: int, group: int) -> tuple[int, Positions]:
+def _pool(epoch: int, its: int, samples: int, seed: int, group: int, pool: int) -> tuple[int, Positions]:
     """(first position of the part of a pool that lies in an epoch, the sample at each of its positions)."""
-    first, end = max(epoch * samples, pool * POOL * group), min((epoch + 1) * samples, (pool + 1) * POOL * group)
+    first, end = max(epoch * samples, its * pool * group), min((epoch + 1) * samples, (its + 1) * pool * group)
     places = np.arange(first, end, dtype=np.int64)
     chosen = np.sort(shuffled(places - epoch * samples, samples, derive_seed(seed, "order", epoch)))
     numbers = places // group
     sizes = np.bincount(numbers - numbers[0])
-    shuffle = np.argsort(mix(np.arange(len(sizes), dtype=np.uint64) ^ np.uint64(derive_seed(seed, "groups", epoch, pool))))
+    shuffle = np.argsort(mix(np.arange(len(sizes), dtype=np.uint64) ^ np.uint64(derive_seed(seed, "groups", epoch, its))))
     begins = np.empty(len(sizes), dtype=np.int64)  # where in the sorted pool each group's samples begin
     begins[shuffle] = np.cumsum(sizes[shuffle]) - sizes[shuffle]
     within = places - first - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -24,6 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from shoal.core.errors import InputError
 from shoal.core.files import read_json, write_text
+from shoal.data.grouping import POOL
 from shoal.data.mixture import Mixture
 from shoal.data.order import Order
 from shoal.data.partition import Positions, mix, rank_positions
@@ -93,8 +94,8 @@ class Entry:
 class Ledger:
     """All that a run's weights have seen, up to `position`, and what the plan follows from.
 
-    `corpus` is the fingerprint of what is read, and how it is cut: a sample's number means nothing without it. `group` and
-    `mixture` are those of `data.order.Order`.
+    `corpus` is the fingerprint of what is read, and how it is cut: a sample's number means nothing without it. `group`,
+    `mixture` and `pool` are those of `data.order.Order`.
     """
 
     seed: Whole
@@ -105,11 +106,12 @@ class Ledger:
     entries: tuple[Entry, ...] = ()
     group: Whole = 0
     mixture: Mixture | None = None
+    pool: Annotated[int, Field(ge=1)] = POOL
 
     @property
     def order(self) -> Order:
         """The plan."""
-        return Order(self.seed, self.samples, self.group, self.mixture)
+        return Order(self.seed, self.samples, self.group, self.mixture, self.pool)
 
 
 class Recorder:
@@ -241,7 +243,8 @@ def is_earlier(before: Ledger, after: Ledger) -> bool:
 def ledger_tree(ledger: Ledger) -> dict[str, Any]:
     """The ledger as plain values, for JSON."""
     tree = asdict(ledger)
-    return {key: value for key, value in tree.items() if value or key not in ("group", "mixture")}
+    usual = {"group": 0, "mixture": None, "pool": POOL}
+    return {key: value for key, value in tree.items() if key not in usual or value != usual[key]}
 
 
 def ledger_from(tree: Any, place: Path | str) -> Ledger:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from shoal.core.seeds import derive_seed
-from shoal.data.grouping import grouped_at
+from shoal.data.grouping import POOL, grouped_at
 from shoal.data.mixture import Mixture
 from shoal.data.partition import Positions, samples_at
 
@@ -34,14 +34,15 @@ class Part(NamedTuple):
 class Order:
     """The order of a run's samples.
 
-    `group`: rows of neighbouring numbers that are read together, as `data.grouping` does it (0: none). `mixture`: where
-    samples are those of several corpora; each has its own shuffled epochs.
+    `group`: rows of neighbouring numbers that are read together, as `data.grouping` does it (0: none); `pool`: so many
+    groups are sorted together. `mixture`: where samples are those of several corpora; each has its own shuffled epochs.
     """
 
     seed: int
     samples: int
     group: Annotated[int, Field(ge=0)] = 0
     mixture: Mixture | None = None
+    pool: Annotated[int, Field(ge=1)] = POOL
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -56,7 +57,7 @@ class Order:
         """What these positions read."""
         if self.mixture is None:
             if self.group:
-                samples = grouped_at(positions, self.samples, self.seed, self.group)
+                samples = grouped_at(positions, self.samples, self.seed, self.group, self.pool)
             else:
                 samples = samples_at(positions, self.samples, self.seed)
             return Readings(positions // self.samples, samples)

@@ -156,3 +156,9 @@ def interleaved(chosen: NDArray[np.bool_], those: Pieces, others: Pieces) -> Pie
 def extra_positions(framing: Framing) -> int:
     """Positions that a piece takes beside its units."""
     return 2 + framing.spare if framing.kind == "whole" else 0
+
+
+def longest_document(stream: TokenStream, end_of_text: int) -> int:
+    """Tokens of a split's longest document, without the end-of-text that follows it."""
+    ends = np.concatenate(([-1], stream.find(end_of_text), [stream.tokens]))
+    return int(np.diff(ends).max()) - 1

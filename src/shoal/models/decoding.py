@@ -1,4 +1,5 @@
-"""How prompts go on, several at once: by the likeliest token each time (greedy), or by beam search.
+"""How prompts go on, several at once: by the likeliest token each time (greedy), by beam search, or by tokens drawn among
+the likeliest.
 
 Beam search keeps the `beams` likeliest beginnings of each text, and compares those that have ended by their logarithmic
 probability over a penalty that grows with their length, ((k + length) / (k + 1))^α with k = 5 (Wu et al. 2016,
@@ -46,6 +47,10 @@ class Decoding:
         return log_probability / ((self.offset + length) / (self.offset + 1)) ** self.length_penalty
 
 
+LIKELIEST = 10
+"""Among so many tokens one is drawn (Edunov et al. 2018, arXiv:1808.09381)."""
+
+
 @torch.no_grad()
 def decode(
     model: Transformer,
@@ -53,11 +58,13 @@ def decode(
     how: Decoding,
     prefix: bool = False,
     over: Callable[[list[int]], bool] = lambda said: False,
+    random: Sequence[torch.Generator] | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prompt, without the end; as far as the context reaches, or `most`.
 
-    `prefix`: prompts see themselves both ways. `over`: whether greedy decoding of a text is to end here, by what was said.
-    `ValueError` for an empty prompt, or one that is longer than the context.
+    `prefix`: prompts see themselves both ways. `random`: of each prompt, by which its tokens are drawn; beams are then left
+    aside. `over`: whether a text that is not searched for by beams is to end here, by what was said. `ValueError` for an empty
+    prompt, or one that is longer than the context.
     """
     lengths = [len(prompt) for prompt in prompts]
     context = model.config.context
@@ -69,9 +76,17 @@ def decode(
     limits = [min(how.most, context + 1 - length) for length in lengths]
     capacity = max(length + limit - 1 for length, limit in zip(lengths, limits, strict=True))
     cache, logits_RV = _read(model, prompts, capacity, how, prefix)
-    if how.beams == 1:
-        return _greedy(model, cache, logits_RV, limits, how, over)
+    if random is not None or how.beams == 1:
+        return _one_by_one(model, cache, logits_RV, limits, how, over, random)
     return _search(model, cache, logits_RV, limits, how)
+
+
+def draw(logits_RV: Tensor, random: Sequence[torch.Generator]) -> Tensor:
+    """A token for each row [rows], by its own generator: the largest of the likeliest's logits and noise (Gumbel 1954)."""
+    best_RK, token_RK = logits_RV.float().cpu().topk(min(LIKELIEST, logits_RV.shape[1]))
+    even_RK = torch.stack([torch.rand(best_RK.shape[1], generator=its) for its in random])
+    drawn_R = (best_RK - (-even_RK.log()).log()).argmax(-1, keepdim=True)
+    return token_RK.gather(1, drawn_R)[:, 0]
 
 
 def cache_bytes(model: Transformer) -> int:
@@ -106,18 +121,21 @@ def _logits(model: Transformer, hidden_RD: Tensor, how: Decoding) -> Tensor:
     return model.project(hidden_RD)[:, : how.vocabulary].float()
 
 
-def _greedy(
+def _one_by_one(
     model: Transformer,
     cache: Cache,
     logits_RV: Tensor,
     limits: list[int],
     how: Decoding,
     over: Callable[[list[int]], bool],
+    random: Sequence[torch.Generator] | None,
 ) -> list[list[int]]:
+    """Texts of which each token is chosen for good."""
     said: list[list[int]] = [[] for _ in limits]
     going = list(range(len(limits)))  # which text each row of the cache is
     while going:
-        chosen = logits_RV.argmax(-1).tolist()
+        best = logits_RV.argmax(-1) if random is None else draw(logits_RV, [random[text] for text in going])
+        chosen = best.tolist()
         left = []
         for row, (text, token) in enumerate(zip(going, chosen, strict=True)):
             if not how.ends(token):

@@ -18,6 +18,7 @@ class Causal:
 
     framing = Framing("shifted")
     projected = 1.0
+    least = 1
 
     def batch(self, sequences: Sequences, device: torch.device) -> Batch:
         """Inputs and next-token targets."""

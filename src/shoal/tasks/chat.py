@@ -1,9 +1,11 @@
 """Take part in a dialogue: the assistant's turns are learnt, and what others say is read.
 
-A dialogue is one piece, laid out by a chat template (`data.chat_template`); its targets are the tokens of the assistant's
-turns, with the token that ends each. Bits per byte are theirs too: the nats of these targets over the bytes of what the
-assistant says. The last evaluation lets the model write the assistant's last turn, and a judge, where one is given, says
-whether it is better than the reference.
+A dialogue is one piece, laid out by a chat template (`data.chat_template`); its targets are the tokens of the
+assistant's turns, with the token that ends each. Where the template writes earlier turns otherwise once more follows,
+each of the assistant's turns is a sample of its own, with all that is before it as the model sees it when it is to
+reply. Bits per byte are theirs too: the nats of these targets over the bytes of what the assistant says. The last
+evaluation lets the model write the assistant's last turn, and a judge, where one is given, says whether it is better
+than the reference.
 """
 
 import math
@@ -38,6 +40,7 @@ class Chat(LabelledTask):
     roles = (MESSAGES,)
     metric = "eval_loss"
     head = None
+    writes = True
     outside = frozenset({"judge", "against", "template"})
 
     def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, length: int, examples: Sequence[Example]) -> None:
@@ -50,18 +53,27 @@ class Chat(LabelledTask):
         self.judge = Judge.of(settings.judge, settings.judge_seconds) if settings.judge else None
         self.replies = read_replies(settings.against) if settings.against else None
         self.framed = Framed()
-        self.read = self.learnt = 0
+        self.read = self.learnt = self.dialogues = self.rewritten = 0
         self.added = self.tokenizer.vocabulary - tokenizer.vocabulary
 
     def samples(self, example: Example) -> list[Sample]:
-        """One piece: the dialogue, up to the assistant's last turn."""
+        """One piece: the dialogue, up to the assistant's last turn; or one for each of the assistant's turns."""
         turns = read_turns(example.values.get("messages"), example.where)
-        (reading,) = read_dialogues(self.template, [turns], self.length, self.framed, example.where)
+        ends = [place for place, turn in enumerate(turns, 1) if turn.role == "assistant"]
+        rewritten = self.template.rewrites(turns[: ends[-1]], example.where)
+        self.dialogues += 1
+        self.rewritten += rewritten
+        parts = [turns[:end] for end in (ends if rewritten else ends[-1:])]
+        return [self._sample(part, example.where, rewritten, part is parts[-1]) for part in parts]
+
+    def _sample(self, turns: Sequence[Turn], where: str, alone: bool, last: bool) -> Sample:
+        """A piece, of whose turns only the last one is learnt, if it is read for this `alone`; `last`: of its dialogue."""
+        (reading,) = read_dialogues(self.template, [turns], self.length, self.framed, where, alone)
         self.read += len(reading.tokens)
         self.learnt += int((reading.turns >= 0).sum())
         self.projected = self.learnt / self.read
-        size = sum(len(content.encode()) for content in reading.said)
-        return [(reading.piece(bytes=size, prompt=reading.prompt),)]
+        size = sum(len(content.encode()) for content in (reading.said[-1:] if alone else reading.said))
+        return (reading.piece(bytes=size, prompt=reading.prompt, replied=last),)
 
     def notes(self) -> list[str]:
         """How many dialogues were cut, and what the model is given for its template."""
@@ -70,6 +82,12 @@ class Chat(LabelledTask):
             notes.append(
                 f"{framed.cut:,} of {framed.count:,} dialogues are longer than the {self.length:,} tokens that the model "
                 "reads, and lost their beginning"
+            )
+        if self.rewritten:
+            notes.append(
+                f"{self.template.name} writes what the assistant has said otherwise once more follows: "
+                f"{self.rewritten:,} of {self.dialogues:,} dialogues are read once for each of the assistant's turns, each "
+                "time with what is before it as the model will see it"
             )
         if self.added:
             notes.append(
@@ -92,7 +110,7 @@ class Chat(LabelledTask):
         return self.evaluated(model, batch, final=False)[0]
 
     def outputs(self, model: Transformer, batch: Batch, final: bool) -> list[Any]:
-        """Of each dialogue the loss in nats, the bytes that it is of, and, if `final`, the tokens of a reply."""
+        """Of each piece the loss in nats, the bytes that it is of, and, if `final`, the tokens of a reply to a dialogue."""
         return self.evaluated(model, batch, final)[1]
 
     def evaluated(self, model: Transformer, batch: Batch, final: bool) -> tuple[dict[str, Tensor], list[Any]]:
@@ -105,11 +123,13 @@ class Chat(LabelledTask):
         return {"loss": losses_P.sum(), "count": _count(batch)}, list(zip(losses, sizes, replies, strict=True))
 
     def predict(self, examples: Sequence[Example], outputs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-        """The assistant's last turn, where one was written, and the loss of what the data says in its place."""
-        return [
-            {"loss": loss, "bytes": size} | ({} if reply is None else {"reply": self.tokenizer.decode(reply)})
-            for ((loss, size, reply),) in outputs
-        ]
+        """The assistant's last turn, where one was written, and the loss of what the data says in its turns."""
+        predictions = []
+        for its in outputs:
+            losses, sizes, replies = zip(*its, strict=True)
+            reply = {} if replies[-1] is None else {"reply": self.tokenizer.decode(replies[-1])}
+            predictions.append({"loss": sum(losses), "bytes": sum(sizes), **reply})
+        return predictions
 
     def judged(self, example: Example, prediction: dict[str, Any]) -> dict[str, Any]:
         """The prediction with the judge's verdict, where there is a judge."""
@@ -139,13 +159,18 @@ class Chat(LabelledTask):
         turns = read_turns(example.values["messages"], example.where)
         return turns if turns[-1].role == "assistant" else turns[:-1]
 
-    def _replies(self, model: Transformer, batch: Batch) -> list[Sequence[int]]:
+    def _replies(self, model: Transformer, batch: Batch) -> list[Sequence[int] | None]:
+        """A reply in the place of each dialogue's last turn; None for pieces that are not the last of their dialogue."""
         assert batch.pieces is not None
-        tokens_N = batch.tokens.flatten()
-        places = zip(batch.pieces.starts.tolist(), batch.pieces.values.get("prompt", ()), strict=True)
-        prompts = [tokens_N[start : start + int(length)].tolist() for start, length in places]
+        tokens_N, values = batch.tokens.flatten(), batch.pieces.values
+        replies: list[Sequence[int] | None] = [None] * len(batch.pieces.samples)
+        chosen = [number for number, replied in enumerate(values["replied"].tolist()) if replied] if replies else []
+        places = [(int(batch.pieces.starts[number]), int(values["prompt"][number])) for number in chosen]
+        prompts = [tokens_N[start : start + length].tolist() for start, length in places]
         how = Decoding(self.template.end, self.settings.reply, vocabulary=self.tokenizer.vocabulary)
-        return [self._up_to_end(said) for said in decode(model, prompts, how)]
+        for number, said in zip(chosen, decode(model, prompts, how), strict=True):
+            replies[number] = self._up_to_end(said)
+        return replies
 
     def _up_to_end(self, said: Sequence[int]) -> Sequence[int]:
         """A reply before whatever ends it: a turn's end, or the text's."""

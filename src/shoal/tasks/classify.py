@@ -3,7 +3,7 @@
 The loss is the cross entropy of the label, or, where a text may have several, of each label by itself, yes or no. In
 training `classify.weights` makes rare labels count more, `classify.focal` those that are not yet told (Lin et al. 2017,
 arXiv:1708.02002), and `regular.label_smoothing` softens the targets; what an evaluation tells is the plain cross entropy,
-so that runs compare whatever they minimise.
+so that runs compare whatever they minimise; and beside it, as `minimised_loss`, what compares with the training loss.
 
 Shape suffixes: P pieces, L labels.
 """
@@ -61,6 +61,7 @@ class Classify(LabelledTask):
         if self.several or settings.weights == "balanced":
             self.metric = "eval_macro_f1"
         self.weights_L = self._balanced(found) if settings.weights == "balanced" and examples else None
+        self.minimises_other = bool(examples) and (self.weights_L is not None or self.focal > 0 or self.smoothing > 0)
         self.head = Head("sequence", len(self.labels))
         self.tokenizer, self.length, self.framed = tokenizer, length, Framed()
         if length < frame_size(tokenizer, 2) + 2:
@@ -140,9 +141,18 @@ class Classify(LabelledTask):
         if scores_PL is None or batch.pieces is None:
             loss_sum, count = no_loss(hidden_BTD)
             return {"loss": loss_sum, "count": count}, []
-        losses = self.cross_entropies(scores_PL, batch.pieces.values["label"])
+        labels = batch.pieces.values["label"]
+        losses = self.cross_entropies(scores_PL, labels)
+        sums = {"loss": losses.sum(), "count": _count(losses)}
+        if self.minimises_other:
+            sums["minimised"] = self.losses(scores_PL, labels).sum()
         probabilities_PL = scores_PL.sigmoid() if self.several else scores_PL.softmax(-1)
-        return {"loss": losses.sum(), "count": _count(losses)}, list(probabilities_PL.cpu().numpy())
+        return sums, list(probabilities_PL.cpu().numpy())
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """`loss` and `targets`; and `minimised_loss`, where training minimises something else."""
+        other = {"minimised_loss": sums["minimised"] / max(sums["count"], 1)} if "minimised" in sums else {}
+        return super().figures(sums) | other
 
     def predict(self, examples: Sequence[Example], outputs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
         """The likeliest label, or those from the threshold on; what is true; and the probability of each."""

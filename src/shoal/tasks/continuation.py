@@ -41,6 +41,7 @@ class Continuation(LabelledTask):
     metric = "eval_loss"
     projected = 0.5  # about half of the tokens
     head = None
+    writes = True
 
     def __init__(
         self, tokenizer: TextTokenizer, length: int, settings: Any, between: Sequence[int], keep_start: bool = True
@@ -139,8 +140,17 @@ class Continuation(LabelledTask):
                 written[number] = text
         return written
 
-    def write(self, model: Transformer, prompts: Sequence[Sequence[int]], tokens: int = 0) -> list[list[int]]:
-        """What follows each prompt; `tokens` of it at most, where that is not the recipe's number (0)."""
+    def write(
+        self,
+        model: Transformer,
+        prompts: Sequence[Sequence[int]],
+        tokens: int = 0,
+        random: Sequence[torch.Generator] | None = None,
+    ) -> list[list[int]]:
+        """What follows each prompt; `tokens` of it at most, where that is not the recipe's number (0).
+
+        `random`: of each prompt, where tokens are drawn and not searched for.
+        """
         settings = self.settings
         how = Decoding(
             self.end,
@@ -151,8 +161,12 @@ class Continuation(LabelledTask):
         )
         longest = min(model.config.context, max(map(len, prompts)) + how.most)
         together = max(1, CACHE_BYTES // (cache_bytes(model) * how.beams * longest))
-        groups = (prompts[start : start + together] for start in range(0, len(prompts), together))
-        return [text for group in groups for text in decode(model, group, how, settings.prefix)]
+        groups = [slice(start, start + together) for start in range(0, len(prompts), together)]
+        return [
+            text
+            for its in groups
+            for text in decode(model, prompts[its], how, settings.prefix, None if random is None else random[its])
+        ]
 
     def answer(self, model: Transformer, given: str, tokens: int = 0) -> str:
         """The text that follows from a given one."""

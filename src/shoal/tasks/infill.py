@@ -75,6 +75,7 @@ class Infill:
     """Parts of documents are cut out and predicted at their end."""
 
     framing = Framing("whole", spare=1)
+    least = LEAST
 
     def __init__(self, recipe: Recipe, tokenizer: TextTokenizer) -> None:
         self.settings = settings = recipe.infill

@@ -49,6 +49,8 @@ class LabelledTask(Task, Protocol):
     """The one given, perhaps with further special tokens, for which the model then gets rows."""
     length: int
     """Tokens of a text, at most."""
+    writes: bool = False
+    """Whether the last evaluation lets the model write texts, which takes long."""
     outside: frozenset[str] = frozenset()
     """Keys of its section that no model's folder may say, such as commands to be run."""
 

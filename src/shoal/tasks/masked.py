@@ -36,7 +36,7 @@ from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
 from shoal.tasks.masking import Replacement, borders, choose, replace_masked, span_begins
 from shoal.tasks.projection import correct_at, loss_at
-from shoal.tasks.relations import Relations
+from shoal.tasks.relations import LEAST, Relations
 from shoal.tasks.task import Batch, Found, added, on_device
 
 
@@ -60,6 +60,7 @@ class Masked:
         self.words = None if settings.unit == "token" else Words.of(tokenizer)
         begin, end = tokenizer.special("begin"), tokenizer.end_of_text
         self.framing = Framing("whole", begin, end, spare=int(settings.relation != "none"))
+        self.least = 1 if settings.relation == "none" else LEAST
         self.relations = None if settings.relation == "none" else Relations(settings.relation, begin, end, special, stream)
 
     @property

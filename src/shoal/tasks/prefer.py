@@ -181,7 +181,7 @@ class Prefer(LabelledTask):
         dialogues = [self._dialogue(prompt, example, role.name) for role in self.roles[1:]]
         if dialogues[0][:-1] != dialogues[1][:-1]:
             raise InputError(f"{example.where}: chosen and rejected answer different prompts")
-        return read_dialogues(self.template, dialogues, self.length, self.framed, example.where)
+        return read_dialogues(self.template, dialogues, self.length, self.framed, example.where, last=True)
 
     def _dialogue(self, prompt: Any, example: Example, role: str) -> list[Turn]:
         """The prompt's turns and the answer's, which may hold the prompt's already, up to the assistant's last."""

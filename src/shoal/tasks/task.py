@@ -81,6 +81,11 @@ class TextTask(Task, Protocol):
         """How documents are laid into the rows that it gets."""
         ...
 
+    @property
+    def least(self) -> int:
+        """Tokens of a document below which nothing is learnt of it; a row holds twice as many."""
+        ...
+
     def metrics(self, corpora: Sequence[Found]) -> dict[str, float]:
         """`eval_loss`, `eval_targets` and what else the sums over each corpus's held-out text tell of all of it."""
         ...

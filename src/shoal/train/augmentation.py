@@ -1,4 +1,4 @@
-"""What varies a run's training texts, from its recipe; and texts that a model for masked words makes of them beforehand.
+"""What varies a run's training texts, from its recipe; and texts that models make of them beforehand.
 
 Ranks share that work, and all get the whole of it: so what a sample is read as doesn't depend on the rank that reads it.
 """
@@ -22,6 +22,7 @@ from shoal.models.transformer import Transformer
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import LabelledTask
+from shoal.train.back_translation import back_translated
 from shoal.train.models import read_model
 
 LIKELIEST = 10
@@ -35,27 +36,35 @@ def make_augmentation(
     base: Transformer,
     tokenizer: TextTokenizer,
     examples: Sequence[Example],
-) -> Augmentation | None:
-    """The recipe's, or None where it varies nothing; `InputError` for what can't be had."""
+) -> tuple[Augmentation | None, list[str]]:
+    """(the recipe's, or None where it varies nothing; what is to be told). `InputError` for what can't be had."""
     settings = recipe.augment
-    ways = ("deletion", "swap", "synonyms", "characters", "masked")
+    ways = ("deletion", "swap", "synonyms", "characters", "masked", "translate_there", "translate_back")
     asked = [way for way in ways if getattr(settings, way)]
     if settings.mixup and recipe.task != "classify":
         raise RecipeError(f"'augment.mixup' is for task 'classify', and this is '{recipe.task}'")
     if not settings.share:
         if asked:
             raise RecipeError(f"'augment.{asked[0]}' is set, and 'augment.share' is 0: say how often texts are varied")
-        return None
+        return None, []
     if not asked:
         raise RecipeError(f"'augment.share' is {settings.share:g}, and no way is: set one of augment.{', '.join(ways)}")
     if not task.varied:
         raise RecipeError(f"'augment' varies texts, and with task '{recipe.task}' their labels would no longer be right")
-    others = None
+    if bool(settings.translate_there) != bool(settings.translate_back):
+        missing = "translate_back" if settings.translate_there else "translate_there"
+        raise RecipeError(f"'augment.{missing}' is missing: texts that are translated there must come back")
+    found = (example.values.get(role) for example in examples for role in task.varied)
+    texts = sorted({text for text in found if isinstance(text, str)})
+    others: dict[str, list[str]] = {}
+    told: list[str] = []
     if settings.masked:
-        found = (example.values.get(role) for example in examples for role in task.varied)
-        texts = sorted({text for text in found if isinstance(text, str)})
         others = _masked_texts(recipe, world, base, tokenizer, texts)
-    return Augmentation(settings, read_synonyms(find_wordnet()) if settings.synonyms else None, others)
+    if settings.translate_there:
+        translated, said = back_translated(recipe, world, texts)
+        others = {text: [*others.get(text, ()), *translated[text]] for text in texts}
+        told.append(said)
+    return Augmentation(settings, read_synonyms(find_wordnet()) if settings.synonyms else None, others), told
 
 
 def _masked_texts(

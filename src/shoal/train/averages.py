@@ -18,7 +18,7 @@ from shoal.train.optimizers.averaged import AVERAGE
 
 @dataclass(frozen=True)
 class AverageEvaluator:
-    """Evaluates by `evaluate` both the weights, which gives `eval_raw_loss`, and their average, which gives the rest."""
+    """Evaluates by `evaluate` both the weights, of which only the loss is wanted, as `eval_raw_loss`, and their average."""
 
     evaluate: Callable[..., dict[str, Any]]
     optimizer: Optimizer
@@ -26,7 +26,7 @@ class AverageEvaluator:
 
     def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, Any]:
         """As `evaluate`."""
-        raw = self.evaluate(model, final=final)
+        raw = self.evaluate(model, final=final, loss_alone=True)
         with averaged_weights(self.sync, self.optimizer):
             evaluated = self.evaluate(model, final=final)
         both = raw["eval_seconds"] + evaluated["eval_seconds"]

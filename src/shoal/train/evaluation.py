@@ -30,10 +30,11 @@ class Evaluator:
     final_sequences: int = 0
 
     @torch.no_grad()
-    def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, Any]:
+    def __call__(self, model: Transformer, *, final: bool = True, loss_alone: bool = False) -> dict[str, Any]:
         """The task's metrics: `eval_loss` in nats a target, `eval_targets`, what it has beside, and `eval_seconds`.
 
-        Of several corpora, over all their text, and `eval_loss/NAME` of each.
+        `loss_alone` saves nothing here: all of it comes from one pass. Of several corpora, over all their text, and
+        `eval_loss/NAME` of each.
         """
         began = time.perf_counter()
         training = model.training

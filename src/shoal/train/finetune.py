@@ -1,9 +1,9 @@
 """What fine-tuning learns from and with: labelled examples, a model to start from, and a task's head on it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ from shoal.core.recipe_file import build_recipe, merged, recipe_tree
 from shoal.core.run_directory import RunDirectory
 from shoal.core.seeds import generator
 from shoal.data.batch_sizes import BatchSizes
-from shoal.data.examples.augment import Augmentation
-from shoal.data.examples.example import Example
-from shoal.data.examples.rows import LabelledRows, Layout, Sample, Vary
+from shoal.data.examples.rows import LabelledRows, Layout
 from shoal.data.examples.splits import check_not_empty, read_splits
 from shoal.data.examples.texts import framing_tokenizer
+from shoal.data.grouping import pool_of
 from shoal.data.order import Order
 from shoal.data.plan import Plan
 from shoal.data.readers import Faults
@@ -42,6 +41,7 @@ from shoal.tasks import LABELLED, WRITERS, LabelledTask, check_labelled
 from shoal.train.augmentation import make_augmentation
 from shoal.train.beginnings import Place, beginning
 from shoal.train.cards import finetuned_card
+from shoal.train.encoded import Encoded
 from shoal.train.features import looked_up
 from shoal.train.foreign import foreign_to_hugging_face
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
@@ -49,48 +49,6 @@ from shoal.train.material import Evaluate, Material
 from shoal.train.models import make_transformer_config, read_adapter
 from shoal.train.schedule import Budget
 from shoal.train.tuning import freeze, tuned_model
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A split's examples, and their samples; `owners`: of which example each sample is."""
-
-    examples: list[Example]
-    samples: list[Sample]
-    owners: list[int]
-
-    @classmethod
-    def of(cls, task: LabelledTask, examples: Sequence[Example], faults: Faults) -> "Encoded":
-        """Every example's samples; `InputError` names the example that can't be used, unless that is left out."""
-        encoded = cls([], [], [])
-        for example in examples:
-            try:
-                its = task.samples(example)
-            except InputError as error:
-                faults.meet(error)
-                continue
-            encoded.owners.extend([len(encoded.examples)] * len(its))
-            encoded.examples.append(example)
-            encoded.samples.extend(its)
-        return encoded
-
-    def completed(self, task: LabelledTask, wire: Wire) -> "Encoded":
-        """The same, with what a model tells of the samples once and for all."""
-        return replace(self, samples=task.completed(self.samples, wire))
-
-    def rows(self, model: Transformer, layout: Layout = "padded", vary: Vary | None = None) -> LabelledRows:
-        """The samples as the model reads them."""
-        return LabelledRows(self.samples, model.config.causal, layout, vary)
-
-    def varied_by(self, augmentation: Augmentation, task: LabelledTask) -> Vary:
-        """A sample's number and a random key to the sample of the example as it is read this time."""
-
-        def vary(number: int, key: int) -> Sample:
-            example = self.examples[self.owners[number]]
-            varied = augmentation.vary(example, task.varied, key)
-            return self.samples[number] if varied is example else task.samples(varied)[0]
-
-        return vary
 
 
 @dataclass(frozen=True)
@@ -146,12 +104,14 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora." not in name)
     layout: Layout = "joined" if joins(model, recipe) else "padded"
     train, *others = (part.completed(task, Wire(world)) for part in (examined.train, examined.validation, examined.test))
-    augmentation = make_augmentation(recipe, world, task, base, tokenizer, train.examples)
+    if layout == "padded":
+        train = train.by_length()
+    augmentation, varying = make_augmentation(recipe, world, task, base, tokenizer, train.examples)
     vary = None if augmentation is None else train.varied_by(augmentation, task)
     every = [train.rows(model, layout, vary), *(part.rows(model, layout) for part in others)]
     model, (rows, *held_out), told = looked_up(model, every, recipe, world)
     recipe = resolve(recipe, task, rows)
-    order = Order(recipe.seed, rows.samples)
+    order = order_of(recipe, rows)
     sizes = BatchSizes.of(recipe, rows.tokens / rows.samples)
 
     def evaluator(together: int, wire: Wire, data: Axis, precision: AbstractContextManager[None]) -> Evaluate:
@@ -183,8 +143,9 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
         parameters,
         evaluator,
         write_model,
-        (*_notes(examined), *told),
+        (*_notes(examined), *varying, *told),
         _facts(examined),
+        alike=not task.writes and not 0 < recipe.evaluation.sequences < len(examined.validation.examples),
     )
 
 
@@ -201,6 +162,14 @@ def resolve(recipe: Recipe, task: LabelledTask, rows: LabelledRows) -> Recipe:
     if recipe.evaluation.metric == "auto":
         changes["evaluation"]["metric"] = task.metric
     return build_recipe(merged(recipe_tree(recipe), changes))
+
+
+def order_of(recipe: Recipe, rows: LabelledRows) -> Order:
+    """Which sample comes when; of rows that are padded, a step's are of about one length."""
+    if rows.layout == "joined":
+        return Order(recipe.seed, rows.samples)
+    group = recipe.train.global_batch
+    return Order(recipe.seed, rows.samples, group, pool=pool_of(rows.samples, group))
 
 
 def joins(model: Transformer, recipe: Recipe) -> bool:

@@ -32,7 +32,7 @@ def read_foreign(folder: Path, trust_remote_code: bool = False) -> Foreign:
     config, weights = read_model_directory(folder)
     own = {name.removeprefix("task_head."): value for name, value in weights.items() if name.startswith("task_head.")}
     try:
-        with _quiet():
+        with quiet():
             theirs, causal = _read_theirs(folder, trust_remote_code)
         shape = foreign_config(theirs.config, causal)
         shape = heads.from_config(config["model_type"], shape, config, weights.keys())
@@ -78,7 +78,7 @@ def _read_theirs(folder: Path, trust: bool) -> tuple[Any, bool]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's lines about heads that a folder lacks, or has beside."""
     logger = logging.getLogger("transformers")
     before = logger.level

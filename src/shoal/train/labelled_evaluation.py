@@ -50,49 +50,66 @@ class LabelledEvaluator:
     predictions: Path | None = None
 
     @torch.no_grad()
-    def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, Any]:
-        """`eval_loss` in nats a target, `eval_targets`, the task's figures under `eval_…` and `test_…`, `eval_seconds`."""
+    def __call__(self, model: Transformer, *, final: bool = True, loss_alone: bool = False) -> dict[str, Any]:
+        """`eval_loss` in nats a target, `eval_targets`, the task's figures under `eval_…` and `test_…`, `eval_seconds`.
+
+        `loss_alone`: of the first split, without predictions.
+        """
         began = time.perf_counter()
         training = model.training
         model.eval()
         # eager: compiling forward without gradients would take longer than most evaluations
         with torch.compiler.set_stance("force_eager"):
             found: dict[str, Any] = {}
-            for split in self.splits if final else self.splits[:1]:
-                found |= self._measured(model, split, final)
+            for split in self.splits if final and not loss_alone else self.splits[:1]:
+                found |= self._measured(model, split, final, loss_alone)
         model.train(training)
         return found | {"eval_seconds": time.perf_counter() - began}
 
-    def _measured(self, model: Transformer, split: LabelledSplit, final: bool) -> dict[str, Any]:
+    def _measured(self, model: Transformer, split: LabelledSplit, final: bool, loss_alone: bool) -> dict[str, Any]:
         count = len(split.examples) if final or not self.limit else min(self.limit, len(split.examples))
+        everyone = self.wire.gather_objects(self._read(model, split, count, final, loss_alone))
+        # tensor ranks have predicted the same
+        told = everyone[:: len(everyone) // self.data.size]
+        names = dict.fromkeys(name for its, _ in told for name in its)
+        sums_of_all = {name: sum(its.get(name, 0.0) for its, _ in told) for name in names}
+        measured: dict[str, Any] = self.task.figures(sums_of_all)
+        if not loss_alone:
+            outputs_of: list[list[Any]] = [[] for _ in range(count)]
+            for sample, output in sorted((pair for _, share in told for pair in share), key=lambda pair: pair[0]):
+                outputs_of[split.owners[sample]].append(output)
+            measured |= self._predicted(split, split.examples[:count], outputs_of, final)
+        return {f"{split.name}_{name}": value for name, value in measured.items()}
+
+    def _read(
+        self, model: Transformer, split: LabelledSplit, count: int, final: bool, loss_alone: bool
+    ) -> tuple[dict[str, float], list[tuple[int, Any]]]:
+        """(the task's sums over this rank's share of the first `count` examples, what predictions are made of by sample)."""
         chosen = [number for number, owner in enumerate(split.owners) if owner < count]
         totals: dict[str, float] = {}
         mine: list[tuple[int, Any]] = []
         for sequences in self._batches(split.rows, np.array(chosen, dtype=np.int64)):
             with self.precision:
                 batch = self.task.batch(sequences, self.wire.world.device)
-                sums, outputs = self.task.evaluated(model, batch, final)
+                assert batch.pieces is not None
+                if loss_alone:
+                    sums = self.task.sums(model, batch)
+                else:
+                    sums, outputs = self.task.evaluated(model, batch, final)
+                    mine += zip(batch.pieces.samples, outputs, strict=True)
             totals |= {name: totals.get(name, 0.0) + value.item() for name, value in sums.items()}
-            assert batch.pieces is not None
-            mine += zip(batch.pieces.samples, outputs, strict=True)
-        everyone = self.wire.gather_objects((totals, mine))
-        # tensor ranks have predicted the same
-        told = [everyone[rank] for rank in range(0, len(everyone), len(everyone) // self.data.size)]
-        outputs_of: list[list[Any]] = [[] for _ in range(count)]
-        for sample, output in sorted((pair for _, share in told for pair in share), key=lambda pair: pair[0]):
-            outputs_of[split.owners[sample]].append(output)
-        examples = split.examples[:count]
+        return totals, mine
+
+    def _predicted(
+        self, split: LabelledSplit, examples: list[Example], outputs_of: list[list[Any]], final: bool
+    ) -> dict[str, Any]:
+        """What the predictions are worth; at the end they are judged, and, of the last split, written."""
         predictions = self.task.predict(examples, outputs_of)
         if final:
             predictions = self._judged(examples, predictions)
-        names = dict.fromkeys(name for its, _ in told for name in its)
-        sums_of_all = {name: sum(its.get(name, 0.0) for its, _ in told) for name in names}
-        measured: dict[str, Any] = self.task.figures(sums_of_all)
-        if any(predictions):
-            measured |= self.task.measure(examples, predictions)
         if final and split is self.splits[-1] and self.predictions is not None and self.wire.world.is_main:
             write_predictions(self.predictions, examples, predictions)
-        return {f"{split.name}_{name}": value for name, value in measured.items()}
+        return self.task.measure(examples, predictions) if any(predictions) else {}
 
     def _judged(self, examples: list[Example], predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Predictions with what takes time to find out, of which each rank does a share."""

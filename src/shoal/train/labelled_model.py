@@ -19,7 +19,7 @@ from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import LABELLED, LabelledTask
-from shoal.train.finetune import Encoded
+from shoal.train.encoded import Encoded
 from shoal.train.labelled_evaluation import LabelledEvaluator, LabelledSplit
 from shoal.train.models import read_model
 

@@ -5,11 +5,12 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from shoal.core.recipe_file import read_recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.train.charts import draw_chart
 from shoal.train.confusion import draw_confusion
 from shoal.train.figure_tables import SPLITS, most_confused
-from shoal.train.overfitting import Curves
+from shoal.train.overfitting import Curves, unlike
 from shoal.train.telemetry import FIGURES, read_metrics
 
 Result = Mapping[str, Any]
@@ -39,18 +40,16 @@ def learning_curve(run: RunDirectory, result: Result) -> str:
     at = [epochs * part[-1]["step"] for part in parts]
     losses = [sum(record["loss"] for record in part) / len(part) for part in parts]
     evaluated = [epochs * record["step"] for record in evaluations]
-    charts = [
-        draw_chart(
-            "Loss",
-            [("training", at, losses, "-"), ("held out", evaluated, [record["eval_loss"] for record in evaluations], "o-")],
-            across="epochs",
-        )
-    ]
+    lines = [("training", at, losses, "-"), ("held out", evaluated, [record["eval_loss"] for record in evaluations], "o-")]
+    if evaluations and "eval_minimised_loss" in evaluations[0]:
+        minimised = [record["eval_minimised_loss"] for record in evaluations]
+        lines.append(("held out, as minimised in training", evaluated, minimised, "o-"))
+    charts = [draw_chart("Loss", lines, across="epochs")]
     names = [name for name in FIGURES if evaluations and all(f"eval_{name}" in record for record in evaluations)]
     if names:
         lines = [(_told(name), evaluated, [record[f"eval_{name}"] for record in evaluations], "o-") for name in names]
         charts.append(draw_chart("On held-out examples", lines, across="epochs"))
-    said = Curves.of(training, evaluations).verdict()
+    said = Curves.of(training, evaluations, unlike(read_recipe(run.recipe))).verdict()
     verdict = f"<p>{html.escape(said)}</p>" if said else ""
     return f'<h2>Learning curve</h2>{verdict}<div class="charts">{"".join(charts)}</div>'
 

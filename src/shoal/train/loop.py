@@ -87,6 +87,8 @@ class Parts:
     auto: Auto
     progress: Progress = field(default_factory=Progress)
     patience: Patience = field(default_factory=Patience)
+    alike: bool = False
+    """Whether the last evaluation takes no longer, and tells nothing else, by which a model is chosen than those before."""
 
 
 def train(parts: Parts) -> dict[str, float]:
@@ -176,9 +178,9 @@ def train(parts: Parts) -> dict[str, float]:
             parts.telemetry.note(straggler)
 
         # before the checkpoint, which keeps what follows from it; with patience, the last weights may be the best
-        improved = False
+        improved, final = False, done >= 1 and parts.alike
         if _due(progress.step, recipe.evaluation.every) if done < 1 else patience.allowed:
-            evaluated = _evaluate(parts, final=False)
+            evaluated = _evaluate(parts, final)
             parts.telemetry.evaluation(_record(progress, evaluated))
             improved = patience.judge(progress.step, evaluated, wire)
             if patience.over and done < 1:
@@ -195,13 +197,12 @@ def train(parts: Parts) -> dict[str, float]:
                 parts.checkpoints.wait()
             elif done < 1:
                 parts.auto.look_again(parts.telemetry.note)
-        if done >= 1:
+        if done >= 1 and not (final and improved):
             evaluated = _evaluate_best(parts)
             parts.telemetry.evaluation(_record(progress, evaluated))
         if stop and done < 1:
-            again = f"shoal {recipe.verb} {parts.checkpoints.folder.parent / 'recipe.yaml'} --resume"
-            ranks = f" --workers {world.size}" if world.size > 1 else ""
-            raise Interrupted(f"interrupted; saved at step {progress.step}. Go on with: {again}{ranks}")
+            again = RunDirectory(parts.checkpoints.folder.parent).again(recipe.verb, world.size)
+            raise Interrupted(f"interrupted; saved at step {progress.step}. Go on with: {again}")
     parts.checkpoints.wait()
     return evaluated or _evaluate_best(parts)
 

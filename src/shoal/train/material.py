@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from shoal.core.errors import InputError, RecipeError
 from shoal.core.recipe import Recipe
+from shoal.data.pieces import longest_document
 from shoal.data.plan import Plan, open_corpora, plan_evaluation, plan_training
 from shoal.data.shards import Corpus, Split
 from shoal.data.tokenizer import read_tokenizer
@@ -36,7 +38,7 @@ WriteModel = Callable[[Path, Mapping[str, Tensor], dict[str, Any]], None]
 class Material:
     """`recipe` with what only the material tells filled in. `identity`: what must be the same on all ranks, by what it is
     called. `tokens`: of a row, about. `parameters`: of the model that is written. `notes`: what is to be told before the
-    run; `facts`: what its result tells beside.
+    run; `facts`: what its result tells beside. `alike`: as in `train.loop.Parts`.
 
     `evaluator`: given how many rows are computed at once, the wire, the axis of data ranks and the precision.
     """
@@ -53,6 +55,7 @@ class Material:
     write_model: WriteModel
     notes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    alike: bool = False
 
 
 Gather = Callable[[Recipe, World], Material]
@@ -90,6 +93,7 @@ def pretraining(recipe: Recipe, world: World) -> Material:
         sum(parameter.numel() for parameter in model.parameters()),
         evaluator,
         write_model,
+        alike=recipe.evaluation.sequences == recipe.evaluation.final_sequences,
     )
 
 
@@ -99,5 +103,24 @@ def build_task(recipe: Recipe, corpus: Corpus, split: Split = "train") -> TextTa
 
 
 def plan_rows(recipe: Recipe, corpora: list[Corpus], task: TextTask, context: int) -> Plan:
-    """What a run of the recipe reads, laid out for its task."""
+    """What a run of the recipe reads, laid out for its task; `InputError` where that would teach nothing."""
+    _check_lengths(recipe, corpora, task, context)
     return plan_training(recipe, corpora, context, task.framing, Budget.of(recipe.train).expected_steps)
+
+
+def _check_lengths(recipe: Recipe, corpora: list[Corpus], task: TextTask, context: int) -> None:
+    """A task that leaves short documents out must find some that are long enough: a budget of tokens would never end."""
+    if task.least == 1:
+        return
+    if context < 2 * task.least:
+        raise RecipeError(
+            f"'model.context' is {context}, and task '{recipe.task}' learns nothing of documents of which a row holds fewer "
+            f"than {task.least} tokens; accepted: {2 * task.least} and more"
+        )
+    longest = max(longest_document(corpus.split("train"), corpus.end_of_text) for corpus in corpora)
+    if longest < task.least:
+        raise InputError(
+            f"{', '.join(recipe.corpus_directories)}: the longest document has {longest} tokens, and task '{recipe.task}' "
+            f"learns nothing of those with fewer than {task.least}: prepare it with longer documents, as a file each "
+            "instead of a line each"
+        )

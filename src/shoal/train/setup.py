@@ -95,7 +95,7 @@ def build(
     parts = Parts(
         recipe, model, task, batches, optimizer, sync, material.budget, evaluate, checkpoints,
         Silence(), precision, sum(shard.shape.numel() for shard in shards.values()), flops, peak_flops, stop_requested,
-        auto, patience=Patience.of(recipe),
+        auto, patience=Patience.of(recipe), alike=material.alike,
     )  # fmt: skip
     notes = [*material.notes, *(_resume(parts, run) if resume else []), *auto.notes]
     if world.is_main:
@@ -115,9 +115,9 @@ def build(
 def _by_itself(evaluate: Evaluate, sync: Sync) -> Evaluate:
     """An evaluation in which ranks forward the model as often as their own examples need, not as often as the others."""
 
-    def evaluated(model: Transformer, *, final: bool = True) -> dict[str, Any]:
+    def evaluated(model: Transformer, **how: bool) -> dict[str, Any]:
         with sync.whole_weights():
-            return evaluate(model, final=final)
+            return evaluate(model, **how)
 
     return evaluated
 

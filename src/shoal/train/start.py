@@ -10,7 +10,7 @@ from shoal.core.errors import InputError
 from shoal.core.files import read_json, remove_folder, write_json
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import write_recipe
-from shoal.core.run_directory import RunDirectory
+from shoal.core.run_directory import RUNS, RunDirectory
 from shoal.parallel.launch import ERROR_FOLDER, launch
 from shoal.parallel.world import is_rank
 from shoal.train.elastic import Workers, is_of_this_job, launch_elastic, mark_job, newest_checkpoint
@@ -28,7 +28,7 @@ class StartOptions:
     """Go on from the run's newest whole checkpoint."""
     overwrite: bool = False
     """Start anew in a folder that holds a run."""
-    runs: Path = Path("runs")
+    runs: Path = RUNS
     """Folder of all runs."""
     quiet: bool = False
     """Show no progress."""

@@ -107,8 +107,12 @@ class Augment:
     """Share of the words that `masked_model` replaces by others that fit."""
     masked_model: str = ""
     """A folder with a model for masked words; empty: the model that is fine-tuned, if it is one."""
+    translate_there: str = ""
+    """Folder of a model that translates texts into another language, for back-translation."""
+    translate_back: str = ""
+    """Folder of a model that translates them back."""
     variants: Positive = 2
-    """Texts that `masked_model` makes of each, before training."""
+    """Texts that `masked_model`, and translation there and back, make of each, before training."""
     mixup: NonNegative = 0.0
     """`classify`: pooled texts are mixed in pairs by a share drawn from Beta(a, a) of this a (0: off)."""
 

@@ -87,19 +87,25 @@ def check_order(turns: Sequence[Turn], where: str) -> None:
 
 
 def read_dialogues(
-    template: ChatTemplate, dialogues: Sequence[Sequence[Turn]], length: int, framed: Framed, where: str
+    template: ChatTemplate,
+    dialogues: Sequence[Sequence[Turn]],
+    length: int,
+    framed: Framed,
+    where: str,
+    last: bool = False,
 ) -> list[Reading]:
     """Dialogues that differ in the assistant's last turn alone, as a decoder reads them, which sees `length` tokens.
 
-    What follows the assistant's last turn is left out. Where one is too long, all lose whole exchanges at their beginning,
-    the system's turn excepted. If the last exchange is too long by itself, the question loses its beginning, until half of
-    `length` is left of it, and then the answer its end. `InputError` where none of the answer would be left.
+    `last`: of the assistant's turns only the last one is looked for. What follows the assistant's last turn is left out.
+    Where one is too long, all lose whole exchanges at their beginning, the system's turn excepted. If the last exchange
+    is too long by itself, the question loses its beginning, until half of `length` is left of it, and then the answer
+    its end. `InputError` where none of the answer would be left.
     """
     cut = [list(turns[: _last(turns) + 1]) for turns in dialogues]
     begin = int(cut[0][0].role == "system")
     whole = cut[0].copy()
     while True:
-        encoded = [template.encode(turns, where) for turns in cut]
+        encoded = [template.encode(turns, where, last) for turns in cut]
         excess = max(len(ids) for ids, _ in encoded) - (length + 1)  # the last token is only told
         if excess <= 0:
             break
