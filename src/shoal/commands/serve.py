@@ -24,6 +24,7 @@ from rich.console import Console
 from shoal.core.errors import InputError, Interrupted
 from shoal.core.extras import library
 from shoal.core.model_directory import find_model_directory
+from shoal.core.native.decode import Format
 from shoal.data.chat_template import ChatTemplate
 from shoal.data.examples.texts import framing_tokenizer
 from shoal.data.tokenizer import TextTokenizer
@@ -33,7 +34,6 @@ from shoal.serve.generation import LanguageModel, load_language_model
 from shoal.serve.http.limits import Limits
 from shoal.serve.http.served import Kind, Served, Writer
 from shoal.serve.labelling import Labeller
-from shoal.serve.runner import Weights
 from shoal.tasks import Classify, Tag
 from shoal.tasks.continuation import Continuation
 from shoal.train.labelled_model import LabelledModel, is_labelled, read_labelled_model
@@ -65,7 +65,7 @@ class Arguments:
     """Texts that are written at once; more wait."""
     context: int = 0
     """Tokens of a prompt and its answer (0: as many as the model sees, 4096 at most)."""
-    weights: Weights = "fp32"
+    weights: Format = "fp32"
     """How a decoder's weights are kept."""
     queue: int = 64
     """Texts, or requests to an encoder, that may wait; more are told to come again (429)."""

@@ -63,8 +63,8 @@ def decode(
     """The tokens that follow each prompt, without the end; as far as the context reaches, or `most`.
 
     `prefix`: prompts see themselves both ways. `random`: of each prompt, by which its tokens are drawn; beams are then left
-    aside. `over`: whether a text that is not searched for by beams is to end here, by what was said. `ValueError` for an empty
-    prompt, or one that is longer than the context.
+    aside. `over`: whether a text that is not searched for by beams is to end here, by what was said. `ValueError` for an
+    empty prompt, or one that is longer than the context.
     """
     lengths = [len(prompt) for prompt in prompts]
     context = model.config.context

@@ -165,7 +165,7 @@ class Continuation(LabelledTask):
         return [
             text
             for its in groups
-            for text in decode(model, prompts[its], how, settings.prefix, None if random is None else random[its])
+            for text in decode(model, prompts[its], how, settings.prefix, random=None if random is None else random[its])
         ]
 
     def answer(self, model: Transformer, given: str, tokens: int = 0) -> str:
