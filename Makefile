@@ -41,7 +41,7 @@ clean:                       ## remove environments and caches, keep data/ and r
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Shoal needs Python 3.11 or newer; choose one: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet 'torch==2.13.*'
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[serve]'
 	touch $@
 
 .venv/ready-dev: .venv/ready
