@@ -43,11 +43,16 @@ def test_greedy_texts_are_those_of_transformers(tmp_path: Path, family: str) -> 
     config = replace(FAMILIES[family], vocabulary=CHAR.vocabulary, context=64, tied=False)
     model = write_language_model(tmp_path, CHAR, config, seed=3)
     theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
-    requests = [ask(prompt, 10 + number) for number, prompt in enumerate(PROMPTS)]
+    requests = [
+        ask(prompt, 10 + number, Sampling(0, repetition_penalty=penalty))
+        for number, (prompt, penalty) in enumerate(zip(PROMPTS, [1.0, 1.4, 1.0, 0.8, 1.2], strict=True))
+    ]
     found = write_all(scheduler_of(LanguageModel(model, CHAR), chunk=5), requests)
     for request, pieces in zip(requests, found, strict=True):
         prompt = torch.tensor([request.prompt])
-        output = theirs.generate(prompt, do_sample=False, max_new_tokens=request.tokens)[0, prompt.shape[1] :].tolist()
+        output = theirs.generate(
+            prompt, do_sample=False, max_new_tokens=request.tokens, repetition_penalty=request.sampling.repetition_penalty
+        )[0, prompt.shape[1] :].tolist()
         expected = output[: output.index(CHAR.end_of_text)] if CHAR.end_of_text in output else output
         assert joined(pieces) == CHAR.decode(expected)
 
