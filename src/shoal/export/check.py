@@ -70,7 +70,9 @@ class Sample:
         try:
             ids = tokenizer.encode(text)
         except InputError:
-            text = "".join(token for token in tokenizer.library.get_vocab(with_added_tokens=False) if len(token) == 1)
+            text = "".join(
+                sorted(token for token in tokenizer.library.get_vocab(with_added_tokens=False) if len(token) == 1)
+            )
             ids = tokenizer.encode(text)
         row = torch.from_numpy(ids)[: subject.model.config.context]
         mask = torch.ones(2, len(row), dtype=torch.int64)

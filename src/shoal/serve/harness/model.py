@@ -15,9 +15,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
 
 from shoal.core.errors import InputError
 from shoal.models.decoding import Decoding, decode
+from shoal.models.loss import CHUNK_BYTES
+from shoal.models.transformer import Transformer
 from shoal.serve.generation import LanguageModel
 
 Scored = tuple[Any, list[int], list[int]]
@@ -25,6 +28,7 @@ Scored = tuple[Any, list[int], list[int]]
 
 DRAWN = ("do_sample", "num_beams")
 KNOWN = {"until", "max_gen_toks", "temperature", "top_p", "top_k", *DRAWN}
+
 MOST = 256
 """Tokens that are written where a task doesn't say, as in `lm-eval`'s own models."""
 
@@ -90,11 +94,9 @@ class HarnessModel(TemplateLM):
             places = [slice(len(row) - 1 - count, len(row) - 1) for row, count in zip(rows, counts, strict=True)]
             hidden_ND = torch.cat([hidden[place] for hidden, place in zip(hidden_BTD, places, strict=True)])
             targets = torch.tensor([token for row, count in zip(rows, counts, strict=True) for token in row[-count:]])
-            logits_NV = model.project(hidden_ND).float()
-            told = logits_NV.log_softmax(-1).gather(1, targets.to(device)[:, None])[:, 0].double().split(counts)
-            likeliest = (logits_NV.argmax(-1).cpu() == targets).split(counts)
-            for number, values, right in zip(numbers, told, likeliest, strict=True):
-                found[number] = float(values.sum()), bool(right.all())
+            told_N, likeliest_N = _told(model, hidden_ND, targets.to(device))
+            for number, told, likeliest in zip(numbers, told_N.split(counts), likeliest_N.split(counts), strict=True):
+                found[number] = float(told.sum()), bool(likeliest.all())
         return found
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -147,3 +149,14 @@ class HarnessModel(TemplateLM):
         order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
         for start in range(0, len(order), self.batch):
             yield order[start : start + self.batch]
+
+
+def _told(model: Transformer, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(logarithmic probability of each target, whether it is the likeliest token), never with all logits at once."""
+    rows = max(1, CHUNK_BYTES // (4 * model.config.vocabulary))
+    told, likeliest = [], []
+    for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
+        logits = model.project(hidden).float()
+        told.append(logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].double())
+        likeliest.append(logits.argmax(-1) == targets)
+    return torch.cat(told), torch.cat(likeliest)
