@@ -11,7 +11,7 @@ batch between tokens. So each text gets what it gets alone.
 Shape suffixes: T texts that go on, R rows (a beam of a text each), V vocabulary, D dim.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -43,17 +43,10 @@ class Decoding:
 
 
 @torch.no_grad()
-def decode(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    how: Decoding,
-    prefix: bool = False,
-    over: Callable[[list[int]], bool] = lambda said: False,
-) -> list[list[int]]:
+def decode(model: Transformer, prompts: Sequence[Sequence[int]], how: Decoding, prefix: bool = False) -> list[list[int]]:
     """The tokens that follow each prompt, without the end; as far as the context reaches, or `most`.
 
-    `prefix`: prompts see themselves both ways. `over`: whether greedy decoding of a text is to end here, by what was said.
-    `ValueError` for an empty prompt, or one that is longer than the context.
+    `prefix`: prompts see themselves both ways. `ValueError` for an empty prompt, or one that is longer than the context.
     """
     lengths = [len(prompt) for prompt in prompts]
     context = model.config.context
@@ -65,9 +58,7 @@ def decode(
     limits = [min(how.most, context + 1 - length) for length in lengths]
     capacity = max(length + limit - 1 for length, limit in zip(lengths, limits, strict=True))
     cache, logits_RV = _read(model, prompts, capacity, how, prefix)
-    if how.beams == 1:
-        return _greedy(model, cache, logits_RV, limits, how, over)
-    return _search(model, cache, logits_RV, limits, how)
+    return (_greedy if how.beams == 1 else _search)(model, cache, logits_RV, limits, how)
 
 
 def cache_bytes(model: Transformer) -> int:
@@ -106,14 +97,7 @@ def _logits(model: Transformer, hidden_RD: Tensor, how: Decoding) -> Tensor:
     return model.project(hidden_RD)[:, : how.vocabulary].float()
 
 
-def _greedy(
-    model: Transformer,
-    cache: Cache,
-    logits_RV: Tensor,
-    limits: list[int],
-    how: Decoding,
-    over: Callable[[list[int]], bool],
-) -> list[list[int]]:
+def _greedy(model: Transformer, cache: Cache, logits_RV: Tensor, limits: list[int], how: Decoding) -> list[list[int]]:
     said: list[list[int]] = [[] for _ in limits]
     going = list(range(len(limits)))  # which text each row of the cache is
     while going:
@@ -122,7 +106,7 @@ def _greedy(
         for row, (text, token) in enumerate(zip(going, chosen, strict=True)):
             if token != how.end:
                 said[text].append(token)
-                if len(said[text]) < limits[text] and not over(said[text]):
+                if len(said[text]) < limits[text]:
                     left.append(row)
         if left:
             cache.keep(torch.tensor(left))

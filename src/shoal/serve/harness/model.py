@@ -29,6 +29,9 @@ Scored = tuple[Any, list[int], list[int]]
 DRAWN = ("do_sample", "num_beams")
 KNOWN = {"until", "max_gen_toks", "temperature", "top_p", "top_k", *DRAWN}
 
+PART = 32
+"""Tokens that are written before stop strings are looked for; texts that go on are then read again."""
+
 MOST = 256
 """Tokens that are written where a task doesn't say, as in `lm-eval`'s own models."""
 
@@ -112,7 +115,6 @@ class HarnessModel(TemplateLM):
         return said
 
     def _go_on(self, prompts: Sequence[str], asked: dict[str, Any]) -> list[str]:
-        tokenizer, model = self.language.tokenizer, self.language.model
         settings = normalize_gen_kwargs(asked, MOST)
         if unknown := sorted(settings.keys() - KNOWN) + [
             name for name in DRAWN if settings.get(name, 0) not in (False, 0, 1)
@@ -123,25 +125,38 @@ class HarnessModel(TemplateLM):
         if settings.get("do_sample"):
             raise InputError("a task asks for texts that are drawn (do_sample); Shoal writes by the likeliest token here")
         most, stops = settings["max_gen_toks"], [stop for stop in settings["until"] if stop]
-        room = model.config.context - most
+        context = self.language.model.config.context
+        room = context - most
         if room < 1:
-            raise InputError(f"a task asks for {most} tokens, and the model's context is {model.config.context}")
-        how = Decoding(tokenizer.end_of_text, most, vocabulary=tokenizer.vocabulary)
-
-        def text_of(tokens: list[int]) -> str:
-            return str(tokenizer.library.decode(tokens, skip_special_tokens=True))
-
-        def over(tokens: list[int]) -> bool:
-            text = text_of(tokens) if stops else ""
-            return any(stop in text for stop in stops)
-
+            raise InputError(f"a task asks for {most} tokens, and the model's context is {context}")
         encoded = [self.tok_encode(prompt)[-room:] or [self.prefix_token_id] for prompt in prompts]
         texts = [""] * len(prompts)
         for numbers in self._batches(list(map(len, encoded))):
-            written = decode(model, [encoded[number] for number in numbers], how, over=over)
-            for number, tokens in zip(numbers, written, strict=True):
-                text = text_of(tokens)
-                texts[number] = text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)]
+            for number, text in zip(
+                numbers, self._written([encoded[number] for number in numbers], most, stops), strict=True
+            ):
+                texts[number] = text
+        return texts
+
+    def _written(self, prompts: Sequence[list[int]], most: int, stops: Sequence[str]) -> list[str]:
+        """What follows each prompt, before the first stop string."""
+        tokenizer, model = self.language.tokenizer, self.language.model
+        said: list[list[int]] = [[] for _ in prompts]
+        texts = [""] * len(prompts)
+        going = list(range(len(prompts)))
+        while going:
+            part = min(PART, most - len(said[going[0]]))
+            how = Decoding(tokenizer.end_of_text, part, vocabulary=tokenizer.vocabulary)
+            left = []
+            written = decode(model, [prompts[number] + said[number] for number in going], how)
+            for number, tokens in zip(going, written, strict=True):
+                said[number] += tokens
+                text = str(tokenizer.library.decode(said[number], skip_special_tokens=True))
+                end = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+                texts[number] = text[:end]
+                if end is None and len(tokens) == part and len(said[number]) < most:
+                    left.append(number)
+            going = left
         return texts
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
