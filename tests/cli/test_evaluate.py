@@ -58,6 +58,24 @@ def test_windows_on_a_text_overlap_and_each_token_counts_once(shoal: Shoal, mode
     assert result["eval_bpb"] == pytest.approx(expected / math.log(2) * (len(text) + 1) / len(text), rel=1e-5)
 
 
+@pytest.mark.thorough
+def test_a_task_of_lm_eval_in_a_local_file_is_done(shoal: Shoal, model: Path) -> None:
+    pytest.importorskip("lm_eval")
+    Path("tasks").mkdir()
+    Path("tasks/sea.jsonl").write_text('{"begins": "the shoal", "ends": ["swims", "reads"], "right": 1}\n' * 3)
+    Path("tasks/sea.yaml").write_text(
+        "task: sea\ndataset_path: json\ndataset_kwargs: {data_files: {test: sea.jsonl}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: '{{begins}}'\ndoc_to_choice: '{{ends}}'\ndoc_to_target: right\n"
+        "metric_list: [{metric: acc}]\n"
+    )
+    outcome = shoal("evaluate", model, "--harness", "tasks", "--limit", 2, "--json")
+    assert (outcome.code, outcome.out.count("\n")) == (0, 1)
+    told = json.loads(outcome.out)["harness"]["sea"]
+    assert told["questions"] == 2
+    assert told["figures"]["acc"] in (0.0, 1.0)
+    assert "sea" in shoal("evaluate", model, "--harness", "tasks/sea.yaml").out
+
+
 def test_a_model_is_evaluated_on_a_corpus_and_a_run_on_its_own(shoal: Shoal, model: Path, corpus: Path) -> None:
     given = json.loads(shoal("evaluate", model, "--corpus", corpus, "--json").out)
     assert given["eval_targets"] > 2000

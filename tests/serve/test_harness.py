@@ -117,11 +117,11 @@ def test_a_text_ends_before_a_stop_string_or_when_enough_is_written() -> None:
             Instance("generate_until", {}, (prompt, asked), number) for number, prompt in enumerate(prompts)
         ])  # fmt: skip
 
-    whole = written(until=[], max_gen_toks=20)
-    assert written(max_gen_toks=20) == whole
+    whole = written(until=[], max_gen_toks=40)
+    assert written(max_gen_toks=40) == whole
     for stop in (whole[0][3], whole[1][5:7]):
-        assert written(until=[stop], max_gen_toks=20) == [text.partition(stop)[0] for text in whole]
-    assert whole[0] == "".join(generate(model.language, "the shoal", 20, Sampling(0)))
+        assert written(until=[stop], max_gen_toks=40) == [text.partition(stop)[0] for text in whole]
+    assert whole[0] == "".join(generate(model.language, "the shoal", 40, Sampling(0)))
     for asked, expected in (
         ({"do_sample": True, "temperature": 1.0}, "asks for texts that are drawn"),
         ({"num_beams": 4}, "asks for 'num_beams'"),

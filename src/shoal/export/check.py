@@ -53,11 +53,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Sample:
-    """Two rows of tokens [2, length], the second padded from its middle on; the text that they are of."""
+    """Two rows of tokens [2, length], the second padded from its middle on; the text that they are of.
+
+    `whole`: outputs are of rows, not of tokens.
+    """
 
     text: str
     tokens: Tensor
     mask: Tensor
+    whole: bool
 
     @classmethod
     def of(cls, subject: Subject) -> "Sample":
@@ -66,17 +70,23 @@ class Sample:
         try:
             ids = tokenizer.encode(text)
         except InputError:
-            text = "".join(token for token in tokenizer.library.get_vocab(with_added_tokens=False) if len(token) == 1)
+            text = "".join(
+                sorted(token for token in tokenizer.library.get_vocab(with_added_tokens=False) if len(token) == 1)
+            )
             ids = tokenizer.encode(text)
         row = torch.from_numpy(ids)[: subject.model.config.context]
         mask = torch.ones(2, len(row), dtype=torch.int64)
         mask[1, len(row) // 2 + 1 :] = 0
-        return cls(text, row * mask, mask)
+        return cls(text, row * mask, mask, subject.model.config.head == "sequence")
 
     def inputs(self, program: Program) -> dict[str, Tensor]:
         """What a program takes, by name."""
         given = {"input_ids": self.tokens, "attention_mask": self.mask, "token_type_ids": torch.zeros_like(self.mask)}
         return {name: given[name] for name in program.inputs}
+
+    def told(self, output: Tensor) -> Tensor:
+        """An output where there is text: [rows, ...] as it is, [rows, tokens, ...] without padding."""
+        return output if self.whole else output[self.mask.bool()]
 
 
 def check(kind: str, path: Path, subject: Subject, dtype: str = "fp32") -> Check | None:
@@ -91,7 +101,7 @@ def check(kind: str, path: Path, subject: Subject, dtype: str = "fp32") -> Check
         # GGUF has no rows of the vocabulary that no token has
         cut = slice(subject.tokenizer.vocabulary if kind == "gguf" else None)
         wanted, whole = (
-            [_seen(sample, output)[..., cut] for output in program(*sample.inputs(program).values())]
+            [sample.told(output)[..., cut] for output in program(*sample.inputs(program).values())]
             for program in (rounded, plain)
         )
     share = ALLOWED_LLAMA[dtype] if runtime.startswith("llama") else ALLOWED
@@ -109,11 +119,6 @@ def _largest(found: list[Tensor], wanted: list[Tensor]) -> float:
     """The largest difference; NaN, which is no allowed one, where there is one."""
     differences = [(one.double() - other.double()).abs().max() for one, other in zip(found, wanted, strict=True)]
     return float(torch.stack(differences).max())
-
-
-def _seen(sample: Sample, output: Tensor) -> Tensor:
-    """An output where there is text: [texts, ...] as it is, [texts, tokens, ...] without padding."""
-    return output[sample.mask.bool()] if output.shape[:2] == sample.mask.shape else output
 
 
 def _rounded(model: Transformer, dtype: str, matrices_alone: bool) -> Transformer:
@@ -151,11 +156,10 @@ def _by_rows(model: Any, subject: Subject, sample: Sample) -> list[Tensor]:
     program = Program(subject.model)
     rows = []
     for tokens, mask in zip(sample.tokens, sample.mask, strict=True):
-        row = Sample(sample.text, tokens[None, mask.bool()], mask[None, mask.bool()])
-        told = model(**row.inputs(program))
-        rows.append([told[name].float() for name in program.outputs])
-    flat = subject.model.config.head == "sequence"
-    return [torch.cat([output if flat else output[0] for output in column]) for column in zip(*rows, strict=True)]
+        row = Sample(sample.text, tokens[None, mask.bool()], mask[None, mask.bool()], sample.whole)
+        outputs = model(**row.inputs(program))
+        rows.append([row.told(outputs[name]).float() for name in program.outputs])
+    return [torch.cat(column) for column in zip(*rows, strict=True)]
 
 
 def _onnxruntime(folder: Path, subject: Subject, sample: Sample) -> Ran | None:
@@ -166,13 +170,13 @@ def _onnxruntime(folder: Path, subject: Subject, sample: Sample) -> Ran | None:
     program = Program(subject.model)
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     told = session.run(program.outputs, {name: value.numpy() for name, value in sample.inputs(program).items()})
-    return f"onnxruntime {onnxruntime.__version__}", [_seen(sample, torch.from_numpy(output)) for output in told]
+    return f"onnxruntime {onnxruntime.__version__}", [sample.told(torch.from_numpy(output)) for output in told]
 
 
 def _torch(path: Path, subject: Subject, sample: Sample) -> Ran:
     program = Program(subject.model)
     told = torch.export.load(path).module()(*sample.inputs(program).values())
-    return f"torch {torch.__version__}", [_seen(sample, output) for output in told]
+    return f"torch {torch.__version__}", [sample.told(output) for output in told]
 
 
 def _gguf(path: Path, subject: Subject, sample: Sample) -> Ran:

@@ -12,7 +12,7 @@ batch between tokens. So each text gets what it gets alone.
 Shape suffixes: T texts that go on, R rows (a beam of a text each), V vocabulary, D dim.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,14 +57,12 @@ def decode(
     prompts: Sequence[Sequence[int]],
     how: Decoding,
     prefix: bool = False,
-    over: Callable[[list[int]], bool] = lambda said: False,
     random: Sequence[torch.Generator] | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prompt, without the end; as far as the context reaches, or `most`.
 
     `prefix`: prompts see themselves both ways. `random`: of each prompt, by which its tokens are drawn; beams are then left
-    aside. `over`: whether a text that is not searched for by beams is to end here, by what was said. `ValueError` for an
-    empty prompt, or one that is longer than the context.
+    aside. `ValueError` for an empty prompt, or one that is longer than the context.
     """
     lengths = [len(prompt) for prompt in prompts]
     context = model.config.context
@@ -77,7 +75,7 @@ def decode(
     capacity = max(length + limit - 1 for length, limit in zip(lengths, limits, strict=True))
     cache, logits_RV = _read(model, prompts, capacity, how, prefix)
     if random is not None or how.beams == 1:
-        return _one_by_one(model, cache, logits_RV, limits, how, over, random)
+        return _one_by_one(model, cache, logits_RV, limits, how, random)
     return _search(model, cache, logits_RV, limits, how)
 
 
@@ -127,7 +125,6 @@ def _one_by_one(
     logits_RV: Tensor,
     limits: list[int],
     how: Decoding,
-    over: Callable[[list[int]], bool],
     random: Sequence[torch.Generator] | None,
 ) -> list[list[int]]:
     """Texts of which each token is chosen for good."""
@@ -140,7 +137,7 @@ def _one_by_one(
         for row, (text, token) in enumerate(zip(going, chosen, strict=True)):
             if not how.ends(token):
                 said[text].append(token)
-                if len(said[text]) < limits[text] and not over(said[text]):
+                if len(said[text]) < limits[text]:
                     left.append(row)
         if left:
             cache.keep(torch.tensor(left))

@@ -15,9 +15,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
 
 from shoal.core.errors import InputError
 from shoal.models.decoding import Decoding, decode
+from shoal.models.loss import CHUNK_BYTES
+from shoal.models.transformer import Transformer
 from shoal.serve.generation import LanguageModel
 
 Scored = tuple[Any, list[int], list[int]]
@@ -25,6 +28,10 @@ Scored = tuple[Any, list[int], list[int]]
 
 DRAWN = ("do_sample", "num_beams")
 KNOWN = {"until", "max_gen_toks", "temperature", "top_p", "top_k", *DRAWN}
+
+PART = 32
+"""Tokens that are written before stop strings are looked for; texts that go on are then read again."""
+
 MOST = 256
 """Tokens that are written where a task doesn't say, as in `lm-eval`'s own models."""
 
@@ -90,11 +97,9 @@ class HarnessModel(TemplateLM):
             places = [slice(len(row) - 1 - count, len(row) - 1) for row, count in zip(rows, counts, strict=True)]
             hidden_ND = torch.cat([hidden[place] for hidden, place in zip(hidden_BTD, places, strict=True)])
             targets = torch.tensor([token for row, count in zip(rows, counts, strict=True) for token in row[-count:]])
-            logits_NV = model.project(hidden_ND).float()
-            told = logits_NV.log_softmax(-1).gather(1, targets.to(device)[:, None])[:, 0].double().split(counts)
-            likeliest = (logits_NV.argmax(-1).cpu() == targets).split(counts)
-            for number, values, right in zip(numbers, told, likeliest, strict=True):
-                found[number] = float(values.sum()), bool(right.all())
+            told_N, likeliest_N = _told(model, hidden_ND, targets.to(device))
+            for number, told, likeliest in zip(numbers, told_N.split(counts), likeliest_N.split(counts), strict=True):
+                found[number] = float(told.sum()), bool(likeliest.all())
         return found
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -110,7 +115,6 @@ class HarnessModel(TemplateLM):
         return said
 
     def _go_on(self, prompts: Sequence[str], asked: dict[str, Any]) -> list[str]:
-        tokenizer, model = self.language.tokenizer, self.language.model
         settings = normalize_gen_kwargs(asked, MOST)
         if unknown := sorted(settings.keys() - KNOWN) + [
             name for name in DRAWN if settings.get(name, 0) not in (False, 0, 1)
@@ -121,25 +125,38 @@ class HarnessModel(TemplateLM):
         if settings.get("do_sample"):
             raise InputError("a task asks for texts that are drawn (do_sample); Shoal writes by the likeliest token here")
         most, stops = settings["max_gen_toks"], [stop for stop in settings["until"] if stop]
-        room = model.config.context - most
+        context = self.language.model.config.context
+        room = context - most
         if room < 1:
-            raise InputError(f"a task asks for {most} tokens, and the model's context is {model.config.context}")
-        how = Decoding(tokenizer.end_of_text, most, vocabulary=tokenizer.vocabulary)
-
-        def text_of(tokens: list[int]) -> str:
-            return str(tokenizer.library.decode(tokens, skip_special_tokens=True))
-
-        def over(tokens: list[int]) -> bool:
-            text = text_of(tokens) if stops else ""
-            return any(stop in text for stop in stops)
-
+            raise InputError(f"a task asks for {most} tokens, and the model's context is {context}")
         encoded = [self.tok_encode(prompt)[-room:] or [self.prefix_token_id] for prompt in prompts]
         texts = [""] * len(prompts)
         for numbers in self._batches(list(map(len, encoded))):
-            written = decode(model, [encoded[number] for number in numbers], how, over=over)
-            for number, tokens in zip(numbers, written, strict=True):
-                text = text_of(tokens)
-                texts[number] = text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)]
+            for number, text in zip(
+                numbers, self._written([encoded[number] for number in numbers], most, stops), strict=True
+            ):
+                texts[number] = text
+        return texts
+
+    def _written(self, prompts: Sequence[list[int]], most: int, stops: Sequence[str]) -> list[str]:
+        """What follows each prompt, before the first stop string."""
+        tokenizer, model = self.language.tokenizer, self.language.model
+        said: list[list[int]] = [[] for _ in prompts]
+        texts = [""] * len(prompts)
+        going = list(range(len(prompts)))
+        while going:
+            part = min(PART, most - len(said[going[0]]))
+            how = Decoding(tokenizer.end_of_text, part, vocabulary=tokenizer.vocabulary)
+            left = []
+            written = decode(model, [prompts[number] + said[number] for number in going], how)
+            for number, tokens in zip(going, written, strict=True):
+                said[number] += tokens
+                text = str(tokenizer.library.decode(said[number], skip_special_tokens=True))
+                end = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+                texts[number] = text[:end]
+                if end is None and len(tokens) == part and len(said[number]) < most:
+                    left.append(number)
+            going = left
         return texts
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -147,3 +164,14 @@ class HarnessModel(TemplateLM):
         order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
         for start in range(0, len(order), self.batch):
             yield order[start : start + self.batch]
+
+
+def _told(model: Transformer, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(logarithmic probability of each target, whether it is the likeliest token), never with all logits at once."""
+    rows = max(1, CHUNK_BYTES // (4 * model.config.vocabulary))
+    told, likeliest = [], []
+    for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
+        logits = model.project(hidden).float()
+        told.append(logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].double())
+        likeliest.append(logits.argmax(-1) == targets)
+    return torch.cat(told), torch.cat(likeliest)
