@@ -1,8 +1,9 @@
 """What was said so far, and as much of it as a model can read: a dialogue by a chat template, or one text that goes on.
 
-Both are asked the same: the user says something, `prompt` gives the tokens that the model reads, and its answer is told. What
-doesn't fit is left out from the beginning, whole exchanges of a dialogue, a text's first tokens, so that an answer always
-has some room. More than must be is left out at once: the next prompts then begin alike, and only what is new is to be read.
+Both are asked the same: the user says something, `prompt` gives the tokens that the model reads, and its answer is told.
+What doesn't fit is left out from the beginning, whole exchanges of a dialogue, a text's first tokens, so that an answer
+always has some room. More than must be is left out at once: the next prompts then begin alike, and only what is new has to
+be read.
 """
 
 from typing import Any, Protocol
