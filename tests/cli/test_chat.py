@@ -126,7 +126,10 @@ def test_models_that_do_not_talk_are_told(chat: Chat, model: Path, tmp_path: Pat
 
 @pytest.mark.thorough
 def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path) -> None:
-    """In a real terminal: an answer stops, and the program goes on."""
+    """In a real terminal: an answer stops, the program goes on, and what a model writes commands neither.
+
+    The model's tokens are bytes, so it soon writes some that would.
+    """
     write_model(tmp_path / "model", tokenizer(), talkative(tokenizer(), 4096))
     process, terminal = pty.fork()
     if process == 0:
@@ -143,8 +146,10 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path) -> None:
         until(b"> ")
         os.write(terminal, b"the sea\n")
         until(b"the sea\r\n")
-        while len(seen) < 40:
+        while len(seen) < 1000:
             seen += os.read(terminal, 4096)
+        assert re.search("[\u2400-\u2421]", seen.decode(errors="ignore"))
+        assert b"\x1b" not in seen.replace(b"\x1b[?2004l", b""), "but for what readline says when a line was read"
         os.write(terminal, b"\x03")
         until(b"; stopped")
         os.write(terminal, b"/system\n")

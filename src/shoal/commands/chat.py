@@ -276,7 +276,7 @@ def _converse(session: Session) -> None:
                 return
         except KeyboardInterrupt:  # before the answer began
             note("\nstopped, and what you said is forgotten")
-        except InputError as error:
+        except ShoalError as error:
             note(str(error))
 
 

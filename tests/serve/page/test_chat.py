@@ -62,6 +62,15 @@ def test_escape_stops_and_what_was_written_stays(open_chat: Open) -> None:
 
 
 @pytest.mark.thorough
+def test_an_answer_without_words_is_told(open_chat: Open) -> None:
+    with open_chat() as tab:
+        end = 'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+        tab.page.route(ROUTE, lambda route: route.fulfill(content_type="text/event-stream", body=end))
+        tab.ask("the sea")
+        assert tab.page.inner_text(".assistant .hint") == "The model had nothing to say."
+
+
+@pytest.mark.thorough
 def test_retry_writes_the_last_answer_anew(open_chat: Open) -> None:
     with open_chat() as tab:
         shorten(tab, 30)

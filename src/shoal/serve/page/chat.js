@@ -23,7 +23,7 @@ class Chat {
     this.model = model;
     this.settings = settings;
     this.continues = model.kind === "completion";
-    this.turns = read(model.id); // {role, content, note, problem}
+    this.turns = read(model.id); // {role, content}, of answers also {note, finish, problem}
     this.running = null; // the AbortController of the answer that is being written
     this.budget = Infinity; // characters that are sent at most, so that the model can read them
     this.begin = 0; // the turn, or a base model's character, before which nothing is sent
@@ -120,7 +120,7 @@ class Chat {
       else turn.problem = error.message;
     }
     this.running = null;
-    turn.note = watch.note();
+    Object.assign(turn, { note: watch.note(), finish: watch.finish });
     item.replaceWith(this.#item(turn));
     this.#settle();
     announce(turn.problem ? `Error: ${turn.problem}` : turn.content || "The answer is empty.");
@@ -209,7 +209,7 @@ class Chat {
     this.#draw(text, turn);
     item.append(who, text);
     if (turn.problem) item.append(made("p", "problem", turn.problem));
-    else if (turn.note && !turn.content) item.append(made("p", "hint", "The model had nothing to say."));
+    else if (turn.finish === "stop" && !turn.content) item.append(made("p", "hint", "The model had nothing to say."));
     item.append(this.#foot(turn, item));
     return item;
   }
