@@ -4,9 +4,12 @@ Everyone goes on with the same prompts by the likeliest token, in a process of i
 the median step after the warm-up. The shapes are random weights, whose speed is that of learnt ones; `--model` measures a
 model of yours, and with `--text` what fewer bits do to its loss.
 
+    python bench/decode.py
     python bench/decode.py --model runs/demo/model --text data/demo/held_out-00000.bin --gguf demo.gguf
+    python bench/decode.py --model .bench/decode/gpt2-small --gguf gpt2-fp32.gguf gpt2-q8_0.gguf
 """
 
+import itertools
 import json
 import statistics
 import sys
@@ -16,9 +19,13 @@ from pathlib import Path
 
 import torch
 import tyro
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from report import ROOT, SCRATCH, Result, Rounds, median, peer_command, publish, run_json, shown, take_turns
 from shoal.core.model_directory import write_model_directory
+from shoal.data.special_tokens import END_OF_TEXT
+from shoal.data.tokenizer import TextTokenizer, byte_level
+from shoal.data.tokenizer import make_config as tokenizer_config
 from shoal.models import hugging_face
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer
@@ -30,6 +37,17 @@ COLUMNS = ["", "tokens/s", "of transformers", "of our fp32", "prompt tokens/s", 
 PEER = "transformers.generate, fp32"
 
 
+def made_up_tokenizer(vocabulary: int) -> TextTokenizer:
+    """As many tokens as a model has: bytes, pairs of them, and the end; GGUF wants a text for each."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = list(itertools.islice(itertools.product(alphabet, alphabet), vocabulary - len(alphabet) - 1))
+    tokens = [END_OF_TEXT, *alphabet, *map("".join, pairs)]
+    library = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, pairs))
+    library.pre_tokenizer, library.decoder = byte_level("gpt2"), decoders.ByteLevel()
+    library.add_special_tokens([END_OF_TEXT])
+    return TextTokenizer(library, END_OF_TEXT, tokenizer_config(END_OF_TEXT, [END_OF_TEXT]))
+
+
 def write_shape(name: str) -> Path:
     """A folder with random weights of that shape."""
     directory = SCRATCH / "decode" / name
@@ -37,8 +55,9 @@ def write_shape(name: str) -> Path:
         config = make_config(name, **SHAPES[name])
         model = Transformer(config).materialise().initialise(torch.Generator().manual_seed(1))
         directory.parent.mkdir(parents=True, exist_ok=True)
-        settings, weights = hugging_face.config_to_hugging_face(config), hugging_face.weights_to_hugging_face(model)
-        write_model_directory(directory, settings, weights, lambda _: None, "# Random\n")
+        tokenizer, weights = made_up_tokenizer(config.vocabulary), hugging_face.weights_to_hugging_face(model)
+        settings = hugging_face.config_to_hugging_face(config, tokenizer.end_of_text)
+        write_model_directory(directory, settings, weights, tokenizer.write, "# Random\n")
     return directory
 
 
