@@ -2,9 +2,10 @@
 
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from shoal.core.errors import CorpusError
@@ -42,15 +43,16 @@ class Evaluator:
         limit = -(-(self.final_sequences if final else self.sequences) // len(self.held_out))
         # eager: compiling forward without gradients would take longer than most evaluations
         with torch.compiler.set_stance("force_eager"):
-            sums = {name: self._sums(model, held_out, limit) for name, held_out in self.held_out.items()}
+            sums = {name: self._sums(model, number, limit) for number, name in enumerate(self.held_out)}
         model.train(training)
         return self._result(sums) | {"eval_seconds": time.perf_counter() - began}
 
-    def _sums(self, model: Transformer, held_out: HeldOut, limit: int) -> dict[str, float]:
-        """The task's sums over one corpus and all ranks."""
-        device = self.wire.world.device
+    def _sums(self, model: Transformer, corpus: int, limit: int) -> dict[str, float]:
+        """The task's sums over one corpus, by its number, and all ranks."""
+        device, rows = self.wire.world.device, list(self.held_out.values())[corpus].rows
         totals: dict[str, torch.Tensor] = {}
-        for sequences in evaluation_rows(held_out.rows, self.batch, self.data.rank, self.data.size, limit):
+        for sequences in evaluation_rows(rows, self.batch, self.data.rank, self.data.size, limit):
+            sequences = replace(sequences, corpora=np.full(len(sequences), corpus))
             with self.precision:
                 sums = self.task.sums(model, self.task.batch(sequences, device))
             totals = {name: totals.get(name, 0) + value.double() for name, value in sums.items()}
