@@ -31,16 +31,16 @@ class Evaluator:
     final_sequences: int = 0
 
     @torch.no_grad()
-    def __call__(self, model: Transformer, *, final: bool = True, loss_alone: bool = False) -> dict[str, Any]:
+    def __call__(self, model: Transformer, *, final: bool = True, loss_alone: bool = False, most: int = 0) -> dict[str, Any]:
         """The task's metrics: `eval_loss` in nats a target, `eval_targets`, what it has beside, and `eval_seconds`.
 
-        `loss_alone` saves nothing here: all of it comes from one pass. Of several corpora, over all their text, and
-        `eval_loss/NAME` of each.
+        `loss_alone` saves nothing here: all of it comes from one pass. `most`: sequences that are read, where the recipe's
+        number is not meant. Of several corpora, over all their text, and `eval_loss/NAME` of each.
         """
         began = time.perf_counter()
         training = model.training
         model.eval()
-        limit = -(-(self.final_sequences if final else self.sequences) // len(self.held_out))
+        limit = -(-(most or (self.final_sequences if final else self.sequences)) // len(self.held_out))
         # eager: compiling forward without gradients would take longer than most evaluations
         with torch.compiler.set_stance("force_eager"):
             sums = {name: self._sums(model, number, limit) for number, name in enumerate(self.held_out)}
