@@ -97,7 +97,7 @@ def masked_places(run: RunDirectory, corpus: Corpus, limit: int) -> tuple[Langua
     """(the model, batches of the held-out split as evaluation masks them, their rows as they were)."""
     recipe = read_recipe(run.recipe)
     language = load_language_model(run.root)
-    task = TASKS["masked"](recipe, language.tokenizer, corpus.split("held_out"))
+    task = TASKS["masked"](recipe, language.tokenizer, [corpus.split("held_out")])
     rows = next(iter(plan_evaluation(recipe, [corpus], language.model.config.context, task.framing).values())).rows
     sequences = list(evaluation_rows(rows, BATCH, 0, 1, limit))
     return language, [task.batch(one, torch.device("cpu")) for one in sequences], [one.tokens for one in sequences]

@@ -100,19 +100,21 @@ def test_an_mlp_and_its_gradients_equal_float64(kind, gated, biased):
         assert_equals_float64(native_mlp(kind), mlp_formula(kind), *mlp_inputs(tokens, width, hidden, gated, biased))
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("vocabulary", [16, 65, 1000])
 @pytest.mark.parametrize("tokens", [1, 200, 900])
-def test_the_cross_entropy_and_its_gradients_equal_float64(tokens, vocabulary, monkeypatch):
+def test_the_cross_entropy_and_its_gradients_equal_float64(tokens, vocabulary, biased, monkeypatch):
     monkeypatch.setattr(matrices, "CHUNK_BYTES", 0)  # 384 tokens at a time
     hidden, weight = random(tokens, 48), random(vocabulary, 48)
     targets = torch.randint(0, vocabulary, (tokens,), generator=torch.Generator().manual_seed(3))
     targets[::7] = IGNORED
-    found = matrices.cross_entropy(hidden, weight, targets, True)
-    expected = by_chunks(hidden.double(), weight.double(), targets, True)
-    for mine, right in zip(found, expected, strict=True):
+    bias = random(vocabulary) if biased else None
+    found = matrices.cross_entropy(hidden, weight, targets, True, bias)
+    expected = by_chunks(hidden.double(), weight.double(), targets, True, bias=bias.double() if biased else None)
+    for mine, right in zip(found if biased else found[:3], expected if biased else expected[:3], strict=True):
         torch.testing.assert_close(mine.double(), right.double(), rtol=1e-5, atol=1e-5)
-    loss, *gradients = matrices.cross_entropy(hidden, weight, targets, False)
-    assert loss == found[0] and gradients == [None, None]
+    loss, *gradients = matrices.cross_entropy(hidden, weight, targets, False, bias)
+    assert loss == found[0] and gradients == [None, None, None] and biased == (found[3] is not None)
 
 
 def test_a_target_outside_the_vocabulary_is_refused():
@@ -126,7 +128,7 @@ def test_results_are_the_same_bits_at_any_number_of_threads(monkeypatch):
     def everything() -> list[Tensor]:
         results = with_gradients(matrices.linear, random(700, 400), random(800, 400), random(800))
         results += with_gradients(native_mlp("silu"), *mlp_inputs(700, 400, 800, True, True))
-        return [*results, *matrices.cross_entropy(random(700, 48), random(999, 48), torch.arange(700), True)]
+        return [*results, *matrices.cross_entropy(random(700, 48), random(999, 48), torch.arange(700), True, random(999))]
 
     torch.set_num_threads(1)
     alone = everything()
@@ -179,7 +181,7 @@ def test_not_a_number_spreads(kind):
     inputs[0][3, 5] = float("nan")
     y = native_mlp(kind)(*inputs)
     assert y[3].isnan().all() and not y[[0, 4, 19]].isnan().any()
-    loss, dhidden, _ = matrices.cross_entropy(y, random(100, 48), torch.arange(20), True)
+    loss, dhidden, *_ = matrices.cross_entropy(y, random(100, 48), torch.arange(20), True)
     assert loss.isnan() and dhidden[3].isnan().all() and not dhidden[4].isnan().any()
 
 

@@ -1,17 +1,20 @@
 """Mixtures: exact shares at every position, each corpus in epochs of its own, and the position as the only state."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import stream_of
 
 from shoal.core.errors import RecipeError
 from shoal.data.audit import audit
 from shoal.data.ledger import Entry, Ledger, Share, ledger_from, ledger_tree, planned_positions, share_of
 from shoal.data.mixture import Mixture, weights_by_size, whole_weights
 from shoal.data.order import Order
+from shoal.data.rows import MixedRows, StreamRows
 
 WEIGHTS = st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any).map(tuple)
 STAGES = st.lists(st.tuples(st.integers(0, 60), WEIGHTS), min_size=1, max_size=4)
@@ -180,3 +183,14 @@ def test_a_run_that_goes_on_keeps_its_past_and_may_change_its_future() -> None:
     assert begun.going_on(longer, 30) == longer
     assert begun.going_on(longer, 123).stages[1].start == 80
     assert begun.going_on(longer, 123).stages[2].weights == (7, 3)
+
+
+def test_rows_of_a_mixture_know_which_corpus_they_are_of(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    first, second = (stream_of(folder, [40] * documents) for folder, documents in zip(folders, (1, 2), strict=True))
+    rows = MixedRows((StreamRows(first, 10), StreamRows(second, 10)))
+    read = rows.read(np.array([4, 0, 8, 2]), np.zeros(4, dtype=np.uint64))
+    assert read.corpora is not None and read.corpora.tolist() == [1, 0, 1, 0]
+    assert read.tokens[:, 0].tolist() == [1000, 1000, second.windows(np.array([40]), 1)[0, 0], 1020]

@@ -8,8 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from shoal.core.machine import cpp_compiler
+from shoal.core.native import matrices
 from shoal.models import loss
-from shoal.models.loss import IGNORED, linear_cross_entropy
+from shoal.models.loss import IGNORED, LossKernel, Softening, linear_cross_entropy, softened
+
+native = pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
 
 
 def make(rows: int, vocabulary: int, dim: int, ignored: float = 0.0, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,6 +32,30 @@ def reference(hidden: Tensor, weight: Tensor, targets: Tensor, upstream: float =
     (total * upstream).backward()
     assert hidden.grad is not None and weight.grad is not None
     return total.detach(), hidden.grad, weight.grad
+
+
+@pytest.mark.parametrize("kernel", [None, pytest.param(matrices.cross_entropy, marks=native)], ids=["chunks", "native"])
+@pytest.mark.parametrize("soft", [Softening(), Softening(0.1, 1e-2)], ids=["plain", "softened"])
+@pytest.mark.parametrize("upstream", [1.0, 0.5])
+def test_a_bias_is_added_to_the_logits_and_has_its_gradient_and_nothing_is_copied_for_it(
+    monkeypatch: pytest.MonkeyPatch, kernel: LossKernel | None, soft: Softening, upstream: float
+) -> None:
+    monkeypatch.setattr(matrices, "LEAST_WORK", 0)
+    monkeypatch.setattr(matrices, "CHUNK_BYTES", 0)
+    hidden, weight, targets = make(rows=500, vocabulary=65, dim=16, ignored=0.2)
+    bias = torch.randn(65, generator=torch.Generator().manual_seed(5), requires_grad=True)
+    used = softened(soft, kernel) if soft else kernel
+    total = linear_cross_entropy(hidden, weight, targets, used, bias)
+    found = [total.detach(), *torch.autograd.grad(total * upstream, [hidden, weight, bias])]
+    doubles = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight, bias)]
+    logits = doubles[0] @ doubles[1].T + doubles[2]
+    right = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=soft.smoothing)
+    right = right + soft.z * (logits.logsumexp(1).square() * (targets != IGNORED)).sum()
+    for mine, its in zip(found, [right.detach(), *torch.autograd.grad(right * upstream, doubles)], strict=True):
+        torch.testing.assert_close(mine.double(), its, rtol=1e-5, atol=3e-5)
+    with torch.no_grad():
+        plain = F.cross_entropy(hidden @ weight.T + bias, targets, ignore_index=IGNORED, reduction="sum")
+        torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets, used, bias), plain)
 
 
 def assert_equal_to_reference(hidden: Tensor, weight: Tensor, targets: Tensor, upstream: float = 1.0) -> None:

@@ -28,8 +28,11 @@ class Elsewhere:
 
     tokens = 1000
 
+    def __init__(self, token: int = 9) -> None:
+        self.token = token
+
     def windows(self, starts: Any, length: int) -> Any:
-        return np.full((len(starts), length), 9)
+        return np.full((len(starts), length), self.token)
 
 
 def test_two_texts_are_one_cut_in_two_and_perhaps_exchanged() -> None:
@@ -49,12 +52,23 @@ def test_two_texts_are_one_cut_in_two_and_perhaps_exchanged() -> None:
 def test_what_does_not_follow_comes_from_anywhere_in_the_split() -> None:
     rows = windows(50, 64)
     stream: Any = Elsewhere()
-    tokens, segments, relations = Relations("next", CLS, END, np.array([END]), stream).rows(rows.tokens, None, rows.keys)
+    tokens, segments, relations = Relations("next", CLS, END, np.array([END]), [stream]).rows(rows.tokens, None, rows.keys)
     for row, relation in enumerate(relations):
         second = tokens[row][segments[row] == 1][:-1]
         assert (second == 9).all() == bool(relation)
     with pytest.raises(InputError, match="takes other text from a corpus"):
         Relations("next", CLS, END, np.array([END]))
+
+
+def test_of_a_mixture_other_text_comes_from_the_rows_own_corpus() -> None:
+    rows, streams = windows(50, 64), [Elsewhere(9), Elsewhere(11)]
+    made: Any = Relations("next", CLS, END, np.array([END]), streams)  # type: ignore[arg-type]
+    corpora = np.arange(50) % 2
+    tokens, segments, relations = made.rows(rows.tokens, None, rows.keys, corpora)
+    seen = {
+        (corpora[row], int(token)) for row in np.flatnonzero(relations) for token in tokens[row][segments[row] == 1][:-1]
+    }
+    assert seen == {(0, 9), (1, 11)}
 
 
 def test_a_row_keeps_its_longest_document_and_one_too_short_has_no_relation() -> None:

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from shoal.core.errors import Interrupted
+from shoal.core.errors import InputError, Interrupted
 from shoal.core.native import matrices
 from shoal.core.recipe import Examples, Recipe
 from shoal.core.run_directory import RunDirectory
@@ -188,6 +188,13 @@ def test_two_ranks_learn_and_measure_as_one_does(tmp_path: Path) -> None:
         assert losses == pytest.approx(expected, rel=1e-5), name
         assert evaluated["eval_loss"] == pytest.approx(reference["eval_loss"], rel=1e-5), name
         assert evaluated["eval_confusion"] == reference["eval_confusion"], name
+
+
+def test_a_metric_that_the_task_does_not_tell_is_named_before_the_first_step(tmp_path: Path) -> None:
+    data = write_sentences(tmp_path / "data.jsonl", sentences()[:41])
+    recipe = finetune_recipe(write_base(tmp_path / "base", "bert"), data, evaluation={"metric": "eval_makro_f1"})
+    with pytest.raises(InputError, match=r"'eval_makro_f1', which evaluations don't tell; accepted: .*eval_macro_f1"):
+        parts_of(recipe, tmp_path / "run", alone())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -76,6 +76,14 @@ def test_a_figure_that_evaluations_do_not_tell_is_named_with_those_they_do() -> 
         Patience(allowed=1, metric="eval_f1").judge(1, {"eval_loss": 1.0, "eval_targets": 3}, Wire(alone()))
 
 
+def test_such_a_figure_is_named_before_the_first_step(corpus: Path, tmp_path: Path) -> None:
+    misspelt = tiny_recipe(corpus, evaluation={"every": 100, "patience": 1, "metric": "eval_bpp"}, regular={"ema": 0.9})
+    with pytest.raises(InputError, match=r"'eval_bpp', which evaluations don't tell; accepted: eval_loss, eval_bpb"):
+        build_parts(misspelt, tmp_path / "misspelt", alone())
+    right = tiny_recipe(corpus, evaluation={"every": 100, "patience": 1, "metric": "eval_bpb"})
+    assert build_parts(right, tmp_path / "right", alone()).patience.metric == "eval_bpb"
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [

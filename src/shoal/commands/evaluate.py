@@ -114,11 +114,11 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
             streams = [corpus.split("held_out") for corpus in corpora]
             source = ", ".join(str(corpus.directory) for corpus in corpora)
             if arguments.corpus is None:
-                framing = TASKS[recipe.task](recipe, language.tokenizer, streams[0]).framing
+                framing = TASKS[recipe.task](recipe, language.tokenizer, streams).framing
                 held_out = plan_evaluation(recipe, corpora, language.model.config.context, framing)
             else:
                 held_out = {corpora[0].directory.name: _in_stream(streams[0], language)}
-        evaluated = _evaluate(language, recipe, streams[0], held_out, arguments.batch)
+        evaluated = _evaluate(language, recipe, streams, held_out, arguments.batch)
     size, tokens = (sum(getattr(stream, name) for stream in streams) for name in ("bytes", "tokens"))
     result = {"model": str(arguments.model), "task": recipe.task, "source": source, "bytes": size, "tokens": tokens}
     result |= evaluated
@@ -175,10 +175,10 @@ def _example_settings(arguments: Arguments) -> Examples:
 
 
 def _evaluate(
-    language: LanguageModel, recipe: Recipe, stream: TokenStream, held_out: dict[str, HeldOut], batch: int
+    language: LanguageModel, recipe: Recipe, streams: list[TokenStream], held_out: dict[str, HeldOut], batch: int
 ) -> dict[str, float]:
     check_task(recipe, language.model.config)
-    task = TASKS[recipe.task](recipe, language.tokenizer, stream)
+    task = TASKS[recipe.task](recipe, language.tokenizer, streams)
     return Evaluator(task, held_out, batch, Wire(World()), Axis(), nullcontext())(language.model)
 
 

@@ -164,7 +164,7 @@ class Text:
     def of(cls, recipe: Recipe) -> "Text":
         """The recipe's corpora, laid out as its run would; raises what that would."""
         corpora = open_corpora(recipe)
-        task, vocabulary = build_task(recipe, corpora[0]), corpora[0].vocabulary
+        task, vocabulary = build_task(recipe, corpora), corpora[0].vocabulary
         context = transformer_config(recipe, vocabulary).context
         plan = plan_rows(recipe, corpora, task, context)
         held_out = plan_evaluation(recipe, corpora, context, task.framing).values()

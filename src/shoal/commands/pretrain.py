@@ -124,7 +124,7 @@ def _plan(recipe: Recipe) -> tuple[Plan, int]:
     corpora, samples = open_corpora(recipe), recipe.samples
     vocabulary, tokenizer = corpora[0].vocabulary, read_tokenizer(corpora[0].tokenizer_path)
     context = transformer_config(recipe, vocabulary).context
-    plan = plan_rows(recipe, corpora, build_task(recipe, corpora[0]), context)
+    plan = plan_rows(recipe, corpora, build_task(recipe, corpora), context)
     check_prompts(recipe.task, samples.prompts, samples.tokens, tokenizer, context)
     return plan, vocabulary
 

@@ -108,7 +108,7 @@ class MixedRows:
         )
         back = np.argsort(order)
         documents = None if read.documents is None else read.documents[back]
-        return Sequences(read.tokens[back], read.following[back], read.keys[back], documents)
+        return Sequences(read.tokens[back], read.following[back], read.keys[back], documents, corpora=numbers)
 
     def lengths(self, samples: Positions) -> NDArray[np.int64]:
         """All alike."""

@@ -54,7 +54,8 @@ class Sequences:
     `tokens` [rows, length], and `following` each of them in its document (-1: nothing to predict; everywhere where the
     framing is `whole`). `documents` [rows, length]: a number a document, which differs where one ends and the next begins in
     a row, -1 for padding, which stands at the end; None where rows are read as one text, whatever they hold.
-    `labels`: of rows of labelled examples (None: rows of text, or rows in which nothing is).
+    `labels`: of rows of labelled examples (None: rows of text, or rows in which nothing is). `corpora` [rows]: of several
+    corpora, the number of the one that a row is of (None: there is one).
     `keys` [rows]: what is random about a row depends on this alone, hence on seed, epoch and sample, not on ranks.
     """
 
@@ -63,6 +64,7 @@ class Sequences:
     keys: NDArray[np.uint64]
     documents: NDArray[np.int32] | None = None
     labels: Labels | None = None
+    corpora: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """How many rows."""

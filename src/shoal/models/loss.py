@@ -18,7 +18,6 @@ IGNORED = -100
 """A target that does not count."""
 
 CHUNK_BYTES = 8 << 20
-BIAS_COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,12 @@ class Softening:
 
 PLAIN = Softening()
 
-Gradients = tuple[Tensor, Tensor | None, Tensor | None]
+Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""Summed loss, and its gradients by hidden states, weight and bias, where they are wanted, and there is one."""
+
 LossKernel = Callable[..., Gradients | None]
-"""(hidden, weight, targets, whether gradients are wanted, and, where they are softened, smoothing and z) to (summed loss,
-gradients of hidden and weight), or None where it doesn't serve."""
+"""(hidden, weight, targets, whether gradients are wanted, `bias` by name, and, where they are softened, `smoothing` and `z`)
+to `Gradients`, or None where it doesn't serve."""
 
 
 def linear_cross_entropy(
@@ -56,66 +57,66 @@ def linear_cross_entropy(
 
     The sum, not the mean: the caller divides by the number of targets of the whole global batch. A `kernel` is asked first.
     """
-    hidden_ND, weight_VD = with_bias(hidden_ND, weight_VD, bias_V)
     if not torch.is_grad_enabled():  # a Function is told that parameters need gradients even then
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
-    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, kernel)
-
-
-def with_bias(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Hidden states and weight such that `hidden @ weight.T` has the bias in it.
-
-    A bias is one more column of the weight, for hidden states that end in 1, filled up to what vector units like.
-    """
-    if bias_V is None:
-        return hidden_ND, weight_VD
-    one = hidden_ND.new_zeros(hidden_ND.shape[0], BIAS_COLUMNS)
-    one[:, 0] = 1.0
-    padded = F.pad(bias_V[:, None], (0, BIAS_COLUMNS - 1))
-    return torch.cat((hidden_ND, one), dim=1), torch.cat((weight_VD, padded), dim=1)
+        bias_V = None if bias_V is None else bias_V.detach()
+    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, kernel)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, kernel: LossKernel | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, kernel: LossKernel | None
+    ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
-        done = kernel(hidden_ND, weight_VD, targets_N, wanted) if kernel is not None else None
-        loss, hidden_gradient, weight_gradient = done or by_chunks(hidden_ND, weight_VD, targets_N, wanted)
-        if hidden_gradient is not None and weight_gradient is not None:
-            ctx.save_for_backward(hidden_gradient.to(hidden_ND.dtype), weight_gradient.to(weight_VD.dtype))
+        done = kernel(hidden_ND, weight_VD, targets_N, wanted, bias=bias_V) if kernel is not None else None
+        loss, *gradients = done or by_chunks(hidden_ND, weight_VD, targets_N, wanted, bias=bias_V)
+        if wanted:
+            pairs = zip(gradients, (hidden_ND, weight_VD, bias_V), strict=True)
+            ctx.save_for_backward(*(None if g is None or of is None else g.to(of.dtype) for g, of in pairs))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        if gradient[0].device.type == "cpu" and gradient[0] == 1:  # as the training loop calls it
-            return hidden_gradient, weight_gradient, None, None
-        return hidden_gradient * gradient[0], weight_gradient * gradient[0], None, None
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradients: tuple[Tensor | None, ...] = ctx.saved_tensors
+        if gradient[0].device.type != "cpu" or gradient[0] != 1:  # 1 is how the training loop calls it
+            gradients = tuple(None if its is None else its * gradient[0] for its in gradients)
+        return *gradients, None, None
 
 
 def softened(soft: Softening, kernel: LossKernel | None) -> LossKernel:
     """A `kernel` that softens what is minimised, but not what is only measured: an evaluation wants no gradients."""
 
-    def loss_of(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool) -> Gradients:
-        now = soft if wanted else PLAIN
-        done = None if kernel is None else kernel(hidden_ND, weight_VD, targets_N, wanted, now.smoothing, now.z)
-        return done or by_chunks(hidden_ND, weight_VD, targets_N, wanted, now)
+    def loss_of(
+        hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool, bias: Tensor | None = None
+    ) -> Gradients:
+        now, inputs = soft if wanted else PLAIN, (hidden_ND, weight_VD, targets_N, wanted)
+        done = None if kernel is None else kernel(*inputs, bias=bias, smoothing=now.smoothing, z=now.z)
+        return done or by_chunks(*inputs, now, bias)
 
     return loss_of
 
 
-def by_chunks(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool, soft: Softening = PLAIN) -> Gradients:
+def by_chunks(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    wanted: bool,
+    soft: Softening = PLAIN,
+    bias: Tensor | None = None,
+) -> Gradients:
     """Loss, and where `wanted` its gradients, over chunks of `CHUNK_BYTES` of logits."""
     computed = torch.get_autocast_dtype(hidden_ND.device.type) if _autocast(hidden_ND) else hidden_ND.dtype
     hidden, weight = hidden_ND.to(computed), weight_VD.to(computed)
     hidden_gradient = torch.empty_like(hidden) if wanted else None
     weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
+    bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if wanted and bias is not None else None
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
     rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     with torch.autocast(hidden.device.type, enabled=False):
         for start in range(0, hidden.shape[0], rows):
             chunk, targets = hidden[start : start + rows], targets_N[start : start + rows]
-            logits = chunk @ weight.T
+            logits = chunk @ weight.T if bias is None else torch.addmm(bias.to(computed), chunk, weight.T)
             log_probability = F.log_softmax(logits, dim=-1, dtype=torch.float32)
             loss += F.nll_loss(log_probability, targets, reduction="sum", ignore_index=IGNORED)
             denominator = None
@@ -124,13 +125,16 @@ def by_chunks(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: b
                 loss += _softening(soft, log_probability, denominator, targets)
             if hidden_gradient is None or weight_gradient is None:
                 continue
-            gradient = logit_gradient(log_probability, targets, soft, denominator).to(computed)
+            gradient = logit_gradient(log_probability, targets, soft, denominator)
+            if bias_gradient is not None:
+                bias_gradient += gradient.sum(0)
+            gradient = gradient.to(computed)
             torch.mm(gradient, weight, out=hidden_gradient[start : start + rows])
             if computed == torch.float32:
                 weight_gradient.addmm_(gradient.T, chunk)
             else:
                 weight_gradient += gradient.T @ chunk
-    return loss, hidden_gradient, weight_gradient
+    return loss, hidden_gradient, weight_gradient, bias_gradient
 
 
 def _softening(soft: Softening, log_probability_NV: Tensor, denominator_N: Tensor, targets_N: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ class Vocabulary(ParallelStyle):
         return sum_over_ranks(found * mine[..., None], self.ranks.name)
 
 
-Gradients = tuple[Tensor, Tensor | None, Tensor | None]
+Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def vocabulary_cross_entropy(
@@ -160,35 +160,45 @@ def vocabulary_cross_entropy(
 
     Chunks of tokens, whose logits take `chunk_bytes`: per chunk two small messages, the largest logits, and the sums of
     exponentials with the targets' logits. `smoothing` (of the target's probability, over all of the `vocabulary`) and `z`
-    (times the squared logarithm of the softmax's denominator) may follow its tensors; the first adds the logits' sums.
+    (times the squared logarithm of the softmax's denominator) may follow its tensors; the first adds the logits' sums. A
+    bias is this rank's part of it.
     """
 
     def loss_of(
-        hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool, smoothing: float = 0.0, z: float = 0.0
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        wanted: bool,
+        bias: Tensor | None = None,
+        smoothing: float = 0.0,
+        z: float = 0.0,
     ) -> Gradients:
         kind = torch.get_autocast_dtype(hidden_ND.device.type) if _autocast(hidden_ND) else hidden_ND.dtype
         hidden, weight = hidden_ND.to(kind), weight_VD.to(kind)
         dhidden = torch.empty_like(hidden, dtype=torch.float32) if wanted else None
         dweight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+        dbias = torch.zeros_like(bias, dtype=torch.float32) if wanted and bias is not None else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         # equal on all ranks, though one may have a word more
         rows = max(1, chunk_bytes // (4 * -(-vocabulary // ranks.axis.size)))
         with torch.autocast(hidden.device.type, enabled=False):
             for first in range(0, len(hidden), rows):
                 chunk, targets = hidden[first : first + rows], targets_N[first : first + rows]
-                probability, loss_N = _chunk(
-                    ranks, (chunk @ weight.T).float(), targets, start, vocabulary, smoothing, z
-                )  # fmt: skip
+                logits = (chunk @ weight.T if bias is None else torch.addmm(bias.to(kind), chunk, weight.T)).float()
+                probability, loss_N = _chunk(ranks, logits, targets, start, vocabulary, smoothing, z)
                 kept = targets != ignored
                 loss += loss_N.where(kept, 0).sum()
                 if dhidden is None or dweight is None:
                     continue
-                gradient = probability.mul_(kept[:, None]).to(kind)
+                gradient = probability.mul_(kept[:, None])
+                if dbias is not None:
+                    dbias += gradient.sum(0)
+                gradient = gradient.to(kind)
                 dhidden[first : first + rows] = gradient @ weight
                 dweight += gradient.T @ chunk
         if dhidden is not None:
             ranks.wire.sum(dhidden, ranks.axis)
-        return loss, dhidden, dweight
+        return loss, dhidden, dweight, dbias
 
     return loss_of
 

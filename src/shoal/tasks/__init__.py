@@ -1,6 +1,6 @@
 """What a model learns: one file a task, and an explicit table of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from shoal.core.errors import RecipeError
@@ -21,12 +21,12 @@ from shoal.tasks.tag import Tag
 from shoal.tasks.task import Batch, Task, TextTask
 from shoal.tasks.translate import Translate
 
-TASKS: dict[str, Callable[[Recipe, TextTokenizer, TokenStream | None], TextTask]] = {
-    "causal": lambda recipe, tokenizer, stream: Causal(),
+TASKS: dict[str, Callable[[Recipe, TextTokenizer, Sequence[TokenStream]], TextTask]] = {
+    "causal": lambda recipe, tokenizer, streams: Causal(),
     "masked": Masked,
-    "infill": lambda recipe, tokenizer, stream: Infill(recipe, tokenizer),
+    "infill": lambda recipe, tokenizer, streams: Infill(recipe, tokenizer),
 }
-"""Name, as in the recipe's `task`, to what builds it for rows of a stream."""
+"""Name, as in the recipe's `task`, to what builds it for rows of some streams, one a corpus."""
 
 LABELLED: dict[str, Any] = {
     "classify": Classify,

@@ -43,7 +43,7 @@ from shoal.tasks.task import Batch, Found, added, on_device
 class Masked:
     """Masked tokens are the targets, predicted from all of their document."""
 
-    def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, stream: TokenStream | None = None) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, streams: Sequence[TokenStream] = ()) -> None:
         self.settings = settings = recipe.masked
         if settings.masked + settings.random > 1:
             raise RecipeError(
@@ -61,7 +61,7 @@ class Masked:
         begin, end = tokenizer.special("begin"), tokenizer.end_of_text
         self.framing = Framing("whole", begin, end, spare=int(settings.relation != "none"))
         self.least = 1 if settings.relation == "none" else LEAST
-        self.relations = None if settings.relation == "none" else Relations(settings.relation, begin, end, special, stream)
+        self.relations = None if settings.relation == "none" else Relations(settings.relation, begin, end, special, streams)
 
     @property
     def projected(self) -> float:
@@ -90,7 +90,7 @@ class Masked:
         """Inputs in which some tokens are replaced, and these as targets."""
         tokens, documents, segments, relations = sequences.tokens, sequences.documents, None, None
         if self.relations is not None:
-            tokens, segments, relations = self.relations.rows(tokens, documents, sequences.keys)
+            tokens, segments, relations = self.relations.rows(tokens, documents, sequences.keys, sequences.corpora)
             documents = None
         read, masked = self.mask(tokens, documents, sequences.keys)
         return Batch(

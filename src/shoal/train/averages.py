@@ -24,11 +24,11 @@ class AverageEvaluator:
     optimizer: Optimizer
     sync: Sync
 
-    def __call__(self, model: Transformer, *, final: bool = True) -> dict[str, Any]:
+    def __call__(self, model: Transformer, **how: Any) -> dict[str, Any]:
         """As `evaluate`."""
-        raw = self.evaluate(model, final=final, loss_alone=True)
+        raw = self.evaluate(model, **how, loss_alone=True)
         with averaged_weights(self.sync, self.optimizer):
-            evaluated = self.evaluate(model, final=final)
+            evaluated = self.evaluate(model, **how)
         both = raw["eval_seconds"] + evaluated["eval_seconds"]
         return evaluated | {"eval_raw_loss": raw["eval_loss"], "eval_seconds": both}
 

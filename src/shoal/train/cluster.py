@@ -62,7 +62,7 @@ def pretrain_on_servers(recipe: Recipe, session: Session, workers: int) -> dict[
     corpora = open_corpora(recipe)
     model = Transformer(transformer_config(recipe, corpora[0].vocabulary))
     context = model.config.context
-    tokens_per_row = plan_rows(recipe, corpora, build_task(recipe, corpora[0]), context).tokens_per_row
+    tokens_per_row = plan_rows(recipe, corpora, build_task(recipe, corpora), context).tokens_per_row
     portions, shapes = divide_model(recipe, model)
     pace, codec = pace_of(recipe, workers, tokens_per_row), make_codec(recipe)
     threads = recipe.parallel.threads or max(1, cores() // workers)

@@ -2,9 +2,10 @@
 
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from shoal.core.errors import CorpusError
@@ -30,27 +31,28 @@ class Evaluator:
     final_sequences: int = 0
 
     @torch.no_grad()
-    def __call__(self, model: Transformer, *, final: bool = True, loss_alone: bool = False) -> dict[str, Any]:
+    def __call__(self, model: Transformer, *, final: bool = True, loss_alone: bool = False, most: int = 0) -> dict[str, Any]:
         """The task's metrics: `eval_loss` in nats a target, `eval_targets`, what it has beside, and `eval_seconds`.
 
-        `loss_alone` saves nothing here: all of it comes from one pass. Of several corpora, over all their text, and
-        `eval_loss/NAME` of each.
+        `loss_alone` saves nothing here: all of it comes from one pass. `most`: sequences that are read, where the recipe's
+        number is not meant. Of several corpora, over all their text, and `eval_loss/NAME` of each.
         """
         began = time.perf_counter()
         training = model.training
         model.eval()
-        limit = -(-(self.final_sequences if final else self.sequences) // len(self.held_out))
+        limit = -(-(most or (self.final_sequences if final else self.sequences)) // len(self.held_out))
         # eager: compiling forward without gradients would take longer than most evaluations
         with torch.compiler.set_stance("force_eager"):
-            sums = {name: self._sums(model, held_out, limit) for name, held_out in self.held_out.items()}
+            sums = {name: self._sums(model, number, limit) for number, name in enumerate(self.held_out)}
         model.train(training)
         return self._result(sums) | {"eval_seconds": time.perf_counter() - began}
 
-    def _sums(self, model: Transformer, held_out: HeldOut, limit: int) -> dict[str, float]:
-        """The task's sums over one corpus and all ranks."""
-        device = self.wire.world.device
+    def _sums(self, model: Transformer, corpus: int, limit: int) -> dict[str, float]:
+        """The task's sums over one corpus, by its number, and all ranks."""
+        device, rows = self.wire.world.device, list(self.held_out.values())[corpus].rows
         totals: dict[str, torch.Tensor] = {}
-        for sequences in evaluation_rows(held_out.rows, self.batch, self.data.rank, self.data.size, limit):
+        for sequences in evaluation_rows(rows, self.batch, self.data.rank, self.data.size, limit):
+            sequences = replace(sequences, corpora=np.full(len(sequences), corpus))
             with self.precision:
                 sums = self.task.sums(model, self.task.batch(sequences, device))
             totals = {name: totals.get(name, 0) + value.double() for name, value in sums.items()}

@@ -50,10 +50,10 @@ class LabelledEvaluator:
     predictions: Path | None = None
 
     @torch.no_grad()
-    def __call__(self, model: Transformer, *, final: bool = True, loss_alone: bool = False) -> dict[str, Any]:
+    def __call__(self, model: Transformer, *, final: bool = True, loss_alone: bool = False, most: int = 0) -> dict[str, Any]:
         """`eval_loss` in nats a target, `eval_targets`, the task's figures under `eval_…` and `test_…`, `eval_seconds`.
 
-        `loss_alone`: of the first split, without predictions.
+        `loss_alone`: of the first split, without predictions. `most`: examples that are read of a split (0: all).
         """
         began = time.perf_counter()
         training = model.training
@@ -62,12 +62,14 @@ class LabelledEvaluator:
         with torch.compiler.set_stance("force_eager"):
             found: dict[str, Any] = {}
             for split in self.splits if final and not loss_alone else self.splits[:1]:
-                found |= self._measured(model, split, final, loss_alone)
+                found |= self._measured(model, split, final, loss_alone, most)
         model.train(training)
         return found | {"eval_seconds": time.perf_counter() - began}
 
-    def _measured(self, model: Transformer, split: LabelledSplit, final: bool, loss_alone: bool) -> dict[str, Any]:
-        count = len(split.examples) if final or not self.limit else min(self.limit, len(split.examples))
+    def _measured(
+        self, model: Transformer, split: LabelledSplit, final: bool, loss_alone: bool, most: int
+    ) -> dict[str, Any]:
+        count = min(most or (0 if final else self.limit) or len(split.examples), len(split.examples))
         everyone = self.wire.gather_objects(self._read(model, split, count, final, loss_alone))
         # tensor ranks have predicted the same
         told = everyone[:: len(everyone) // self.data.size]

@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from shoal.core.recipe import Recipe
 from shoal.models.config import TransformerConfig
-from shoal.models.loss import IGNORED, with_bias
+from shoal.models.loss import IGNORED, Gradients
 from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import make_mesh
 from shoal.parallel.sync import Sync
@@ -131,12 +131,13 @@ def one_step(recipe: Recipe, model: Transformer, sync: Sync, optimizer: Optimize
         tokens = torch.zeros(count, model.config.context, dtype=torch.int64)
         with make_precision(recipe.train.precision, tokens.device):
             hidden = model.before_head(model(tokens).flatten(0, 1))
-            hidden, weight = with_bias(hidden, model.head_weight, model.head_bias)
-            kernel = model.loss_kernel or _silent_loss
-            found = kernel(hidden.detach(), weight.detach(), torch.full_like(tokens, IGNORED).flatten(), True)
-        _, hidden_gradient, weight_gradient = found or (None, None, None)
-        assert hidden_gradient is not None and weight_gradient is not None
-        torch.autograd.backward([hidden, weight], [hidden_gradient.to(hidden.dtype), weight_gradient.to(weight.dtype)])
+            weight, bias = model.head_weight, model.head_bias
+            kernel, targets = model.loss_kernel or _silent_loss, torch.full_like(tokens, IGNORED).flatten()
+            found = kernel(hidden.detach(), weight.detach(), targets, True, bias=None if bias is None else bias.detach())
+        assert found is not None
+        of = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
+        gradients = [gradient for gradient in found[1:] if gradient is not None]
+        torch.autograd.backward(of, [its.to(tensor.dtype) for its, tensor in zip(gradients, of, strict=True)])
     sync.before_step()
     sync.grad_norm()
     sync.scale_grads(0.5)
@@ -146,9 +147,10 @@ def one_step(recipe: Recipe, model: Transformer, sync: Sync, optimizer: Optimize
     return held
 
 
-def _silent_loss(hidden: Tensor, weight: Tensor, targets: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _silent_loss(hidden: Tensor, weight: Tensor, targets: Tensor, wanted: bool, bias: Tensor | None = None) -> Gradients:
     """Where the vocabulary is not divided, the loss sends nothing."""
-    return hidden.sum(), torch.empty_like(hidden), torch.empty_like(weight)
+    gradient = None if bias is None else torch.empty_like(bias)
+    return hidden.sum(), torch.empty_like(hidden), torch.empty_like(weight), gradient
 
 
 def state_bytes(model: Transformer, sync: Sync, optimizer: Optimizer) -> StateBytes:

@@ -68,12 +68,12 @@ def pretraining(recipe: Recipe, world: World) -> Material:
     corpus = corpora[0]
     model = build_model(recipe, corpus.vocabulary, world.device)
     check_task(recipe, model.config)
-    task, context = build_task(recipe, corpus, "train"), model.config.context
+    task, context = build_task(recipe, corpora, "train"), model.config.context
 
     def evaluator(rows: int, wire: Wire, data: Axis, precision: AbstractContextManager[None]) -> Evaluate:
         settings = recipe.evaluation
         return Evaluator(
-            build_task(recipe, corpus, "held_out"), plan_evaluation(recipe, corpora, context, task.framing), rows, wire,
+            build_task(recipe, corpora, "held_out"), plan_evaluation(recipe, corpora, context, task.framing), rows, wire,
             data, precision, settings.sequences, settings.final_sequences,
         )  # fmt: skip
 
@@ -97,9 +97,10 @@ def pretraining(recipe: Recipe, world: World) -> Material:
     )
 
 
-def build_task(recipe: Recipe, corpus: Corpus, split: Split = "train") -> TextTask:
-    """The recipe's task, for the corpus's tokenizer and rows of a split."""
-    return TASKS[recipe.task](recipe, read_tokenizer(corpus.tokenizer_path), corpus.split(split))
+def build_task(recipe: Recipe, corpora: list[Corpus], split: Split = "train") -> TextTask:
+    """The recipe's task, for the corpora's tokenizer and rows of a split of them."""
+    tokenizer = read_tokenizer(corpora[0].tokenizer_path)
+    return TASKS[recipe.task](recipe, tokenizer, [corpus.split(split) for corpus in corpora])
 
 
 def plan_rows(recipe: Recipe, corpora: list[Corpus], task: TextTask, context: int) -> Plan:

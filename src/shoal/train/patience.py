@@ -17,6 +17,8 @@ from shoal.core.figures import is_better_lower
 from shoal.core.recipe import Recipe
 from shoal.parallel.wire import Wire
 
+SECONDS = "eval_seconds"
+
 
 @dataclass
 class Patience:
@@ -43,13 +45,17 @@ class Patience:
         """Whether training should end."""
         return bool(self.allowed) and self.since >= self.allowed
 
+    def check(self, evaluated: Mapping[str, float]) -> None:
+        """`InputError` where an evaluation doesn't tell the figure."""
+        if self.metric not in evaluated:
+            told = ", ".join(name for name, value in evaluated.items() if isinstance(value, float) and name != SECONDS)
+            raise InputError(f"'evaluation.metric' is '{self.metric}', which evaluations don't tell; accepted: {told}")
+
     def judge(self, step: int, evaluated: Mapping[str, float], wire: Wire) -> bool:
         """Take in the evaluation of a step; whether it is the best so far. `InputError` where it lacks the figure."""
         if not self.allowed:
             return False
-        if self.metric not in evaluated:
-            told = ", ".join(name for name, value in evaluated.items() if isinstance(value, float))
-            raise InputError(f"'evaluation.metric' is '{self.metric}', which evaluations don't tell; accepted: {told}")
+        self.check(evaluated)
         value = float(wire.gather_objects(evaluated[self.metric])[0])
         gain = self.best - value if is_better_lower(self.metric) else value - self.best
         if gain > self.least or (self.best_step is None and math.isfinite(value)):

@@ -45,6 +45,9 @@ from shoal.train.tuning import rate_multiples
 WITH_STATE = 16
 """Bytes of a parameter that is learnt: itself, its gradient, and AdamW's two moments."""
 
+FEW = 64
+"""Held-out sequences, or examples, that tell which figures evaluations tell."""
+
 LEAVING_SECONDS = 8.0
 """How long a rank may take to notice by itself that another has failed."""
 
@@ -91,11 +94,15 @@ def build(
         evaluate = _by_itself(evaluate, sync)
     if recipe.regular.ema:
         evaluate = AverageEvaluator(evaluate, optimizer, sync)
+    patience = Patience.of(recipe)
+    if patience.allowed and patience.metric not in ("eval_loss", getattr(task, "metric", "")):
+        with sync.common_weights():  # a name that no evaluation tells is told before hours of training, not after
+            patience.check(evaluate(model, final=False, most=FEW))
     peak_flops = peak_of_all(wire, train.precision)
     parts = Parts(
         recipe, model, task, batches, optimizer, sync, material.budget, evaluate, checkpoints,
         Silence(), precision, sum(shard.shape.numel() for shard in shards.values()), flops, peak_flops, stop_requested,
-        auto, patience=Patience.of(recipe), alike=material.alike,
+        auto, patience=patience, alike=material.alike,
     )  # fmt: skip
     notes = [*material.notes, *(_resume(parts, run) if resume else []), *auto.notes]
     if world.is_main:
@@ -115,7 +122,7 @@ def build(
 def _by_itself(evaluate: Evaluate, sync: Sync) -> Evaluate:
     """An evaluation in which ranks forward the model as often as their own examples need, not as often as the others."""
 
-    def evaluated(model: Transformer, **how: bool) -> dict[str, Any]:
+    def evaluated(model: Transformer, **how: Any) -> dict[str, Any]:
         with sync.whole_weights():
             return evaluate(model, **how)
 

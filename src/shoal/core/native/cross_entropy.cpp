@@ -2,6 +2,8 @@
 //
 // Logits exist for some hundred tokens at a time, in the L3 cache, and become their own gradient in place.
 
+#include <vector>
+
 #include "product.h"
 
 namespace {
@@ -62,13 +64,16 @@ inline float to_gradient(float *row, int64_t count, int64_t target, bool wanted,
 
 extern "C" {
 
-// losses [tokens] of x [tokens][width] projected by weight [vocabulary][width] against targets (negative: not counted); with
-// dx [tokens][width] and dw [vocabulary][width], the gradients of their sum; softened. Returns 1 when there is no memory.
-int cross_entropy(float *losses, float *dx, float *dw, const float *x, const float *weight, const int64_t *targets, int64_t tokens,
-                  int64_t vocabulary, int64_t width, int64_t together, float smoothing, float z, int64_t threads) {
+// losses [tokens] of x [tokens][width] projected by weight [vocabulary][width] and bias [vocabulary] (or none) against targets
+// (negative: not counted); with dx [tokens][width], dw [vocabulary][width] and dbias [vocabulary], the gradients of their sum;
+// softened. Returns 1 when there is no memory.
+int cross_entropy(float *losses, float *dx, float *dw, float *dbias, const float *x, const float *weight, const float *bias,
+                  const int64_t *targets, int64_t tokens, int64_t vocabulary, int64_t width, int64_t together, float smoothing, float z,
+                  int64_t threads) {
     try {
         const int64_t padded = rounded(vocabulary);
         float *logits = kept(LOGITS, std::min(together, tokens) * padded);
+        std::vector<float> sums(dbias ? vocabulary : 0);
         const RightPacked columns(PROJECTION_COLUMNS, RightColumns{weight, width, vocabulary, threads});
         const RightPacked by_rows = dx ? RightPacked(PROJECTION, RightRows<Plain>{{weight, width}, vocabulary, width, threads}) : columns;
         for (int64_t from = 0; from < tokens; from += together) {
@@ -76,11 +81,15 @@ int cross_entropy(float *losses, float *dx, float *dw, const float *x, const flo
             const float *input = x + from * width;
             product(logits, padded, part, ByRows<Plain>{{input, width}}, columns, false, threads, Same());
             share_out(part, threads, [&](int64_t row) {
-                losses[from + row] = to_gradient(logits + row * padded, vocabulary, targets[from + row], dx != nullptr, {smoothing, z});
+                float *its = logits + row * padded;
+                if (bias)
+                    for (int64_t c = 0; c < vocabulary; c++) its[c] += bias[c];
+                losses[from + row] = to_gradient(its, vocabulary, targets[from + row], dx != nullptr, {smoothing, z});
             });
             if (!dx) continue;
             product(dx + from * width, width, part, ByRows<Plain>{{logits, padded}}, by_rows, false, threads, Same());
-            weight_gradient(dw, nullptr, logits, padded, vocabulary, Plain{input, width}, width, part, from > 0, threads);
+            weight_gradient(dw, dbias ? sums.data() : nullptr, logits, padded, vocabulary, Plain{input, width}, width, part, from > 0, threads);
+            for (size_t c = 0; c < sums.size(); c++) dbias[c] = (from ? dbias[c] : 0) + sums[c];
         }
         return 0;
     } catch (const std::bad_alloc &) {

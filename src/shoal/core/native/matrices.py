@@ -300,15 +300,21 @@ mlp_forward.register_autograd(_mlp_gradients, setup_context=_mlp_save)
 
 
 def cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wanted: bool, smoothing: float = 0.0, z: float = 0.0
-) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
-    """Summed cross entropy of `hidden @ weight.T`, negative targets not counted, and where `wanted` its gradients.
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    wanted: bool,
+    bias: Tensor | None = None,
+    smoothing: float = 0.0,
+    z: float = 0.0,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None] | None:
+    """Summed cross entropy of `hidden @ weight.T + bias`, negative targets not counted, and where `wanted` its gradients.
 
     `smoothing` and `z`: those of `models.loss.Softening`. None where it doesn't suit the library.
     """
     tokens, width = hidden_ND.shape
     vocabulary = weight_VD.shape[0]
-    tensors = hidden_ND, weight_VD
+    tensors = [hidden_ND, weight_VD] if bias is None else [hidden_ND, weight_VD, bias]
     if width % MULTIPLE or tokens * width * vocabulary < max(1, LEAST_WORK):
         return None
     if targets_N.dtype != torch.int64 or not all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors):
@@ -316,11 +322,12 @@ def cross_entropy(
     if int(targets_N.max()) >= vocabulary:
         raise IndexError(f"target {int(targets_N.max())} is out of a vocabulary of {vocabulary}")
     hidden_ND, weight_VD, targets_N = hidden_ND.contiguous(), weight_VD.contiguous(), targets_N.expand(tokens).contiguous()
-    losses = hidden_ND.new_empty(tokens)
-    gradients = (torch.empty_like(hidden_ND), torch.empty_like(weight_VD)) if wanted else (None, None)
+    losses, bias = hidden_ND.new_empty(tokens), None if bias is None else bias.contiguous()
+    inputs = hidden_ND, weight_VD, bias
+    gradients = [None if its is None or not wanted else torch.empty_like(its) for its in inputs]
     # whole passes, and not a thread's share: the weight's gradient is summed chunk by chunk
     together = max(1, CHUNK_BYTES // (4 * vocabulary) // DEPTH) * DEPTH
     sizes = map(ctypes.c_int64, (tokens, vocabulary, width, together))
     soft = map(ctypes.c_float, (smoothing, z))
-    call("cross_entropy", *map(pointer, (losses, *gradients, hidden_ND, weight_VD, targets_N)), *sizes, *soft)
-    return losses.double().sum().float(), *gradients
+    call("cross_entropy", *map(pointer, (losses, *gradients, *inputs, targets_N)), *sizes, *soft)
+    return losses.double().sum().float(), gradients[0], gradients[1], gradients[2]
