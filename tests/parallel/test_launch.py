@@ -83,7 +83,7 @@ def test_an_error_on_a_rank_is_told_once(tmp_path: Path, corpus: Path) -> None:
 def test_an_interrupted_run_saves_says_so_and_goes_on_bitwise(
     tmp_path: Path, corpus: Path, workers: int, number: signal.Signals
 ) -> None:
-    steps = 150
+    steps = 90
     recipe, straight = (
         tiny_recipe(corpus, train={"steps": steps}, name=name, parallel={"threads": 1}) for name in ("stopped", "straight")
     )
