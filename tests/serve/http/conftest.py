@@ -11,7 +11,7 @@ from tests.serve.http.servers import Server, base_model, chat_model, classifier,
 @pytest.fixture(scope="package")
 def chat() -> Iterator[Server]:
     """Of a model that chats."""
-    with serving(chat_model(), Limits(queue=8)) as server:
+    with serving(chat_model(), Limits(queue=8, event_seconds=0)) as server:
         yield server
 
 

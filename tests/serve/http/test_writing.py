@@ -8,8 +8,9 @@ import pytest
 
 from shoal.data.chat_template import Turn
 from shoal.serve.generation import generate
+from shoal.serve.http.limits import Limits
 from shoal.serve.sampling import Sampling
-from tests.serve.http.servers import Server, chat_template, language
+from tests.serve.http.servers import Server, chat_model, chat_template, language, serving
 
 PROMPT = "the shoal swims with one"
 SAID = [{"role": "user", "content": PROMPT}]
@@ -90,6 +91,21 @@ def test_a_stream_tells_the_same_text_in_pieces(client: openai.OpenAI) -> None:
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
     assert len(chunks) > 20
+
+
+def test_what_comes_faster_than_anyone_reads_is_told_together(base: Server) -> None:
+    events = []
+    with serving(chat_model(), Limits(event_seconds=60)) as patient:
+        for server in (base, patient):
+            wanted = {"prompt": PROMPT, "temperature": 0, "max_tokens": 60, "logprobs": 0}
+            reply = server.post("/v1/completions", stream=True, **wanted)
+            told = [json.loads(line.removeprefix("data: ")) for line in reply.text.split("\n\n")[:-2]]
+            choices = [event["choices"][0] for event in told]
+            assert "".join(choice["text"] for choice in choices) == greedy(PROMPT, 60)
+            assert sum(len(choice["logprobs"]["tokens"]) for choice in choices) == 60
+            events.append(len(choices))
+    assert events[0] <= 60
+    assert events[1] <= 2  # the first at once, and the end without waiting
 
 
 def test_a_stream_is_events_of_one_line_each(chat: Server) -> None:

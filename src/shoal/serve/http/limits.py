@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from shoal.core.errors import InputError
 
+MAY_BE_NOTHING = ("prompt", "tokens", "queue", "event_seconds")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -31,12 +33,14 @@ class Limits:
     """For which a client may leave unread what was sent."""
     idle_seconds: float = 60.0
     """For which a connection is kept between requests."""
+    event_seconds: float = 0.02
+    """Between two events of a stream, at least: what is written meanwhile is told in one."""
     grace_seconds: float = 120.0
     """For what is running to end, once the server was asked to stop."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name in ("prompt", "tokens", "queue") else 1 if isinstance(value, int) else 1e-3
+            least = 0 if name in MAY_BE_NOTHING else 1 if isinstance(value, int) else 1e-3
             if not least <= value < float("inf"):
                 raise InputError(f"the limit '{name}' is {value}; accepted: {least} or more")
 

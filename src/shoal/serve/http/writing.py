@@ -109,7 +109,7 @@ async def _answer(
         service.metrics.written_tokens.inc(usage.completion_tokens)
 
     if asked.stream:
-        return EventStream(_events(texts, telling, prompts), close)
+        return EventStream(_events(texts, telling, prompts, limits.event_seconds), close)
     try:
         written = await unless_left(request, texts.whole())
     finally:
@@ -117,13 +117,13 @@ async def _answer(
     return Response(json_of(telling.reply(written, usage_of(prompts, written))), media_type="application/json")
 
 
-async def _events(texts: Texts, telling: Telling, prompts: list[list[int]]) -> AsyncIterator[bytes]:
+async def _events(texts: Texts, telling: Telling, prompts: list[list[int]], interval: float) -> AsyncIterator[bytes]:
     """The stream: what has gone wrong after it began is told in it, for the status is sent already."""
     opened = (event for number in range(len(texts.written)) for event in telling.opening(number))
     if opening := b"".join(map(_data, opened)):
         yield opening
     try:
-        async for batch in texts.batches():
+        async for batch in texts.batches(interval):
             events = b"".join(_data(event) for number, piece in batch for event in telling.events(number, piece))
             if events:
                 yield events
