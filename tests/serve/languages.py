@@ -33,8 +33,8 @@ def write_model(directory: Path, tokenizer: TextTokenizer, model: Transformer) -
 
 
 def talkative(tokenizer: TextTokenizer, context: int) -> Transformer:
-    """A random model that writes no special token, so that its texts end only where they must."""
-    model = random_model(replace(GPT2, vocabulary=tokenizer.vocabulary, context=context, tied=False))
+    """A random model that writes no special token, so that its texts end only where they must, and take some seconds."""
+    model = random_model(replace(GPT2, vocabulary=tokenizer.vocabulary, context=context, tied=False, layers=8))
     assert model.head is not None
     with torch.no_grad():  # one place of every last state is 1, and weighs against these tokens alone
         model.norm.get_parameter("weight")[0] = 0

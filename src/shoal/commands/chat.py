@@ -11,6 +11,7 @@ an answer, Ctrl-D leaves; /help tells the other commands. Where input is no term
 import contextlib
 import json
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -143,7 +144,7 @@ class Session:
         }
 
     def respond(self, message: str) -> bool:
-        """Do a command, or answer; whether to go on. `InputError` for what can't be done, and then nothing is changed."""
+        """Do a command, or answer; whether to go on. `InputError` for what can't be done, which is then forgotten."""
         if message.startswith("/") and not message.startswith("//"):
             name, _, rest = message[1:].partition(" ")
             if name == "quit":
@@ -216,23 +217,18 @@ class Session:
         pieces: SimpleQueue[Piece] = SimpleQueue()
         ticket = self.engine.submit(request, pieces.put)
         text, first, began = "", 0, 0.0
-        while True:
-            try:
+        with _ctrl_c(ticket.cancel) if self.interactive else contextlib.nullcontext():
+            while True:
                 piece = pieces.get()
-            except KeyboardInterrupt:
-                ticket.cancel()
-                if not self.interactive:
-                    raise
-                continue
-            if piece.finish == "failed":
-                raise ShoalError(f"the answer could not be written: {piece.text}")
-            if not first:
-                first, began = piece.tokens, time.perf_counter()
-            text += piece.text
-            self._show(piece.text)
-            if piece.finish is not None:
-                self._show("\n")
-                return text, piece, (piece.tokens - first) / max(time.perf_counter() - began, 1e-9)
+                if piece.finish == "failed":
+                    raise ShoalError(f"the answer could not be written: {piece.text}")
+                if not first:
+                    first, began = piece.tokens, time.perf_counter()
+                text += piece.text
+                self._show(piece.text)
+                if piece.finish is not None:
+                    self._show("\n")
+                    return text, piece, (piece.tokens - first) / max(time.perf_counter() - began, 1e-9)
 
     def _show(self, text: str) -> None:
         if not self.arguments.json:
@@ -278,6 +274,16 @@ def _converse(session: Session) -> None:
             note("\nstopped, and what you said is forgotten")
         except ShoalError as error:
             note(str(error))
+
+
+@contextlib.contextmanager
+def _ctrl_c(act: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile it does this, and interrupts nothing."""
+    before = signal.signal(signal.SIGINT, lambda *_: act())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _typed() -> str:
