@@ -29,7 +29,7 @@ class Phases {
     std::vector<Phase> phases;
 
 public:
-    static constexpr int PATIENCE = 1 << 12;  // looks before the core is offered to others: some 0.1 ms
+    static constexpr int PATIENCE = 1 << 16;  // looks before the core is offered to others: about a millisecond
 
     explicit Phases(int64_t most) : phases(most) {}
 
