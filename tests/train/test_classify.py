@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -188,6 +189,29 @@ def test_two_ranks_learn_and_measure_as_one_does(tmp_path: Path) -> None:
         assert losses == pytest.approx(expected, rel=1e-5), name
         assert evaluated["eval_loss"] == pytest.approx(reference["eval_loss"], rel=1e-5), name
         assert evaluated["eval_confusion"] == reference["eval_confusion"], name
+
+
+def divided_while_evaluating(world: World, recipe: Recipe, folder: Path) -> list[bool]:
+    """Whether each block's weights are back with their ranks when texts are scored, batch by batch."""
+    torch.set_num_threads(1)
+    parts = parts_of(recipe, folder, world)
+    seen, score = [], parts.model.score_texts
+
+    def scoring(*inputs: Any) -> torch.Tensor:
+        seen.append(all(isinstance(value, DTensor) for block in parts.model.blocks for value in block.parameters()))
+        return score(*inputs)
+
+    parts.model.score_texts = scoring  # type: ignore[method-assign]
+    parts.evaluate(parts.model, final=True)
+    parts.telemetry.close()
+    return seen
+
+
+def test_an_evaluation_gathers_a_divided_model_a_block_at_a_time(tmp_path: Path) -> None:
+    data = write_sentences(tmp_path / "data.jsonl", sentences()[:41])
+    recipe = finetune_recipe(write_base(tmp_path / "base", "bert"), data, parallel={"shard": "zero3"})
+    for seen in run_ranks(2, divided_while_evaluating, recipe, tmp_path / "run"):
+        assert seen and all(seen)
 
 
 def test_a_metric_that_the_task_does_not_tell_is_named_before_the_first_step(tmp_path: Path) -> None:

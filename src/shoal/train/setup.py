@@ -28,7 +28,6 @@ from shoal.parallel.sync import Sync
 from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
-from shoal.tasks import LABELLED
 from shoal.train.auto import Auto, decided
 from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
@@ -90,7 +89,7 @@ def build(
     multiples = rate_multiples(model, sync.shards, recipe.tuning)
     optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular, multiples)
     evaluate = material.evaluator(together, wire, mesh.data, precision)
-    if recipe.task in LABELLED:
+    if getattr(task, "writes", False):
         evaluate = _by_itself(evaluate, sync)
     if recipe.regular.ema:
         evaluate = AverageEvaluator(evaluate, optimizer, sync)
@@ -120,7 +119,11 @@ def build(
 
 
 def _by_itself(evaluate: Evaluate, sync: Sync) -> Evaluate:
-    """An evaluation in which ranks forward the model as often as their own examples need, not as often as the others."""
+    """An evaluation in which ranks forward the model as often as their own texts grow, not as often as the others.
+
+    Those of other tasks forward it once a batch, of which each rank has as many: they need no more of a divided model than
+    training does.
+    """
 
     def evaluated(model: Transformer, **how: Any) -> dict[str, Any]:
         with sync.whole_weights():
