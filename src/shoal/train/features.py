@@ -12,7 +12,7 @@ not used for longest go first. A table that would be larger by itself is not mad
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from shoal.core.errors import ShoalError
@@ -212,7 +214,7 @@ def _fill(table: Tensor, trunk: Trunk, world: World) -> None:
     model, pieces, starts = trunk.model, trunk.pieces, trunk.starts
     use_native_kernels(model, trunk.precision, TOGETHER)
     model.eval()
-    for chosen in _batches([len(piece.tokens) for piece in pieces], world):
+    for chosen in _told([*_batches([len(piece.tokens) for piece in pieces], world)], len(pieces), world):
         its = [pieces[number] for number in chosen]
         sequences = collate(its, chosen, np.zeros(1, dtype=np.uint64), model.config.causal, trunk.layout)
         with make_precision(trunk.precision, world.device):
@@ -230,6 +232,15 @@ def _fill(table: Tensor, trunk: Trunk, world: World) -> None:
             )
             table[torch.tensor([*where])] = hidden_ND[place_M].cpu()
     model.train()
+
+
+def _told(batches: Sequence[list[int]], texts: int, world: World) -> Iterable[list[int]]:
+    """The batches, which take about as long each: how far they are is shown, as long texts take minutes."""
+    console = Console(stderr=True, highlight=False)
+    if world.is_main and not console.is_terminal:
+        console.print(f"computing what the frozen trunk gives of {texts:,} texts, once")
+    shown = world.is_main and console.is_terminal
+    return track(batches, "frozen trunk, once", console=console, transient=True, disable=not shown)
 
 
 def _batches(lengths: Sequence[int], world: World) -> Iterator[list[int]]:
