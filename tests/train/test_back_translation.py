@@ -18,7 +18,7 @@ from shoal.data.special_tokens import BETWEEN
 from shoal.data.tokenizer import TextTokenizer, train_bpe
 from shoal.parallel.world import World
 from shoal.tasks import Classify
-from shoal.train.augmentation import make_augmentation
+from shoal.train.augmentation import check_augmentation, make_augmentation
 from shoal.train.back_translation import Theirs, _translated, back_translated, read_translator
 from tests.conftest import fixed_text
 from tests.models.shapes import BERT, LLAMA, random_model
@@ -123,6 +123,7 @@ def test_an_augmentation_reads_what_comes_back_and_keeps_labels_and_made_texts_a
     ("changes", "message"),
     [
         ({"translate_back": ""}, "'augment.translate_back' is missing"),
+        ({"translate_there": str(Path(__file__).parent)}, "train: no model that translates"),
         ({"translate_there": "nowhere"}, "nowhere: no model that translates; accepted: a run of task 'translate'"),
         ({"share": 0.0}, "'augment.translate_there' is set, and 'augment.share' is 0"),
     ],
@@ -134,4 +135,4 @@ def test_what_can_not_translate_is_told(
     examples = [Example({"text": text, "label": str(n % 2)}, f"f:{n}") for n, text in enumerate(TEXTS)]
     task = Classify(mine, tokenizer, 64, examples)
     with pytest.raises((InputError, RecipeError), match=message):
-        make_augmentation(mine, alone(), task, random_model(BERT), tokenizer, examples)
+        check_augmentation(mine, task)

@@ -22,11 +22,38 @@ from shoal.models.transformer import Transformer
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import LabelledTask
-from shoal.train.back_translation import back_translated
+from shoal.train.back_translation import back_translated, check_translators
 from shoal.train.models import read_model
 
 LIKELIEST = 10
 """Among so many words one is drawn for a masked word, by their probabilities."""
+
+
+WAYS = ("deletion", "swap", "synonyms", "characters", "masked", "translate_there", "translate_back")
+"""Keys of which each varies texts in a way of its own; the last two do it together."""
+
+
+def check_augmentation(recipe: Recipe, task: LabelledTask) -> None:
+    """`InputError` for variations that can't be had, before anything is made."""
+    settings = recipe.augment
+    asked = [way for way in WAYS if getattr(settings, way)]
+    if settings.mixup and recipe.task != "classify":
+        raise RecipeError(f"'augment.mixup' is for task 'classify', and this is '{recipe.task}'")
+    if not settings.share:
+        if asked:
+            raise RecipeError(f"'augment.{asked[0]}' is set, and 'augment.share' is 0: say how often texts are varied")
+        return
+    if not asked:
+        raise RecipeError(f"'augment.share' is {settings.share:g}, and no way is: set one of augment.{', '.join(WAYS)}")
+    if not task.varied:
+        raise RecipeError(f"'augment' varies texts, and with task '{recipe.task}' their labels would no longer be right")
+    if bool(settings.translate_there) != bool(settings.translate_back):
+        missing = "translate_back" if settings.translate_there else "translate_there"
+        raise RecipeError(f"'augment.{missing}' is missing: texts that are translated there must come back")
+    if settings.translate_there:
+        check_translators(recipe)
+    if settings.synonyms:
+        find_wordnet()
 
 
 def make_augmentation(
@@ -37,23 +64,10 @@ def make_augmentation(
     tokenizer: TextTokenizer,
     examples: Sequence[Example],
 ) -> tuple[Augmentation | None, list[str]]:
-    """(the recipe's, or None where it varies nothing; what is to be told). `InputError` for what can't be had."""
+    """(the recipe's, which was checked, or None where it varies nothing; what is to be told)."""
     settings = recipe.augment
-    ways = ("deletion", "swap", "synonyms", "characters", "masked", "translate_there", "translate_back")
-    asked = [way for way in ways if getattr(settings, way)]
-    if settings.mixup and recipe.task != "classify":
-        raise RecipeError(f"'augment.mixup' is for task 'classify', and this is '{recipe.task}'")
     if not settings.share:
-        if asked:
-            raise RecipeError(f"'augment.{asked[0]}' is set, and 'augment.share' is 0: say how often texts are varied")
         return None, []
-    if not asked:
-        raise RecipeError(f"'augment.share' is {settings.share:g}, and no way is: set one of augment.{', '.join(ways)}")
-    if not task.varied:
-        raise RecipeError(f"'augment' varies texts, and with task '{recipe.task}' their labels would no longer be right")
-    if bool(settings.translate_there) != bool(settings.translate_back):
-        missing = "translate_back" if settings.translate_there else "translate_there"
-        raise RecipeError(f"'augment.{missing}' is missing: texts that are translated there must come back")
     found = (example.values.get(role) for example in examples for role in task.varied)
     texts = sorted({text for text in found if isinstance(text, str)})
     others: dict[str, list[str]] = {}

@@ -28,7 +28,7 @@ from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import Translate
 from shoal.train.foreign import quiet
-from shoal.train.labelled_model import is_labelled, read_labelled_model
+from shoal.train.labelled_model import read_labelled_model
 
 TOGETHER = 32
 """Texts that are translated at a time."""
@@ -50,8 +50,7 @@ class Translator(Protocol):
 
 def back_translated(recipe: Recipe, world: World, texts: Sequence[str]) -> tuple[dict[str, list[str]], str]:
     """(up to `augment.variants` other texts for each, what is to be told); `InputError` for what can't translate."""
-    settings, wire = recipe.augment, Wire(world)
-    folders = [find_model_directory(Path(name)) for name in (settings.translate_there, settings.translate_back)]
+    wire, folders = Wire(world), _folders(recipe)
     began = time.perf_counter()
     path = cache_folder() / "translations" / f"{_key(recipe, folders, texts)}.json"
     there = wire.gather_objects(_kept(path) if world.is_main else None)[0]
@@ -66,6 +65,17 @@ def back_translated(recipe: Recipe, world: World, texts: Sequence[str]) -> tuple
     count = sum(map(len, there.values()))
     told = f"{count:,} other texts by translation there and back of {len(texts):,}, kept in {path}"
     return there, f"{told} ({time.perf_counter() - began:.1f} s)"
+
+
+def check_translators(recipe: Recipe) -> None:
+    """`InputError` where one of the two folders has no model that translates."""
+    for folder in _folders(recipe):
+        _check(folder)
+
+
+def _folders(recipe: Recipe) -> list[Path]:
+    settings = recipe.augment
+    return [find_model_directory(Path(name)) for name in (settings.translate_there, settings.translate_back)]
 
 
 def _translated(
@@ -115,12 +125,21 @@ def _kept(path: Path) -> dict[str, list[str]] | None:
 
 def read_translator(folder: Path, device: torch.device) -> Translator:
     """The model of a folder that translates; `InputError` for any other."""
-    if is_labelled(folder):
-        labelled = read_labelled_model(folder)
-        if isinstance(labelled.task, Translate):
-            return Ours(labelled.task, labelled.model.to(device))
-    elif (folder / "config.json").exists() and read_json(folder / "config.json").get("is_encoder_decoder"):
+    if not _check(folder):
         return Theirs(folder, device)
+    labelled = read_labelled_model(folder)
+    assert isinstance(labelled.task, Translate)
+    return Ours(labelled.task, labelled.model.to(device))
+
+
+def _check(folder: Path) -> bool:
+    """Whether the model of a folder that translates is one of ours; `InputError` for one that doesn't translate."""
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    said = config.get("shoal_task") if isinstance(config, dict) else None
+    if isinstance(said, dict) and said.get("name") == "translate":
+        return True
+    if said is None and isinstance(config, dict) and config.get("is_encoder_decoder"):
+        return False
     raise InputError(
         f"{folder}: no model that translates; accepted: a run of task 'translate', or the folder of a model that is an "
         "encoder and a decoder and translates in one direction, such as Marian's"

@@ -38,7 +38,7 @@ from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import LABELLED, WRITERS, LabelledTask, check_labelled
-from shoal.train.augmentation import make_augmentation
+from shoal.train.augmentation import check_augmentation, make_augmentation
 from shoal.train.beginnings import Place, beginning
 from shoal.train.cards import finetuned_card
 from shoal.train.encoded import Encoded
@@ -81,6 +81,7 @@ def examine(recipe: Recipe, place: Place | None = None) -> Examined:
     tokenizer = framing_tokenizer(tokenizer, base.config.causal)
     length = min(recipe.examples.length or base.config.context, base.config.context)
     task = kind(recipe, tokenizer, length, splits.train)
+    check_augmentation(recipe, task)
     if task.tokenizer.vocabulary > tokenizer.vocabulary:
         random = generator(recipe.seed, "new tokens")
         base = with_tokens(base, tokenizer.vocabulary, task.tokenizer.vocabulary, random)
