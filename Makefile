@@ -10,7 +10,8 @@ demo: .venv/ready            ## the main job, end to end, in minutes
 test: .venv/ready-dev lint types floors   ## everything that must pass
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not thorough'
 
-test-thorough: .venv/ready-dev ## the tests with all sizes, which take some minutes more
+test-thorough: .venv/ready-dev ## the tests with all sizes, fuzzing and browsers, which take some minutes more
+	$(BIN)/pip install --quiet --editable '.[thorough]'
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cluster: .venv/ready-dev ## parameter servers on a real Ray, which `test` leaves out where Ray is missing

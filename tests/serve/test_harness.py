@@ -17,7 +17,7 @@ from tests.conftest import fixed_text
 from tests.models.shapes import BERT, LLAMA, random_model
 from tests.serve.languages import write_language_model
 
-pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval", reason="lm-eval, which `make test-thorough` installs, is missing")
 pytestmark = pytest.mark.thorough  # importing lm-eval alone takes seconds
 
 TOKENIZER = train_bpe([fixed_text(200)], 300)

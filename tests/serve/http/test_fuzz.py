@@ -4,12 +4,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from schemathesis import Case, GenerationMode
 
 from tests.serve.http.servers import base_model, chat_model, classifier, encoder, serving, tagger
+
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis, which `make test-thorough` installs, is missing")
 
 MODELS: dict[str, Any] = {
     "chat": chat_model, "completion": base_model, "embeddings": encoder, "classify": classifier, "tag": tagger
@@ -28,14 +28,14 @@ def fuzz(kind: str, examples: int) -> set[int]:
         server = stack.enter_context(serving(MODELS[kind]()))
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
         for operation in [result.ok() for result in schema.get_all_operations()]:
-            modes = [operation.as_strategy(generation_mode=mode) for mode in GenerationMode]
+            modes = [operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode]
 
             @settings(
                 max_examples=examples, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )  # fmt: skip
             @given(case=st.one_of(modes))
-            def ask(case: Case) -> None:
+            def ask(case: "schemathesis.Case") -> None:
                 if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
                     case.body["model"] = "tiny"  # another name is told at once, and nothing else looked at
                 answer = case.call()

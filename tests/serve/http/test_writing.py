@@ -90,7 +90,7 @@ def test_a_stream_tells_the_same_text_in_pieces(client: openai.OpenAI) -> None:
     assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
-    assert len(chunks) > 20
+    assert len(chunks) > 6  # of each answer its role, some text and its end; text that comes quickly comes together
 
 
 def test_what_comes_faster_than_anyone_reads_is_told_together(base: Server) -> None:
