@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-thorough test-cluster lint types floors check bench clean
+.PHONY: demo test tests test-thorough test-cluster lint types floors bench clean
 
 demo: .venv/ready            ## the main job, end to end, in minutes
 	$(BIN)/shoal demo
 
-test: .venv/ready-dev lint types floors   ## everything that must pass
+test: .venv/ready-dev        ## everything that must pass, side by side: types alone would leave a core idle for a minute
+	$(MAKE) --no-print-directory -j4 lint types floors tests
+
+tests: .venv/ready-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not thorough'
 
 test-thorough: .venv/ready-dev ## the tests with all sizes, fuzzing and browsers, which take some minutes more

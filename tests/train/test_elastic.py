@@ -25,7 +25,7 @@ from tests.parallel.test_launch import ranks_of, start
 from tests.ranks import alone
 from tests.train.runs import run_training, tiny_recipe
 
-STEPS = 160
+STEPS = 120
 
 
 def follow(process: subprocess.Popen[str], run: RunDirectory, step: int, session: int = 0) -> int:
@@ -81,7 +81,7 @@ def test_a_run_whose_ranks_are_killed_ends_as_one_that_was_never_disturbed(corpu
     training, evaluations = read_metrics(run.metrics)
     assert [record["step"] for record in training] == list(range(1, STEPS + 1))
     assert [record["tokens"] for record in training] == [record["tokens"] for record in reference]
-    assert [record["step"] for record in evaluations] == [40, 80, 120, 160]
+    assert [record["step"] for record in evaluations] == [40, 80, 120]
     assert [r["loss"] for r in training] == pytest.approx([r["loss"] for r in reference], rel=1e-4)
     state = read_json(run.checkpoints / f"step-{STEPS:08}" / "state.json")
     assert state["batches"]["position"] == STEPS * recipe.train.global_batch
