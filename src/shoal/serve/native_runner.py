@@ -59,12 +59,12 @@ class NativeRunner:
     def __init__(self, model: Transformer, slots: int, capacity: int, weights: Format) -> None:
         config = model.config
         self.slots, self.capacity, self.weights = slots, capacity, weights
-        self._lengths = [0] * slots
         self._vocabulary = config.vocabulary
         panels = -(-capacity // PANEL)
         # [layers, slots, kv_heads, panels, ...]: within a panel, keys are [head_dim][PANEL], values [PANEL][head_dim]
         shape = config.layers, slots, config.kv_heads, panels, PANEL * config.head_dim
         self._keys, self._values = torch.zeros(shape), torch.zeros(shape)
+        self._lengths = [0] * slots
         self._kept = Kept()
         layers = [self._layer(cast(Block, block), number) for number, block in enumerate(model.blocks)]
         self._layers = (Layer * len(layers))(*layers)

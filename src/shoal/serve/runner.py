@@ -82,13 +82,21 @@ class TorchRunner:
 
 
 def make_runner(model: Transformer, slots: int, capacity: int, weights: Format = "fp32") -> Runner:
-    """The fastest runner that serves the model here; `InputError` where none does with such `weights`."""
-    native = native_runner(model, slots, capacity, weights)
-    if native is not None:
-        return native
-    if weights != "fp32":
+    """The fastest runner that serves the model here; `InputError` where none does with such `weights`, or in this memory."""
+    try:
+        native = native_runner(model, slots, capacity, weights)
+        if native is not None:
+            return native
+        if weights == "fp32":
+            return TorchRunner(model, slots, capacity)
+    except RuntimeError as error:  # PyTorch's, for memory that isn't there
+        config = model.config
+        asked = 8 * config.layers * config.kv_heads * config.head_dim * slots * capacity / 1e9
         raise InputError(
-            f"weights in {weights} are computed with by Shoal's own library alone, which needs a CPU, a C++ compiler, and a "
-            "model of a shape that it knows; leave them in fp32"
-        )
-    return TorchRunner(model, slots, capacity)
+            f"{slots} texts of {capacity} tokens have keys and values of {asked:,.0f} GB, for which there is no memory: "
+            "ask for fewer, or shorter ones"
+        ) from error
+    raise InputError(
+        f"weights in {weights} are computed with by Shoal's own library alone, which needs a CPU, a C++ compiler, and a "
+        "model of a shape that it knows; leave them in fp32"
+    )
