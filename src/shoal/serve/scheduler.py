@@ -235,5 +235,8 @@ class Scheduler:
             raise InputError(f"{request.beams} beams are asked for; accepted: from 1 to {most}")
         if not math.isfinite(request.length_penalty):
             raise InputError(f"the length penalty is {request.length_penalty}; accepted: any finite number")
-        if request.beams > 1 and (request.constraint is not None or request.alternatives is not None):
-            raise InputError("a beam search follows no constraint and tells no probabilities: ask for one beam")
+        told, penalty = request.alternatives is not None, request.sampling.repetition_penalty
+        if request.beams > 1 and (request.constraint is not None or told or penalty != 1):
+            raise InputError(
+                "a beam search follows no constraint, has no repetition penalty and tells no probabilities: ask for one beam"
+            )
