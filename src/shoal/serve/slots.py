@@ -40,6 +40,7 @@ class Slots:
         else:
             slot = self._free[0]
             if best is not None and best != slot and length:
+                self._held[slot] = []  # should copying fail half-way
                 self._runner.copy(best, slot, length)
                 self._held[slot] = self._held[best][:length]
         self._free.remove(slot)
