@@ -18,6 +18,9 @@ from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
 from shoal.serve.native_runner import native_runner
 
+Part = tuple[int, Sequence[int], int]
+"""A slot, tokens of its text, and the place of the first of them."""
+
 
 class Runner(Protocol):
     """Room for `slots` texts of up to `capacity` tokens."""
@@ -30,6 +33,9 @@ class Runner(Protocol):
 
         Returns the logits [vocabulary] of what follows the last, in fp32.
         """
+
+    def read_together(self, parts: Sequence[Part]) -> Tensor:
+        """As `read`, parts of texts in different slots; returns the logits [len(parts), vocabulary] of what follows each."""
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Go on with each slot by a token; returns the logits [len(slots), vocabulary] of what follows, in fp32."""
@@ -60,6 +66,10 @@ class TorchRunner:
             reach = Reach.of_prefix(torch.tensor([self._prefix], device=self._model.head_weight.device), len(tokens))
         hidden_D = self._forward([slot], [tokens], reach)[0]
         return self._model.project(hidden_D).float()
+
+    def read_together(self, parts: Sequence[Part]) -> Tensor:
+        """As `Runner.read_together`: one after another, as a matrix product of a prompt's tokens is large enough."""
+        return torch.stack([self.read(*part) for part in parts])
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
