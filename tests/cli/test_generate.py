@@ -60,6 +60,7 @@ def test_stop_strings_end_the_text_and_never_show(shoal: Shoal, model: Path) -> 
         (["--weights", "int8"], "weights in int8 are computed with by Shoal's own library alone"),
         (["--beams", "0"], "--beams is 0; accepted: a whole number above 0"),
         (["--beams", "999"], "999 beams are asked for; accepted: from 1 to "),
+        (["--beams", "2", "--repetition-penalty", "1.2"], "a beam search follows no constraint, has no repetition penalty"),
         (["--json-schema", "nowhere.json"], "nowhere.json: no such file"),
         (["--regex", "a", "--json-schema", "nowhere.json"], "--json-schema and --regex are both given"),
         (["--stop", ""], "--stop is given an empty text, which every text has at its start"),

@@ -1,5 +1,6 @@
 """`shoal serve`: which folders it serves, and how; and what it can't serve, told before anything listens."""
 
+import gc
 import json
 import os
 import signal
@@ -10,15 +11,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, ref
 
 import httpx
 import pytest
 
 from shoal.commands.serve import Arguments, read_served
 from shoal.core.files import read_json, write_json
+from shoal.core.machine import cpp_compiler
 from shoal.data.chat_template import ChatTemplate
 from shoal.data.tokenizer import TextTokenizer
 from shoal.models.config import TransformerConfig
+from shoal.models.transformer import Transformer
+from shoal.serve.generation import LanguageModel, load_language_model
 from shoal.serve.http.served import Served
 from tests.cli.conftest import Shoal
 from tests.models.shapes import BERT, GPT2
@@ -73,6 +78,23 @@ def test_a_model_that_was_taught_answers_is_asked_as_it_was_taught(tmp_path: Pat
     served = read(write(tmp_path / "taught", tokenizer(), GPT2, shoal_task=said))
     assert served.kind == "completion" and served.writer is not None
     assert list(served.writer.encode("a fish"))[-1:] != tokenizer().encode("a fish").tolist()[-1:]
+
+
+@pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
+def test_weights_in_fewer_bits_take_the_place_of_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[ReferenceType[Transformer]] = []
+
+    def load(folder: Path) -> LanguageModel:
+        language = load_language_model(folder)
+        models.append(ref(language.model))
+        return language
+
+    monkeypatch.setattr("shoal.commands.serve.load_language_model", load)
+    shape = replace(GPT2, dim=32, heads=2, kv_heads=2, head_dim=16, hidden=64)
+    served = read(write(tmp_path / "base", tokenizer(), shape), weights="int8")
+    gc.collect()
+    assert served.kind == "completion"
+    assert models[0]() is None
 
 
 def test_what_can_not_be_served_is_told(shoal: Shoal, model: Path, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_from_two_texts_to_a_translator_that_gives_its_figures_again(shoal: Shoa
     assert written["text"] == first["prediction"]["text"]
     assert shoal("generate", "runs/en-de", "--prompt", first["source"], "--tokens", 8).out == written["text"] + "\n"
     assert "no source: a model of task 'translate' is given it by --prompt TEXT" in shoal("generate", "runs/en-de").error
+    refused = shoal("generate", "runs/en-de", "--prompt", first["source"], "--beams", 2).error
+    assert "are for texts that go on, and a model of task 'translate' answers as it was trained" in refused
     tokenizer = Path("runs/en-de/tokenizer/tokenizer.json").read_text()
     assert json.loads(shoal(*words, "--resume", "--train.steps", 6).out)["steps"] == 6
     assert Path("runs/en-de/tokenizer/tokenizer.json").read_text() == tokenizer

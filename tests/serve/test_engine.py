@@ -127,6 +127,8 @@ def test_what_can_not_be_served_is_told_where_it_is_asked(engine: ThreadedEngine
         make_engine(LANGUAGE, slots=0)
     with pytest.raises(InputError, match="queue is -1; accepted: 0 or more"):
         make_engine(LANGUAGE, queue=-1)
+    with pytest.raises(InputError, match=r"100000000000 texts of 512 tokens have keys and values of .* GB"):
+        make_engine(LANGUAGE, slots=10**11)
 
 
 class Forgetful(TorchRunner):

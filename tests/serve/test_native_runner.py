@@ -135,6 +135,18 @@ def test_a_copied_beginning_goes_on_as_if_read() -> None:
     torch.testing.assert_close(runner.step([1], [TEXT[50]])[0], whole(model, TEXT[:51])[-1], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("weights", ["fp32", "int4"])
+def test_prompts_that_are_read_together_are_as_if_read_alone(weights: Format) -> None:
+    """Within a block, over its end, and from where another reading ended; the next tokens, too."""
+    model = build(LLAMA)
+    runner, alone = make(model, 4, weights), make(model, 4, weights)
+    for each in (runner, alone):
+        each.read(2, TEXT[:30], 0)
+    parts = [(0, TEXT[: BLOCK - 3], 0), (3, TEXT[5:6], 0), (2, TEXT[30:50], 30), (1, TEXT[7:90], 0)]
+    assert torch.equal(runner.read_together(parts), torch.stack([alone.read(*part) for part in parts]))
+    assert torch.equal(runner.step([0, 1, 2, 3], [9] * 4), alone.step([0, 1, 2, 3], [9] * 4))
+
+
 def test_a_slot_forgets_what_another_text_left() -> None:
     """Also where that was not a number."""
     model = build(GPT)

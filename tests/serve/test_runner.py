@@ -1,20 +1,28 @@
 """A runner's logits are the training model's, whatever its slots have held, and in whatever company they are computed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.core.machine import cpp_compiler
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
+from shoal.serve.native_runner import native_runner
 from shoal.serve.runner import Runner, TorchRunner
 from tests.models.shapes import FAMILIES, GPT2, random_model
 
 MODELS = {name: random_model(config) for name, config in FAMILIES.items()}
+# of a shape that the library computes
+WIDE = {name: random_model(replace(config, dim=32, head_dim=16, hidden=64), scale=0.1) for name, config in FAMILIES.items()}
 SLOTS = 4
-RUNNERS: dict[str, Callable[[Transformer, int, int], Runner]] = {"torch": TorchRunner}
+RUNNERS: dict[str, tuple[dict[str, Transformer], Callable[[Transformer, int, int], Runner | None]]] = {
+    "torch": (MODELS, TorchRunner),
+    "native": (WIDE, native_runner),
+}
 tokens = st.integers(0, GPT2.vocabulary - 1)
 
 
@@ -25,12 +33,16 @@ def assert_logits_follow(model: Transformer, text: list[int], logits_V: torch.Te
     torch.testing.assert_close(logits_V, expected_V, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", RUNNERS)
+@pytest.mark.parametrize(
+    "kind", ["torch", pytest.param("native", marks=pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler"))]
+)
 @settings(deadline=None, max_examples=40)
 @given(family=st.sampled_from(sorted(FAMILIES)), data=st.data())
 def test_logits_are_those_of_the_whole_text(kind: str, family: str, data: st.DataObject) -> None:
-    model = MODELS[family]
-    runner = RUNNERS[kind](model, SLOTS, GPT2.context)
+    models, make = RUNNERS[kind]
+    model = models[family]
+    runner = make(model, SLOTS, GPT2.context)
+    assert runner is not None
     texts: list[list[int]] = [[] for _ in range(SLOTS)]
     for _ in range(data.draw(st.integers(1, 6))):
         slot = data.draw(st.integers(0, SLOTS - 1))

@@ -96,6 +96,14 @@ def test_a_penalty_makes_what_was_seen_less_likely() -> None:
     assert logits.tolist() == [2.0, -1.0, 0.5, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("penalty", "among"), [(1e-320, {0, 1}), (1e-40, {0, 1}), (1e39, {0, 1, 3, 4}), (1e308, {0, 1, 3, 4})]
+)
+def test_an_absurd_penalty_still_leaves_something_to_draw(penalty: float, among: set[int]) -> None:
+    logits = penalise(torch.tensor([8.0, 5.0, -1.0, 0.5, 0.0]), [0, 1, 2], penalty)
+    assert {*draw_many(logits, Sampling(0.5), generator(1, "test"), 50)} == among
+
+
 @settings(deadline=None, max_examples=50)
 @given(some_logits, st.floats(0, 3))
 def test_greedy_top_1_and_a_narrow_nucleus_are_the_likeliest_token(logits: torch.Tensor, temperature: float) -> None:
@@ -135,10 +143,12 @@ def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     assert draw_one(logits, Sampling(temperature), generator(1, "test")) == 3
 
 
-def test_a_very_high_temperature_is_uniform() -> None:
+@pytest.mark.parametrize("temperature", [1e30, 1e300])
+def test_a_very_high_temperature_is_uniform_among_what_may_be_said(temperature: float) -> None:
     random = generator(1, "test")
-    counts = Counter(draw_many(torch.tensor([0.0, 50.0]), Sampling(1e30), random, 400))
+    counts = Counter(draw_many(torch.tensor([0.0, 50.0, -math.inf]), Sampling(temperature), random, 400))
     assert 150 < counts[0] < 250
+    assert counts[2] == 0
 
 
 @pytest.mark.parametrize(

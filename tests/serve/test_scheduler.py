@@ -19,7 +19,7 @@ from shoal.models.decoding import Decoding, decode
 from shoal.serve.generation import LanguageModel
 from shoal.serve.native_runner import NativeRunner
 from shoal.serve.request import Piece, Request
-from shoal.serve.runner import TorchRunner, make_runner
+from shoal.serve.runner import Part, TorchRunner, make_runner
 from shoal.serve.sampling import Sampling
 from shoal.serve.scheduler import Scheduler
 from tests.models.shapes import FAMILIES, random_model
@@ -203,6 +203,35 @@ def test_a_prompt_that_begins_as_another_is_read_from_where_they_differ() -> Non
         assert [pieces[0].reused for pieces in found[:3]] == [0, len(whole + " of "), len(whole) - 1]
         assert found[3][0].reused == len(last)
         assert not any(piece.reused for pieces in found for piece in pieces[1:])
+
+
+class Counting(TorchRunner):
+    """Notes how many parts are read together."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.together = list[int]()
+
+    def read_together(self, parts: Sequence[Part]) -> Tensor:
+        self.together.append(len(parts))
+        return super().read_together(parts)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "chunk", "expected"),
+    [
+        (["a", "to be", "the fish"], 128, [3]),
+        (["the shoal swims in the sea", "to be", "the shoal swims in the", "a"], 128, [2, 2]),
+        (["a", "the shoal has one mind", "of fish"], 24, [3, 1]),
+    ],
+)
+def test_prompts_are_read_together_but_those_that_begin_alike_after_each_other(
+    prompts: list[str], chunk: int, expected: list[int]
+) -> None:
+    runner, requests = Counting(GPT.model, 4, 64), [ask(prompt, 3) for prompt in prompts]
+    found = write_all(Scheduler(runner, CHAR, GPT.ends, chunk), requests)
+    assert runner.together == expected
+    assert [*map(joined, found)] == [joined(write_all(scheduler_of(GPT), [request])[0]) for request in requests]
 
 
 def test_what_a_slot_holds_is_not_lost_to_a_prompt_that_shares_little_of_it() -> None:

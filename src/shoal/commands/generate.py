@@ -83,12 +83,12 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if is_labelled(arguments.model):
         labelled = read_labelled_model(arguments.model)
         if labelled.name not in ("chat", "prefer"):  # these go on with a text as any decoder does
+            _refuse_what_goes_on(arguments, constraint, f"and a model of task '{labelled.name}' answers as it was trained")
             return _answer(arguments, labelled, prompt)
     language = load_language_model(arguments.model)
     layout = read_layout(arguments.model)
     if not language.model.config.causal or (layout is not None and BLANK in prompt):
-        if constraint is not None or arguments.beams > 1:
-            raise InputError("--json-schema, --regex and --beams are for texts that go on, not for blanks")
+        _refuse_what_goes_on(arguments, constraint, "not for blanks")
         return _fill(arguments, language, prompt, sampling, layout)
     continuation = generate(
         language, prompt, arguments.tokens, sampling, arguments.seed, arguments.stop, constraint, arguments.beams,
@@ -104,6 +104,12 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if not arguments.json:
         _write("\n")
     return {"model": str(arguments.model), "prompt": prompt, "text": "".join(pieces), "seed": arguments.seed}
+
+
+def _refuse_what_goes_on(arguments: Arguments, constraint: Constraint | None, instead: str) -> None:
+    """`InputError` for options that would have no effect."""
+    if constraint is not None or arguments.beams > 1 or arguments.stop or arguments.weights != "fp32":
+        raise InputError(f"--json-schema, --regex, --beams, --stop and --weights are for texts that go on, {instead}")
 
 
 def _answer(arguments: Arguments, labelled: LabelledModel, prompt: str) -> dict[str, Any]:

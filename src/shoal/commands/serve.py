@@ -159,7 +159,8 @@ def read_served(arguments: Arguments) -> Served:
     template = _template(arguments, language)
     if template is not None:
         language = LanguageModel(language.model, template.tokenizer, language.stops | template.ends)
-    writer = _writer(arguments, language, lambda text: language.tokenizer.encode(text).tolist(), template)
+    tokenizer = language.tokenizer  # of the model only what the engine computes with is kept
+    writer = _writer(arguments, language, lambda text: tokenizer.encode(text).tolist(), template)
     return Served(name, "completion" if template is None else "chat", writer.context, created, writer=writer)
 
 

@@ -59,12 +59,12 @@ class NativeRunner:
     def __init__(self, model: Transformer, slots: int, capacity: int, weights: Format) -> None:
         config = model.config
         self.slots, self.capacity, self.weights = slots, capacity, weights
-        self._lengths = [0] * slots
         self._vocabulary = config.vocabulary
         panels = -(-capacity // PANEL)
         # [layers, slots, kv_heads, panels, ...]: within a panel, keys are [head_dim][PANEL], values [PANEL][head_dim]
         shape = config.layers, slots, config.kv_heads, panels, PANEL * config.head_dim
         self._keys, self._values = torch.zeros(shape), torch.zeros(shape)
+        self._lengths = [0] * slots
         self._kept = Kept()
         layers = [self._layer(cast(Block, block), number) for number, block in enumerate(model.blocks)]
         self._layers = (Layer * len(layers))(*layers)
@@ -76,11 +76,22 @@ class NativeRunner:
 
         Returns the logits [vocabulary] of what follows the last.
         """
-        if not 0 <= start <= self._lengths[slot] or not tokens:
-            raise ValueError(f"{len(tokens)} tokens from place {start} on, in a slot that holds {self._lengths[slot]}")
-        logits_V = self._pass([(token, slot, start + number) for number, token in enumerate(tokens)], 1)[0]
-        self._lengths[slot] = start + len(tokens)
-        return logits_V
+        return self.read_together([(slot, tokens, start)])[0]
+
+    def read_together(self, parts: Sequence[tuple[int, Sequence[int], int]]) -> Tensor:
+        """As `read`, (slot, tokens, start)s of different slots, in no more passes than all their tokens need.
+
+        Returns the logits [len(parts), vocabulary] of what follows each.
+        """
+        for slot, tokens, start in parts:
+            if not 0 <= start <= self._lengths[slot] or not tokens:
+                raise ValueError(f"{len(tokens)} tokens from place {start} on, in a slot that holds {self._lengths[slot]}")
+        inputs = [(token, slot, start + n) for slot, tokens, start in parts for n, token in enumerate(tokens[:-1])]
+        inputs += [(tokens[-1], slot, start + len(tokens) - 1) for slot, tokens, start in parts]  # of which is told
+        logits_PV = self._pass(inputs, len(parts))
+        for slot, tokens, start in parts:
+            self._lengths[slot] = start + len(tokens)
+        return logits_PV
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Go on with each of different slots by a token; returns the logits [len(slots), vocabulary] of what follows."""

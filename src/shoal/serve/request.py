@@ -50,7 +50,7 @@ class Request:
     constraint: Constraint | None = None
     beams: int = 1
     """Above 1: the likeliest text that a search for it keeps up with so many beginnings, told when it is found, is written;
-    nothing is drawn then, and neither alternatives nor a constraint can be asked for."""
+    nothing is drawn then, and neither alternatives, a constraint nor a repetition penalty can be asked for."""
     length_penalty: float = 1.0
     """Of such a search: what a text's logarithmic probability is divided by is its length to this power."""
 

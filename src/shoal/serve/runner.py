@@ -18,6 +18,9 @@ from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
 from shoal.serve.native_runner import native_runner
 
+Part = tuple[int, Sequence[int], int]
+"""A slot, tokens of its text, and the place of the first of them."""
+
 
 class Runner(Protocol):
     """Room for `slots` texts of up to `capacity` tokens."""
@@ -30,6 +33,9 @@ class Runner(Protocol):
 
         Returns the logits [vocabulary] of what follows the last, in fp32.
         """
+
+    def read_together(self, parts: Sequence[Part]) -> Tensor:
+        """As `read`, parts of texts in different slots; returns the logits [len(parts), vocabulary] of what follows each."""
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Go on with each slot by a token; returns the logits [len(slots), vocabulary] of what follows, in fp32."""
@@ -61,6 +67,10 @@ class TorchRunner:
         hidden_D = self._forward([slot], [tokens], reach)[0]
         return self._model.project(hidden_D).float()
 
+    def read_together(self, parts: Sequence[Part]) -> Tensor:
+        """As `Runner.read_together`: one after another, as a matrix product of a prompt's tokens is large enough."""
+        return torch.stack([self.read(*part) for part in parts])
+
     @torch.inference_mode()
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """As `Runner.step`."""
@@ -82,13 +92,21 @@ class TorchRunner:
 
 
 def make_runner(model: Transformer, slots: int, capacity: int, weights: Format = "fp32") -> Runner:
-    """The fastest runner that serves the model here; `InputError` where none does with such `weights`."""
-    native = native_runner(model, slots, capacity, weights)
-    if native is not None:
-        return native
-    if weights != "fp32":
+    """The fastest runner that serves the model here; `InputError` where none does with such `weights`, or in this memory."""
+    try:
+        native = native_runner(model, slots, capacity, weights)
+        if native is not None:
+            return native
+        if weights == "fp32":
+            return TorchRunner(model, slots, capacity)
+    except RuntimeError as error:  # PyTorch's, for memory that isn't there
+        config = model.config
+        asked = 8 * config.layers * config.kv_heads * config.head_dim * slots * capacity / 1e9
         raise InputError(
-            f"weights in {weights} are computed with by Shoal's own library alone, which needs a CPU, a C++ compiler, and a "
-            "model of a shape that it knows; leave them in fp32"
-        )
-    return TorchRunner(model, slots, capacity)
+            f"{slots} texts of {capacity} tokens have keys and values of {asked:,.0f} GB, for which there is no memory: "
+            "ask for fewer, or shorter ones"
+        ) from error
+    raise InputError(
+        f"weights in {weights} are computed with by Shoal's own library alone, which needs a CPU, a C++ compiler, and a "
+        "model of a shape that it knows; leave them in fp32"
+    )

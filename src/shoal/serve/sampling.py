@@ -22,8 +22,9 @@ FIRST_CANDIDATES = 256
 """So many of the likeliest tokens are sorted for top-p; eight times as many where that is too little, and so on."""
 BLOCK = 256
 """Weights that are summed before a place among them is looked for."""
-LEAST_TEMPERATURE = 1e-30
-"""What divides logits in fp32 without becoming zero; below, as at it, the likeliest token is all that is left."""
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-30, 1e30
+"""What divides logits in fp32 without becoming zero, or infinite; below, as at it, the likeliest token is all that is left,
+and above all are alike."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,18 @@ def draw(logits_RV: Tensor, samplings: Sequence[Sampling], randoms: Sequence[tor
 
 def penalise(logits_V: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
     """The logits, with those of tokens that were seen made less likely by a `repetition_penalty`."""
-    places = torch.tensor(seen, device=logits_V.device)
-    values = logits_V[places]
-    return logits_V.index_put((places,), torch.where(values > 0, values / penalty, values * penalty))
+    places, finite = torch.tensor(seen, device=logits_V.device), torch.finfo(logits_V.dtype)
+    values, penalty = logits_V[places], min(max(penalty, finite.tiny), finite.max)
+    changed = torch.where(values > 0, values / penalty, values * penalty)
+    # an infinite logit less another is no number
+    return logits_V.index_put((places,), changed.clamp(finite.min, finite.max))
 
 
 def _draw(logits_RV: Tensor, samplings: Sequence[Sampling], randoms: Sequence[torch.Generator]) -> list[int]:
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=logits_RV.dtype, device=logits_RV.device)[:, None]
 
-    temperature_R1 = column([max(sampling.temperature, LEAST_TEMPERATURE) for sampling in samplings])
+    temperature_R1 = column([min(max(sampling.temperature, LEAST_TEMPERATURE), MOST_TEMPERATURE) for sampling in samplings])
     # from the top: no temperature is so low that it overflows; so the likeliest token's weight is 1
     weight_RV = logits_RV.sub(logits_RV.amax(-1, keepdim=True)).div_(temperature_R1).exp_()
     least_R1 = column([0.0] * len(samplings))

@@ -23,12 +23,14 @@ from shoal.serve.constraints import Constraints
 from shoal.serve.request import Piece, Request
 from shoal.serve.runner import Runner
 from shoal.serve.sampling import draw
-from shoal.serve.slots import Slots
+from shoal.serve.slots import Slots, alike
 from shoal.serve.text import Text
 
 CHUNK = 128
 """Tokens of prompts that are read in a step, by default: with more, running texts wait longer for their next token; with
 fewer, a matrix product has too little to do."""
+WORTH_WAITING = 16
+"""Tokens that a prompt shares with one before it, so that it is read after that and not together with it."""
 MOST_ALTERNATIVES = 20
 LONGEST_STOP = 1000
 """Characters of a stop string."""
@@ -129,32 +131,47 @@ class Scheduler:
 
     def _read(self) -> None:
         room = self._chunk or sys.maxsize
+        parts: list[tuple[Text, list[int]]] = []
         for text in self._running:
             if text.reading and room:
-                room -= self._read_some(text, room)
-        # who comes next takes a slot only when the prompts before have been read, so that it finds what they share with it
+                parts.append((text, self._unread(text)[:room]))
+                room -= len(parts[-1][1])
         while room and self._waiting and self._waiting[0].request.beams <= self._slots.free:
             text = self._waiting[0]
+            # who comes next takes a slot only when prompts that begin alike have been read, so that it finds their beginning
+            shared = max((alike(text.tokens, other.tokens) for other, _ in parts), default=0)
+            if shared >= WORTH_WAITING + self._slots.known(text.tokens):
+                self._read_together(parts)
+                parts = []
             self._running.append(text)  # first: who looks from another thread finds it here or there
             self._waiting.popleft()
             slot, text.reused = self._slots.take(text.tokens)
             text.slots = [slot, *(self._slots.take(())[0] for _ in range(text.request.beams - 1))]
-            room -= self._read_some(text, room)
+            parts.append((text, self._unread(text)[:room]))
+            room -= len(parts[-1][1])
+        if parts:
+            self._read_together(parts)
 
-    def _read_some(self, text: Text, room: int) -> int:
-        """How many tokens were read."""
-        [slot, *_] = text.slots
-        unread = text.tokens[text.begins + self._slots.held(slot) :]
-        tokens = unread[:room]
+    def _unread(self, text: Text) -> list[int]:
+        return text.tokens[text.begins + self._slots.held(text.slots[0]) :]
+
+    def _read_together(self, parts: Sequence[tuple[Text, list[int]]]) -> None:
+        """Read some tokens of each text; those of which nothing is left go on."""
         try:
-            logits_V = self._slots.read(slot, tokens)
+            logits_PV = self._slots.read([text.slots[0] for text, _ in parts], [tokens for _, tokens in parts])
         except Exception as error:
-            self._fail(text, error)
-        else:
-            if len(tokens) == len(unread):
-                text.reading = False
-                self._go_on([text], logits_V[None], [1])
-        return len(tokens)
+            if len(parts) == 1:
+                self._fail(parts[0][0], error)
+            else:  # whose fault it is can be told one by one
+                for part in parts:
+                    self._read_together([part])
+            return
+        whole = [number for number, (text, _) in enumerate(parts) if not self._unread(text)]
+        texts = [parts[number][0] for number in whole]
+        for text in texts:
+            text.reading = False
+        if texts:
+            self._go_on(texts, logits_PV[whole], [1] * len(texts))
 
     def _go_on(self, texts: Sequence[Text], logits_RV: Tensor, rows: Sequence[int]) -> None:
         """Let each text have what follows it, by so many rows of the logits."""
@@ -235,5 +252,8 @@ class Scheduler:
             raise InputError(f"{request.beams} beams are asked for; accepted: from 1 to {most}")
         if not math.isfinite(request.length_penalty):
             raise InputError(f"the length penalty is {request.length_penalty}; accepted: any finite number")
-        if request.beams > 1 and (request.constraint is not None or request.alternatives is not None):
-            raise InputError("a beam search follows no constraint and tells no probabilities: ask for one beam")
+        told, penalty = request.alternatives is not None, request.sampling.repetition_penalty
+        if request.beams > 1 and (request.constraint is not None or told or penalty != 1):
+            raise InputError(
+                "a beam search follows no constraint, has no repetition penalty and tells no probabilities: ask for one beam"
+            )

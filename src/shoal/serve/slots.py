@@ -32,19 +32,27 @@ class Slots:
         What a free slot holds is overtaken where the prompt has most of it; else it is copied, to where nothing was of use
         for longest.
         """
-        shared = {slot: _alike(held, prompt[:-1]) for slot, held in enumerate(self._held) if held}
-        best = max(shared, key=lambda slot: (shared[slot], slot in self._free), default=None)
-        length = 0 if best is None else shared[best]
+        best, length = self._best(prompt)
         if best is not None and best in self._free and 2 * length >= len(self._held[best]):
             slot = best
         else:
             slot = self._free[0]
             if best is not None and best != slot and length:
+                self._held[slot] = []  # should copying fail half-way
                 self._runner.copy(best, slot, length)
                 self._held[slot] = self._held[best][:length]
         self._free.remove(slot)
         del self._held[slot][length:]
         return slot, length
+
+    def known(self, prompt: Sequence[int]) -> int:
+        """How many of the prompt's first tokens some slot holds."""
+        return self._best(prompt)[1]
+
+    def _best(self, prompt: Sequence[int]) -> tuple[int | None, int]:
+        shared = {slot: alike(held, prompt[:-1]) for slot, held in enumerate(self._held) if held}
+        best = max(shared, key=lambda slot: (shared[slot], slot in self._free), default=None)
+        return best, 0 if best is None else shared[best]
 
     def give_back(self, slots: Sequence[int]) -> None:
         """Let other texts have them, and what they hold."""
@@ -58,11 +66,13 @@ class Slots:
         """What it holds is of no use any more."""
         self._held[slot].clear()
 
-    def read(self, slot: int, tokens: Sequence[int]) -> Tensor:
-        """Go on with tokens; the logits [vocabulary] of what follows them."""
-        logits_V = self._runner.read(slot, tokens, len(self._held[slot]))
-        self._held[slot] += tokens
-        return logits_V
+    def read(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Go on with some tokens each; the logits [len(slots), vocabulary] of what follows them."""
+        parts = [(slot, its, len(self._held[slot])) for slot, its in zip(slots, tokens, strict=True)]
+        logits_RV = self._runner.read_together(parts)
+        for slot, its, _ in parts:
+            self._held[slot] += its
+        return logits_RV
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Go on with a token each; the logits [len(slots), vocabulary] of what follows."""
@@ -88,7 +98,7 @@ class Slots:
         return order + spare
 
 
-def _alike(first: Sequence[int], second: Sequence[int]) -> int:
+def alike(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens at the beginning are the same."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
