@@ -23,6 +23,7 @@ from shoal.data.examples.rows import LabelledRows, Layout
 from shoal.data.examples.splits import check_not_empty, read_splits
 from shoal.data.examples.texts import framing_tokenizer
 from shoal.data.grouping import pool_of
+from shoal.data.ledger import read_ledger
 from shoal.data.order import Order
 from shoal.data.plan import Plan
 from shoal.data.readers import Faults
@@ -104,7 +105,7 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora." not in name)
     layout: Layout = "joined" if joins(model, recipe) else "padded"
     train, *others = (part.completed(task, Wire(world)) for part in (examined.train, examined.validation, examined.test))
-    if layout == "padded":
+    if _reads_by_length(run, layout):
         train = train.by_length()
     augmentation, varying = make_augmentation(recipe, world, task, base, tokenizer, train.examples)
     vary = None if augmentation is None else train.varied_by(augmentation, task)
@@ -162,6 +163,11 @@ def resolve(recipe: Recipe, task: LabelledTask, rows: LabelledRows) -> Recipe:
     if recipe.evaluation.metric == "auto":
         changes["evaluation"]["metric"] = task.metric
     return build_recipe(merged(recipe_tree(recipe), changes))
+
+
+def _reads_by_length(run: RunDirectory, layout: Layout) -> bool:
+    """Whether samples are numbered by length: a run that goes on keeps to what it began with, perhaps on another device."""
+    return read_ledger(run.ledger).group > 0 if run.ledger.exists() else layout == "padded"
 
 
 def order_of(recipe: Recipe, rows: LabelledRows) -> Order:
