@@ -94,7 +94,9 @@ def examine(recipe: Recipe, place: Place | None = None) -> Examined:
     return Examined(base, tokenizer, length, task, faults=splits.faults, **encoded)
 
 
-def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examined | None = None) -> Material:
+def finetuning(
+    recipe: Recipe, world: World, run: RunDirectory, examined: Examined | None = None, quiet: bool = False
+) -> Material:
     """Labelled examples, and the recipe's model with the task's head. Raises `InputError` for what can't work."""
     if examined is None or not recipe.model.init_from:  # what was trained to be examined is kept nowhere
         examined = examine(recipe, Place(world, run))
@@ -110,7 +112,7 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
     augmentation, varying = make_augmentation(recipe, world, task, base, tokenizer, train.examples)
     vary = None if augmentation is None else train.varied_by(augmentation, task)
     every = [train.rows(model, layout, vary), *(part.rows(model, layout) for part in others)]
-    model, (rows, *held_out), told = looked_up(model, every, recipe, world)
+    model, (rows, *held_out), told = looked_up(model, every, recipe, world, quiet)
     recipe = resolve(recipe, task, rows)
     order = order_of(recipe, rows)
     sizes = BatchSizes.of(recipe, rows.tokens / rows.samples)
