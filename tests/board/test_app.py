@@ -120,6 +120,18 @@ def test_texts_that_are_no_unicode_travel(client: TestClient) -> None:
     assert json.loads(answer.content)["result"]["note"] == "\ud800" + EVIL
 
 
+def test_numbers_beyond_all_measure_leave_the_others_their_answer(tmp_path: Path) -> None:
+    huge = [step(number, tokens=1e308, step_seconds=1e308, tokens_per_second=1e308) for number in range(1, 5)]
+    write_run(tmp_path / "huge", huge, recipe={"train": {"steps": 1e-310, "tokens": 1e-310, "minutes": 1e-310}})
+    write_run(tmp_path / "usual", [step(1)])
+    with TestClient(make_app(Board([tmp_path])), base_url="http://127.0.0.1:8321") as client:
+        first = client.post("/api/news", json={}).json()["runs"][0]
+        assert client.post("/api/news", json={first["id"]: None}).status_code == 200
+        assert client.get(f"/api/part?run={first['id']}&axis=seconds&start=0&end=1e309").status_code == 422
+        assert client.get(f"/api/part?run={first['id']}&axis=seconds&start=0&end=1e308").status_code == 200
+    assert (first["done"], first["seconds_left"], first["tokens_per_second"]) == (None, None, None)
+
+
 def test_a_report_is_shown_in_a_sandbox_and_a_run_without_one_says_why(client: TestClient) -> None:
     report = client.get(f"/report/{ids(client)['one']}")
     assert report.text == "<p>a report"

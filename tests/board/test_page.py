@@ -12,28 +12,17 @@ from typing import Any
 import pytest
 
 from tests.board.runs import evaluation, step, text_of, write_run
+from tests.chromium import chromium
 
 pytest.importorskip("fastapi", reason="the board needs the extra `serve`")
 pytest.importorskip("playwright", reason="a browser is driven by playwright")
 
 import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from shoal.board.app import make_app
 from shoal.board.board import Board
-
-CHROMIUM = Path("/usr/bin/chromium")
-SWITCHES = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}")
+from shoal.board.run import run_id
 
 EVIL = "<img src=x onerror=document.title='run'>"
 SCRIPT = "<script>document.title='run'</script>"
@@ -50,10 +39,8 @@ PIXELS = """(canvas, [red, green, blue]) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
@@ -157,6 +144,15 @@ def test_lines_that_cannot_be_read_and_recipes_are_told(opened: Open, runs: Path
     page = opened()
     expect(page.locator("#notices")).to_contain_text("live: recipe.yaml can't be read")
     expect(page.locator("#notices")).to_contain_text("live: 1 line of its metrics could not be read")
+
+
+@pytest.mark.thorough
+def test_numbers_beyond_all_measure_do_not_stop_the_page(opened: Open, runs: Path) -> None:
+    (runs / "live" / "metrics.jsonl").write_text(text_of([step(1, step_seconds=1e300)]))
+    page = opened(f"#runs={run_id(runs / 'live')}&over=seconds")
+    expect(chart(page, "Gradient norm")).to_be_visible()
+    page.get_by_role("button", name="None", exact=True).click()
+    expect(row(page, "live").get_by_role("checkbox")).not_to_be_checked()
 
 
 @pytest.mark.thorough

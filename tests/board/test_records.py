@@ -41,3 +41,10 @@ def test_figures_of_ranks_have_a_name_each_and_slow_ones_are_told() -> None:
     assert record is not None
     assert [key for key in record.values if "/" in key] == [f"ranks/sync_seconds/{rank}" for rank in range(MOST_RANKS)]
     assert record.told == ("rank 1 was slow",)
+
+
+@pytest.mark.parametrize("wrong", [{"ranks/sync_seconds/4000000000": 1.0}, {"ranks": {"sync_seconds/x": [1.0]}}])
+def test_no_other_names_are_taken_for_those_of_ranks(wrong: dict[str, object]) -> None:
+    record = parse(json.dumps(step(1, **wrong)).encode())
+    assert record is not None
+    assert record.values.keys() == parse(json.dumps(step(1)).encode()).values.keys()  # type: ignore[union-attr]

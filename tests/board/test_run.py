@@ -113,7 +113,7 @@ def test_a_run_that_begins_anew_is_another(tmp_path: Path) -> None:
     ("task", "ranks", "words"),
     [
         ("causal", 1, "pretrain {}/recipe.yaml --resume --runs {}"),
-        ("classify", 2, "finetune {}/recipe.yaml --resume --runs {} --workers 2"),
+        ("classify", 2, "finetune {}/recipe.yaml --resume --workers 2 --runs {}"),
     ],
 )
 def test_the_command_to_go_on_is_whole(tmp_path: Path, task: str, ranks: int, words: str) -> None:

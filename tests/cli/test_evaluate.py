@@ -114,6 +114,8 @@ def test_a_run_is_evaluated_on_rows_of_its_own_kind(shoal: Shoal, model: Path, c
             "--text is not for --harness, whose tasks bring their own questions",
         ),
         (["--harness", "tasks", "--limit", "0"], "--limit is 0; accepted: a whole number above 0"),
+        (["--harness", "tasks", "--predictions", "told.jsonl"], "--predictions is not for --harness"),
+        (["--text", "words.txt", "--limit", "5"], "--limit is of the tasks of --harness, and there are none"),
         (["--text", "nowhere.txt"], "nowhere.txt: no such file or folder"),
         (["--text", "empty.txt"], "empty.txt: holds no text"),
         (["--text", "bytes.txt"], "bytes.txt: not UTF-8 text at byte 0"),

@@ -14,9 +14,10 @@ from shoal.core.errors import CorpusError, RecipeError
 from shoal.data.batches import evaluation_rows
 from shoal.data.grouping import GroupedRows
 from shoal.data.packing import PackedRows, best_fit_decreasing
-from shoal.data.pieces import CutDocuments
+from shoal.data.pieces import CutDocuments, holds_document, longest_document
 from shoal.data.rows import Rows
 from shoal.data.sequences import Framing, Sequences
+from shoal.data.shards import TokenStream
 
 SHIFTED, WHOLE = Framing("shifted"), Framing("whole", begin=97, end=98)
 KINDS = {"packed": PackedRows, "grouped": GroupedRows}
@@ -163,3 +164,18 @@ def test_a_context_without_room_and_a_text_without_documents_are_told(tmp_path: 
         CutDocuments.of(stream_of(tmp_path, [4]), END, 2, WHOLE)
     with pytest.raises(CorpusError, match="no documents"):
         CutDocuments.of(stream_of(tmp_path, [0, 0]), END, 8, SHIFTED)
+
+
+def test_a_split_is_looked_through_for_a_long_document_no_further_than_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.data.pieces.BEGINNING", 10)
+    near, far = tmp_path / "near", tmp_path / "far"
+    for folder in (near, far):
+        folder.mkdir()
+    late = stream_of(far, [2, 2, 2, 8, 3])
+    assert longest_document(late, END) == 8
+    assert [holds_document(late, END, least) for least in (2, 8, 9)] == [True, True, False]
+    early = stream_of(near, [7, 9, 3])
+    monkeypatch.setattr(TokenStream, "find", lambda *_: pytest.fail("all of it was read"))
+    assert holds_document(early, END, 7)

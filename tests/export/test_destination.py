@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from shoal.core.errors import InputError, ShoalError
 from shoal.export.destination import check_destination, size_of, staged
@@ -37,14 +38,23 @@ def test_an_export_is_replaced_only_if_asked_and_only_by_its_like(tmp_path: Path
     old, folder, other = tmp_path / "old.gguf", tmp_path / "onnx", tmp_path / "notes.txt"
     old.write_bytes(b"GGUF....")
     folder.mkdir()
-    (folder / "model.onnx").write_bytes(b"")
+    for name in ("model.onnx", "config.json"):
+        (folder / name).write_bytes(b"")
+    torch.save({}, tmp_path / "weights.pt")
     other.write_text("GG, not a model")
     check_destination(tmp_path / "new.gguf", "gguf", source, False)
     check_destination(old, "gguf", source, True)
     check_destination(folder, "onnx", source, True)
     with pytest.raises(InputError, match="is there already; give another place by --out, or let it be replaced"):
         check_destination(old, "gguf", source, False)
-    for path, kind in ((other, "gguf"), (old, "torch"), (folder, "hf"), (folder, "gguf"), (old, "onnx")):
+    for path, kind in (
+        (other, "gguf"),
+        (old, "torch"),
+        (tmp_path / "weights.pt", "torch"),
+        (folder, "hf"),
+        (folder, "gguf"),
+        (old, "onnx"),
+    ):
         with pytest.raises(InputError, match=f"is nothing that --format {kind} writes"):
             check_destination(path, kind, source, True)
     for path in (source, tmp_path):

@@ -148,6 +148,16 @@ def test_the_loss_of_a_continuation_is_that_of_the_plain_formula() -> None:
     assert greedy is False
 
 
+def test_a_continuation_that_is_one_token_with_what_is_before_costs_nothing() -> None:
+    from shoal.serve.harness.model import HarnessModel
+
+    before, after = TOKENIZER.encode("the shoal").tolist(), TOKENIZER.encode(" swims").tolist()
+    model = HarnessModel(language(), 2)
+    ((expected, likeliest),) = model._loglikelihood_tokens([(None, before, after)])
+    found = model._loglikelihood_tokens([(None, before, []), (None, before, after), (None, before[:1], [])])
+    assert found == [(0.0, True), (pytest.approx(expected, rel=1e-6), likeliest), (0.0, True)]
+
+
 @pytest.mark.parametrize(
     ("named", "expected"),
     [

@@ -117,6 +117,9 @@ def test_an_augmentation_reads_what_comes_back_and_keeps_labels_and_made_texts_a
         assert {one.values["label"] for one in read} == {example.values["label"]}
     kept.write_text(json.dumps({text: ["found"] for text in TEXTS}))
     assert back_translated(mine, alone(), TEXTS)[0][TEXTS[0]] == ["found"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # a file, in which no folder can be made
+    made_anew, said = back_translated(mine, alone(), TEXTS[:1])
+    assert set(made_anew) == {TEXTS[0]} and "not kept (" in said
 
 
 @pytest.mark.parametrize(

@@ -241,3 +241,27 @@ def test_it_resumes_bitwise(tmp_path: Path, layout: str) -> None:
         one.telemetry.close()
     for (name, value), other in zip(again.model.state_dict().items(), straight.model.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_run_keeps_its_order_where_it_goes_on_with_rows_laid_out_otherwise(tmp_path: Path, joined: bool) -> None:
+    data = write_sentences(tmp_path / "data.jsonl", sentences()[:41])
+    recipe = finetune_recipe(write_base(tmp_path / "base", "bert"), data)
+    world = alone()
+    with mock.patch("shoal.train.finetune.joins", lambda *_: joined):
+        straight = parts_of(recipe, tmp_path / "straight", world)
+        train(straight)
+        parts = parts_of(recipe, tmp_path / "stopped", world)
+    steps = parts.progress
+    with pytest.raises(Interrupted):
+        train(dataclasses.replace(parts, stop_requested=lambda: steps.step + 1 >= 2))
+    with mock.patch("shoal.train.finetune.joins", lambda *_: not joined):
+        again = parts_of(recipe, tmp_path / "stopped", world, resume=True)
+    train(again)
+    for one in (straight, parts, again):
+        one.telemetry.close()
+    losses, expected = (
+        [record["loss"] for record in read_metrics(RunDirectory(tmp_path / name).metrics)[0]]
+        for name in ("stopped", "straight")
+    )
+    assert losses == pytest.approx(expected, rel=1e-4)

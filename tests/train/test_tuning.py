@@ -304,3 +304,9 @@ def test_a_head_that_is_not_there_can_t_be_all_that_learns(encoder: Path) -> Non
     model.pooler = None
     with pytest.raises(RecipeError, match="trains the head alone, and this task has none"):
         freeze(model, schema.Tuning(what="frozen"))
+
+
+def test_a_quiet_run_shows_no_progress_of_its_trunk(capsys: pytest.CaptureFixture[str]) -> None:
+    for shown in (True, False):
+        assert list(features._told([[0], [1]], 2, shown)) == [[0], [1]]
+        assert ("what the frozen trunk gives of 2 texts" in capsys.readouterr().err) == shown

@@ -4,7 +4,6 @@ A file that is missing is nothing special; one that can't be read is a fault tha
 """
 
 import json
-import shlex
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -110,12 +109,7 @@ class Facts:
         if self.saved_step is None or not self.folder.recipe.exists():
             return ""
         pretrained = self.recipe.get().get("task") in get_args(Objective)
-        words = ["shoal", "pretrain" if pretrained else "finetune", str(self.folder.recipe), "--resume"]
-        if str(self.folder.root.parent) != "runs":
-            words += ["--runs", str(self.folder.root.parent)]
-        if self.ranks > 1:
-            words += ["--workers", str(self.ranks)]
-        return shlex.join(words)
+        return self.folder.again("pretrain" if pretrained else "finetune", self.ranks)
 
     def tree(self) -> dict[str, Any]:
         """All that a run's own panel shows, as JSON."""

@@ -14,6 +14,9 @@ LONGEST_NAME = 80
 MOST_RANKS = 16
 """Ranks whose own figures are kept; the first ones."""
 
+RANKS = "ranks/"
+"""How the names of their numbers begin, and no others do: the page draws a line for each rank that it finds."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -40,11 +43,14 @@ def parse(line: bytes) -> Record | None:
     is_evaluation = "loss" not in tree and any(key.startswith("eval_") for key in tree)
     values: dict[str, float] = {}
     for key, value in tree.items():
-        _keep(values, key, value)
+        if not key.startswith(RANKS):
+            _keep(values, key, value)
     ranks = tree.get("ranks")
     for key, row in ranks.items() if isinstance(ranks, dict) else ():
+        if "/" in key:
+            continue
         for rank, value in enumerate(row[:MOST_RANKS] if isinstance(row, list) else ()):
-            _keep(values, f"ranks/{key}/{rank}", value)
+            _keep(values, f"{RANKS}{key}/{rank}", value)
     loss = tree.get("eval_loss" if is_evaluation else "loss")
     told = tree.get("stragglers")
     return Record(

@@ -1,6 +1,7 @@
 """A run as the board sees it: what its metrics have told, and what it is doing now."""
 
 import hashlib
+import math
 import os
 import statistics
 from dataclasses import dataclass, field
@@ -141,4 +142,5 @@ class Run:
 
 
 def _rounded(value: float | None, digits: int = 6) -> float | None:
-    return None if value is None else float(f"{value:.{digits}g}")
+    """As JSON has it: numbers of files are finite, but not what follows from enormous ones."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")

@@ -95,6 +95,9 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
         raise InputError(f"--batch is {arguments.batch}; accepted: a whole number above 0")
     if arguments.harness:
         return _evaluate_by_harness(arguments)
+    for name in ("fewshot", "limit"):
+        if getattr(arguments, name) is not None:
+            raise InputError(f"--{name} is of the tasks of --harness, and there are none: leave it out")
     if is_labelled(arguments.model):
         given = {key: value for key in ("judge", "against") if (value := getattr(arguments, key))}
         return _evaluate_labelled(arguments, read_labelled_model(arguments.model, given))
@@ -133,7 +136,7 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
 
 
 def _evaluate_labelled(arguments: Arguments, labelled: LabelledModel) -> dict[str, Any]:
-    if arguments.text or arguments.corpus or arguments.task:
+    if arguments.text or arguments.corpus or arguments.task or arguments.stride is not None:
         raise InputError(f"{arguments.model}: was fine-tuned for '{labelled.name}', at which --data evaluates it")
     settings = _example_settings(arguments)
     faults = Faults(settings.on_error == "skip", ADVICE)
@@ -202,7 +205,8 @@ def _stride(arguments: Arguments, task: str, language: LanguageModel) -> int | N
 
 
 def _evaluate_by_harness(arguments: Arguments) -> dict[str, Any]:
-    given = [name for name in ("corpus", "text", "task", "data", "stride") if getattr(arguments, name)]
+    theirs = ("corpus", "text", "task", "data", "stride", "columns", "predictions", "judge", "against")
+    given = [name for name in theirs if getattr(arguments, name)]
     if given:
         raise InputError(f"--{given[0]} is not for --harness, whose tasks bring their own questions")
     for name in ("fewshot", "limit"):

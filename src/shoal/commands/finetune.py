@@ -96,7 +96,7 @@ def _finetune(start: Start, recipe: Recipe) -> dict[str, Any] | None:
         train=lambda folder, resume: run_training(
             recipe,
             Session(folder, resume, start.quiet),
-            partial(finetuning, run=folder, examined=examined.pop() if examined else None),
+            partial(finetuning, run=folder, examined=examined.pop() if examined else None, quiet=start.quiet),
         ),
     )
     if result is not None:

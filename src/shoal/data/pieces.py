@@ -23,6 +23,9 @@ from shoal.data.rows import hash_of
 from shoal.data.sequences import Framing, Sequences
 from shoal.data.shards import TokenStream
 
+BEGINNING = 1 << 16
+"""Tokens of a split in which a document is looked for before all of it is read: ten billion take half a minute."""
+
 
 class Pieces(NamedTuple):
     """Pieces of documents: where in the stream each starts, its units, and whether its document begins there."""
@@ -158,7 +161,18 @@ def extra_positions(framing: Framing) -> int:
     return 2 + framing.spare if framing.kind == "whole" else 0
 
 
+def holds_document(stream: TokenStream, end_of_text: int, least: int) -> bool:
+    """Whether a split has a document of so many tokens; where one is near its beginning, the rest is not looked through."""
+    head = stream.windows(np.zeros(1, dtype=np.int64), min(stream.tokens, BEGINNING))[0]
+    return (
+        _longest(np.flatnonzero(head == end_of_text), len(head)) >= least or longest_document(stream, end_of_text) >= least
+    )
+
+
 def longest_document(stream: TokenStream, end_of_text: int) -> int:
     """Tokens of a split's longest document, without the end-of-text that follows it."""
-    ends = np.concatenate(([-1], stream.find(end_of_text), [stream.tokens]))
-    return int(np.diff(ends).max()) - 1
+    return _longest(stream.find(end_of_text), stream.tokens)
+
+
+def _longest(ends: Positions, tokens: int) -> int:
+    return int(np.diff(np.concatenate(([-1], ends, [tokens]))).max()) - 1

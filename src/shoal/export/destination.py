@@ -1,6 +1,7 @@
 """Where an export goes: whole or not at all, and never over something else."""
 
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +9,14 @@ from pathlib import Path
 from shoal.core.errors import InputError, ShoalError
 from shoal.core.files import make_folder, remove_folder, sync_folder
 
-MARKS = {"hf": "config.json", "onnx": "model.onnx"}
-"""The file by which an exported folder is known."""
+MARKS = {"hf": ("config.json", "model.safetensors"), "onnx": ("model.onnx",)}
+"""The files by which an exported folder is known."""
 
-MAGIC = {"gguf": b"GGUF", "torch": b"PK\x03\x04"}
-"""How an exported file begins."""
+MAGIC = b"GGUF"
+"""How a file of GGUF begins."""
+
+ARCHIVE = "/archive_format"
+"""How the entry is named by which a `.pt2` differs from other zip files, as those of `torch.save`."""
 
 ENDINGS = {"hf": "-hf", "gguf": ".gguf", "onnx": "-onnx", "torch": ".pt2"}
 
@@ -33,11 +37,21 @@ def check_destination(path: Path, kind: str, source: Path, replace: bool) -> Non
 
 def _is_export(path: Path, kind: str) -> bool:
     if kind in MARKS:
-        return path.is_dir() and (path / MARKS[kind]).is_file()
+        return path.is_dir() and all((path / name).is_file() for name in MARKS[kind])
     if not path.is_file():
         return False
+    if kind == "torch":
+        return _is_program(path)
     with path.open("rb") as file:
-        return file.read(4) == MAGIC[kind]
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(ARCHIVE) for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 @contextmanager
@@ -50,8 +64,11 @@ def staged(path: Path) -> Iterator[Path]:
     try:
         new = stage / path.name
         yield new
-        for file in [new] if new.is_file() else [file for file in new.rglob("*") if file.is_file()]:
-            _flush(file)
+        for part in (new, *new.rglob("*")):
+            if part.is_dir():
+                sync_folder(part)
+            else:
+                _flush(part)
         if path.is_dir():
             remove_folder(path)
         new.rename(path)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from shoal.core.errors import InputError
+from shoal.core.errors import InputError, ShoalError
 from shoal.core.files import read_json, sha256, write_json
 from shoal.core.machine import cache_folder
 from shoal.core.model_directory import find_model_directory
@@ -53,17 +53,19 @@ def back_translated(recipe: Recipe, world: World, texts: Sequence[str]) -> tuple
     wire, folders = Wire(world), _folders(recipe)
     began = time.perf_counter()
     path = cache_folder() / "translations" / f"{_key(recipe, folders, texts)}.json"
+    where = f"kept in {path}"
     there = wire.gather_objects(_kept(path) if world.is_main else None)[0]
     if there is None:
         translators = [read_translator(folder, world.device) for folder in folders]
         mine = _translated(recipe, translators, texts, world)
         there = {text: others for part in wire.gather_objects(mine) for text, others in part.items()}
         if world.is_main:
-            write_json(path, there)
-            for old in sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
-                old.unlink(missing_ok=True)
+            try:
+                _keep(path, there)
+            except (ShoalError, OSError) as error:  # it took long, and is here all the same
+                where = f"not kept ({error})"
     count = sum(map(len, there.values()))
-    told = f"{count:,} other texts by translation there and back of {len(texts):,}, kept in {path}"
+    told = f"{count:,} other texts by translation there and back of {len(texts):,}, {where}"
     return there, f"{told} ({time.perf_counter() - began:.1f} s)"
 
 
@@ -113,6 +115,12 @@ def _key(recipe: Recipe, folders: Sequence[Path], texts: Sequence[str]) -> str:
     for text in sorted(texts):
         told.update(text.encode() + b"\0")
     return told.hexdigest()[:32]
+
+
+def _keep(path: Path, there: dict[str, list[str]]) -> None:
+    write_json(path, there)
+    for old in sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
+        old.unlink(missing_ok=True)
 
 
 def _kept(path: Path) -> dict[str, list[str]] | None:

@@ -57,7 +57,7 @@ ABANDONED = 24 * 3600.0
 class Trunk:
     """What fills a table: the model, the pieces that it reads, laid out so, and the row at which each piece's begin.
 
-    `pooled`: one row a piece, else one a token.
+    `pooled`: one row a piece, else one a token. `quiet`: how far it is is not shown.
     """
 
     model: Transformer
@@ -66,14 +66,16 @@ class Trunk:
     pooled: bool
     layout: Layout
     precision: str
+    quiet: bool = False
 
 
 def looked_up(
-    model: Transformer, splits: Sequence[LabelledRows], recipe: Recipe, world: World
+    model: Transformer, splits: Sequence[LabelledRows], recipe: Recipe, world: World, quiet: bool = False
 ) -> tuple[Transformer, list[LabelledRows], list[str]]:
     """The model and its rows, where its trunk is frozen: the head, places in a table, and what is to be told.
 
-    As they are where the trunk learns, where texts vary from epoch to epoch, or where the recipe wants no table.
+    As they are where the trunk learns, where texts vary from epoch to epoch, or where the recipe wants no table. `quiet`: no
+    progress is shown.
     """
     varied = any(rows.vary is not None for rows in splits)
     if recipe.tuning.what != "frozen" or not recipe.tuning.cache or varied or recipe.parallel.tensor > 1:
@@ -87,7 +89,7 @@ def looked_up(
         told = f"what the trunk gives would take {size / 1e9:,.1f} GB, more than is kept: it is computed in every epoch"
         return model, list(splits), [told]
     began = time.perf_counter()
-    trunk = Trunk(model, pieces, starts, pooled, splits[0].layout, recipe.train.precision)
+    trunk = Trunk(model, pieces, starts, pooled, splits[0].layout, recipe.train.precision, quiet)
     path = cache_folder() / "features" / f"{_key(trunk, world)}.f32"
     shape = sum(places_of), model.config.dim
     found = _is_there(path, shape, Wire(world))
@@ -214,7 +216,8 @@ def _fill(table: Tensor, trunk: Trunk, world: World) -> None:
     model, pieces, starts = trunk.model, trunk.pieces, trunk.starts
     use_native_kernels(model, trunk.precision, TOGETHER)
     model.eval()
-    for chosen in _told([*_batches([len(piece.tokens) for piece in pieces], world)], len(pieces), world):
+    batches = [*_batches([len(piece.tokens) for piece in pieces], world)]
+    for chosen in _told(batches, len(pieces), world.is_main and not trunk.quiet):
         its = [pieces[number] for number in chosen]
         sequences = collate(its, chosen, np.zeros(1, dtype=np.uint64), model.config.causal, trunk.layout)
         with make_precision(trunk.precision, world.device):
@@ -234,13 +237,12 @@ def _fill(table: Tensor, trunk: Trunk, world: World) -> None:
     model.train()
 
 
-def _told(batches: Sequence[list[int]], texts: int, world: World) -> Iterable[list[int]]:
+def _told(batches: Sequence[list[int]], texts: int, shown: bool) -> Iterable[list[int]]:
     """The batches, which take about as long each: how far they are is shown, as long texts take minutes."""
     console = Console(stderr=True, highlight=False)
-    if world.is_main and not console.is_terminal:
+    if shown and not console.is_terminal:
         console.print(f"computing what the frozen trunk gives of {texts:,} texts, once")
-    shown = world.is_main and console.is_terminal
-    return track(batches, "frozen trunk, once", console=console, transient=True, disable=not shown)
+    return track(batches, "frozen trunk, once", console=console, transient=True, disable=not (shown and console.is_terminal))
 
 
 def _batches(lengths: Sequence[int], world: World) -> Iterator[list[int]]:

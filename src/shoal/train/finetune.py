@@ -23,6 +23,7 @@ from shoal.data.examples.rows import LabelledRows, Layout
 from shoal.data.examples.splits import check_not_empty, read_splits
 from shoal.data.examples.texts import framing_tokenizer
 from shoal.data.grouping import pool_of
+from shoal.data.ledger import read_ledger
 from shoal.data.order import Order
 from shoal.data.plan import Plan
 from shoal.data.readers import Faults
@@ -94,7 +95,9 @@ def examine(recipe: Recipe, place: Place | None = None) -> Examined:
     return Examined(base, tokenizer, length, task, faults=splits.faults, **encoded)
 
 
-def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examined | None = None) -> Material:
+def finetuning(
+    recipe: Recipe, world: World, run: RunDirectory, examined: Examined | None = None, quiet: bool = False
+) -> Material:
     """Labelled examples, and the recipe's model with the task's head. Raises `InputError` for what can't work."""
     if examined is None or not recipe.model.init_from:  # what was trained to be examined is kept nowhere
         examined = examine(recipe, Place(world, run))
@@ -105,12 +108,12 @@ def finetuning(recipe: Recipe, world: World, run: RunDirectory, examined: Examin
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora." not in name)
     layout: Layout = "joined" if joins(model, recipe) else "padded"
     train, *others = (part.completed(task, Wire(world)) for part in (examined.train, examined.validation, examined.test))
-    if layout == "padded":
+    if _reads_by_length(run, layout):
         train = train.by_length()
     augmentation, varying = make_augmentation(recipe, world, task, base, tokenizer, train.examples)
     vary = None if augmentation is None else train.varied_by(augmentation, task)
     every = [train.rows(model, layout, vary), *(part.rows(model, layout) for part in others)]
-    model, (rows, *held_out), told = looked_up(model, every, recipe, world)
+    model, (rows, *held_out), told = looked_up(model, every, recipe, world, quiet)
     recipe = resolve(recipe, task, rows)
     order = order_of(recipe, rows)
     sizes = BatchSizes.of(recipe, rows.tokens / rows.samples)
@@ -163,6 +166,11 @@ def resolve(recipe: Recipe, task: LabelledTask, rows: LabelledRows) -> Recipe:
     if recipe.evaluation.metric == "auto":
         changes["evaluation"]["metric"] = task.metric
     return build_recipe(merged(recipe_tree(recipe), changes))
+
+
+def _reads_by_length(run: RunDirectory, layout: Layout) -> bool:
+    """Whether samples are numbered by length: a run that goes on keeps to what it began with, perhaps on another device."""
+    return read_ledger(run.ledger).group > 0 if run.ledger.exists() else layout == "padded"
 
 
 def order_of(recipe: Recipe, rows: LabelledRows) -> Order:

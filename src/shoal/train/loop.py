@@ -244,7 +244,7 @@ def _skip(parts: Parts, loss: float, norm: float, culprits: list[int]) -> None:
 def empty_totals(world: World, micro_batches: int) -> Tensor:
     """What is summed over a step: loss, targets, tokens read, "please stop", rank 0's clock, and a row of figures a rank.
 
-    [micro-batches, 5 + 3 × ranks]
+    [micro-batches, 5 + FIGURES × ranks]
     """
     return torch.zeros(micro_batches, 5 + FIGURES * world.size, dtype=torch.float64, device=world.device)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shoal.core.errors import InputError, RecipeError
 from shoal.core.recipe import Recipe
-from shoal.data.pieces import longest_document
+from shoal.data.pieces import holds_document, longest_document
 from shoal.data.plan import Plan, open_corpora, plan_evaluation, plan_training
 from shoal.data.shards import Corpus, Split
 from shoal.data.tokenizer import read_tokenizer
@@ -118,8 +118,9 @@ def _check_lengths(recipe: Recipe, corpora: list[Corpus], task: TextTask, contex
             f"'model.context' is {context}, and task '{recipe.task}' learns nothing of documents of which a row holds fewer "
             f"than {task.least} tokens; accepted: {2 * task.least} and more"
         )
-    longest = max(longest_document(corpus.split("train"), corpus.end_of_text) for corpus in corpora)
-    if longest < task.least:
+    trains = [(corpus.split("train"), corpus.end_of_text) for corpus in corpora]
+    if not any(holds_document(stream, end, task.least) for stream, end in trains):
+        longest = max(longest_document(stream, end) for stream, end in trains)
         raise InputError(
             f"{', '.join(recipe.corpus_directories)}: the longest document has {longest} tokens, and task '{recipe.task}' "
             f"learns nothing of those with fewer than {task.least}: prepare it with longer documents, as a file each "

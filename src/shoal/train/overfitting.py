@@ -17,6 +17,9 @@ RISEN = 0.02
 STILL_FALLING = 0.02
 """By what share the held-out loss must have fallen between the last two evaluations to count."""
 
+SCORED = ("classify", "tag", "answer", "prefer")
+"""Tasks whose loss is of scores, not over the vocabulary: nothing of `regular` softens it but what evaluations tell, too."""
+
 
 def unlike(recipe: Recipe) -> str:
     """Why the training loss is another measure than any that evaluations tell; empty where it is one of these."""
@@ -24,7 +27,7 @@ def unlike(recipe: Recipe) -> str:
         return "of texts that are mixed (augment.mixup)"
     regular = recipe.regular
     softened = [key for key in ("label_smoothing", "z_loss") if getattr(regular, key)]
-    return f"softened (regular.{softened[0]})" if softened and recipe.task != "classify" else ""
+    return f"softened (regular.{softened[0]})" if softened and recipe.task not in SCORED else ""
 
 
 @dataclass(frozen=True)

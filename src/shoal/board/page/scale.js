@@ -24,13 +24,14 @@ export class Scale {
   }
 }
 
+// however near each other, or large, the ends are: `most` ticks, and one
 function evenTicks(from, to, most) {
   const least = (to - from) / most;
   if (!(least > 0)) return [from];
   const unit = 10 ** Math.floor(Math.log10(least));
   const step = unit * [1, 2, 5, 10].find((times) => times * unit >= least);
   const ticks = [];
-  for (let number = Math.ceil(from / step); number * step <= to + step * 1e-9; number += 1) ticks.push(number * step);
+  for (let number = Math.ceil(from / step); number * step <= to + step * 1e-9 && ticks.length <= most; number += 1) ticks.push(number * step);
   return ticks;
 }
 
@@ -52,6 +53,6 @@ export function timeTicks(from, to, most) {
   const steps = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
   const step = steps.find((one) => (to - from) / one <= most) ?? 86400 * Math.ceil((to - from) / most / 86400);
   const ticks = [];
-  for (let tick = Math.ceil(from / step) * step; tick <= to; tick += step) ticks.push(tick);
+  for (let tick = Math.ceil(from / step) * step; tick <= to && ticks.length <= most; tick += step) ticks.push(tick);
   return ticks;
 }

@@ -87,7 +87,10 @@ class HarnessModel(TemplateLM):
         model = self.language.model
         context, device = model.config.context, model.head_weight.device
         found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-        for numbers in self._batches([len(before) + len(scored) for _, before, scored in requests]):
+        for batch in self._batches([len(before) + len(scored) for _, before, scored in requests]):
+            # what a tokenizer makes one token of, together with the text before, leaves nothing to score
+            if not (numbers := [number for number in batch if requests[number][2]]):
+                continue
             rows = [(before + scored)[-context - 1 :] for _, before, scored in (requests[number] for number in numbers)]
             counts = [min(len(requests[number][2]), len(row) - 1) for number, row in zip(numbers, rows, strict=True)]
             tokens = torch.zeros(len(rows), max(map(len, rows)) - 1, dtype=torch.int64)
