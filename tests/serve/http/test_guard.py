@@ -130,6 +130,12 @@ def test_a_body_that_does_not_come_is_not_waited_for(small: Server) -> None:
         assert error_of(everything(connection)) == (408, "the body was not there after 0.3 s")
 
 
+def test_who_has_no_key_holds_nothing_open(small: Server) -> None:
+    with closing(connect(small)) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 50\r\n\r\n")
+        assert error_of(everything(connection))[0] == 405  # not 408, after waiting for a body
+
+
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/embeddings HTTP/1.1\r\nHost: loc"])
 def test_headers_that_do_not_come_are_not_waited_for(small: Server, sent: bytes) -> None:
     with closing(connect(small)) as connection:

@@ -74,8 +74,10 @@ class Guard:
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         try:
-            self._check(scope["path"], headers)
-            body = await self._body(headers, receive)
+            path = scope["path"]
+            self._check(path, headers)
+            # who brings no key is not waited for: what is open to all takes no body
+            body = b"" if self._is_open(path) else await self._body(headers, receive)
         except ClientLeftError:
             return
         except ApiError as error:
@@ -91,7 +93,7 @@ class Guard:
             name = headers.get("host", "").lower()
             if name.rpartition(":")[0] not in LOCAL and name not in LOCAL:
                 raise ApiError(403, f"this server answers to localhost, not to '{name}', unless it has an --api-key")
-        elif path not in OPEN and path not in self.access.files:
+        elif not self._is_open(path):
             kind, _, given = headers.get("authorization", "").partition(" ")
             # bytes, as they came: a header is Latin-1
             if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self.key):
@@ -105,6 +107,9 @@ class Guard:
         most = self.service.limits.requests
         if self.open > most and path not in BACKGROUND:
             raise overloaded(f"{most} requests are open already, as many as may")
+
+    def _is_open(self, path: str) -> bool:
+        return path in OPEN or path in self.access.files
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """All of it; `ApiError` where it is too long, or does not come."""
