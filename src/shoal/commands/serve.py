@@ -9,7 +9,6 @@ A decoder answers /v1/chat/completions (where it has a chat template) and /v1/co
 machine is answered, unless --host says otherwise, and then requests need a key.
 """
 
-import ipaddress
 import json
 import os
 import sys
@@ -92,6 +91,7 @@ def run(arguments: Arguments, overrides: list[str]) -> None:
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         library(module, "serve")
     from shoal.serve.http.app import build_app
+    from shoal.serve.http.guard import is_local
     from shoal.serve.http.server import bind, make_server
 
     if not 0 <= arguments.port < 1 << 16:
@@ -106,7 +106,7 @@ def run(arguments: Arguments, overrides: list[str]) -> None:
         grace_seconds=arguments.grace,
     )
     key = _key(arguments)
-    if not key and not _is_local(arguments.host):
+    if not key and not is_local(arguments.host):
         raise InputError(
             f"--host {arguments.host} lets other machines in, so requests need a key: --api-key-file FILE, or {KEY} in the "
             "environment"
@@ -227,10 +227,3 @@ def _key(arguments: Arguments) -> str:
     if not all("!" <= character <= "~" for character in key):
         raise InputError(f"{source}: a key is of letters, digits and signs of ASCII, without spaces")
     return key
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -55,9 +55,9 @@ def test_what_tells_nothing_needs_no_key(locked: Server) -> None:
 
 
 def test_without_a_key_only_names_of_this_machine_are_answered(chat: Server, locked: Server) -> None:
-    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:1"):
+    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]", "LOCALHOST:1", "127.0.0.2:8000"):
         assert chat.client.get("/health", headers={"Host": host}).status_code == 200
-    for host in ("rebound.example:8000", "127.0.0.1.example", ""):
+    for host in ("rebound.example:8000", "127.0.0.1.example", "192.0.2.1", "[", ""):
         reply = chat.client.get("/health", headers={"Host": host})
         assert (reply.status_code, reply.json()["error"]["type"]) == (403, "invalid_request_error")
     assert locked.client.get("/health", headers={"Host": "served.example"}).status_code == 200

@@ -10,6 +10,7 @@ answered.
 
 import asyncio
 import hmac
+import ipaddress
 import time
 from dataclasses import dataclass
 
@@ -21,8 +22,6 @@ from shoal.serve.http.service import Service
 
 OPEN = frozenset({"/", "/health", "/docs", "/openapi.json"})
 """Paths that need no key, beside the page's files: they tell nothing of the model, or nobody's texts."""
-
-LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 BACKGROUND = frozenset({"/health", "/metrics"})
 """Paths that are answered however much there is to do."""
@@ -91,7 +90,7 @@ class Guard:
         """`ApiError` for who may not come in."""
         if not self.key:
             name = headers.get("host", "").lower()
-            if name.rpartition(":")[0] not in LOCAL and name not in LOCAL:
+            if not is_local(_without_port(name)):
                 raise ApiError(403, f"this server answers to localhost, not to '{name}', unless it has an --api-key")
         elif not self._is_open(path):
             kind, _, given = headers.get("authorization", "").partition(" ")
@@ -146,6 +145,21 @@ def replayed(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receive_again
+
+
+def is_local(host: str) -> bool:
+    """Whether it is a name, or an address, by which this machine alone is meant."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _without_port(name: str) -> str:
+    """The name, or address, that a Host header has."""
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0]
 
 
 def _too_long(most: int) -> ApiError:
