@@ -67,6 +67,7 @@ def test_an_answer_without_words_is_told(open_chat: Open) -> None:
         tab.page.route(ROUTE, lambda route: route.fulfill(content_type="text/event-stream", body=end))
         tab.ask("the sea")
         assert tab.page.inner_text(".assistant .hint") == "The model had nothing to say."
+        assert tab.page.locator(".assistant .note").count() == 0, "nobody waited for a first token"
 
 
 @pytest.mark.thorough
