@@ -149,9 +149,10 @@ async def _each(
     work: Callable[[Sequence[Piece]], Sequence[Result]],
 ) -> list[Result]:
     """A result for each piece, computed in the encoder's thread, as long as the client waits."""
-    return await unless_left(
-        request, service.encoding.each(pieces, lambda piece: len(piece.tokens), work, service.deadline())
-    )
+    computed = service.encoding.each(pieces, lambda piece: len(piece.tokens), work, service.deadline())
+    results = await unless_left(request, computed)
+    service.metrics.prompt_tokens.inc(sum(len(piece.tokens) for piece in pieces))
+    return results
 
 
 def _usage(service: Service, sizes: Sequence[int]) -> EncoderUsage:
@@ -160,7 +161,6 @@ def _usage(service: Service, sizes: Sequence[int]) -> EncoderUsage:
     for number, size in enumerate(sizes):
         if most and size > most:
             raise ApiError(400, f"input[{number}]: {size} tokens; accepted are up to {most}", param="input")
-    service.metrics.prompt_tokens.inc(sum(sizes))
     return EncoderUsage(prompt_tokens=sum(sizes), total_tokens=sum(sizes))
 
 
