@@ -64,7 +64,7 @@ def writing_router(service: Service) -> APIRouter:
             telling.echo = asking.echoed(service.served, asked)
             return tokens
 
-        tokens = asked.max_tokens or asking.COMPLETION_TOKENS
+        tokens = asked.max_tokens or min(asking.COMPLETION_TOKENS, service.limits.tokens or asking.COMPLETION_TOKENS)
         return await _answer(service, request, asked, telling, tokens, prompts)
 
     return router
