@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import httpx
 import openai
@@ -78,6 +79,13 @@ def test_documentation_needs_nothing_from_elsewhere(chat: Server) -> None:
     assert "/v1/chat/completions" in page.text and "temperature" in page.text
     paths = chat.client.get("/openapi.json").json()["paths"]
     assert {"/v1/models", "/v1/embeddings", "/v1/classify", "/v1/tag", "/health", "/metrics"} < set(paths)
+
+
+@pytestdef test_a_name_with_a_slash_is_found() -> None:
+    with serving(replace(encoder(), name="shoal/bert")) as server, openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0
+    ) as client:  # fmt: skip
+        assert client.models.retrieve("shoal/bert").id == "shoal/bert"
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +188,8 @@ def test_a_port_that_is_taken_is_told(small: Server) -> None:
         bind("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(InputError, match=r"can't listen on 203\.0\.113\.7"):
         bind("203.0.113.7", 0)
+    with pytest.raises(InputError, match="can't listen on two..dots, port 1"):
+        bind("two..dots", 1)
 
 
 def test_limits_that_can_not_be_are_told() -> None:

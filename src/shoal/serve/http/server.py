@@ -140,7 +140,7 @@ def bind(host: str, port: int) -> socket.socket:
         taken.bind((host, port))
         taken.listen(0)  # two may be bound to a port of which neither listens
         return taken
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last: of a name that no host can have
         taken.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"can't listen on {host}, port {port}: {reason}; choose another by --host or --port") from None
