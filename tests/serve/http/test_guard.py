@@ -81,7 +81,7 @@ def test_documentation_needs_nothing_from_elsewhere(chat: Server) -> None:
     assert {"/v1/models", "/v1/embeddings", "/v1/classify", "/v1/tag", "/health", "/metrics"} < set(paths)
 
 
-@pytestdef test_a_name_with_a_slash_is_found() -> None:
+def test_a_name_with_a_slash_is_found() -> None:
     with serving(replace(encoder(), name="shoal/bert")) as server, openai.OpenAI(
         base_url=f"{server.url}/v1", api_key="none", max_retries=0
     ) as client:  # fmt: skip
@@ -188,7 +188,7 @@ def test_a_port_that_is_taken_is_told(small: Server) -> None:
         bind("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(InputError, match=r"can't listen on 203\.0\.113\.7"):
         bind("203.0.113.7", 0)
-    with pytest.raises(InputError, match="can't listen on two..dots, port 1"):
+    with pytest.raises(InputError, match=r"can't listen on two\.\.dots, port 1"):
         bind("two..dots", 1)
 
 
