@@ -154,6 +154,16 @@ def test_a_server_does_not_wait_for_ever_for_answers_to_end() -> None:
     assert engine_of(server).running == engine_of(server).waiting == 0
 
 
+def test_who_waits_for_a_whole_answer_is_told_that_the_server_stops() -> None:
+    with serving(chat_model(slots=1, context=CONTEXT), Limits(grace_seconds=0.2)) as server, closing(begin(server)) as asked:
+        while not engine_of(server).running:
+            assert server.client.get("/health").status_code == 200
+        server.stop()
+        answer = asked.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "overloaded"
+
+
 @pytest.mark.thorough
 def test_a_client_that_does_not_read_is_not_waited_for() -> None:
     with serving(chat_model(slots=4, context=CONTEXT), Limits(stalled_seconds=0.5)) as server:

@@ -64,6 +64,12 @@ class Guard:
         metrics.open.set(self.open)
         try:
             await self._let_in(scope, receive, send_noted)
+        except (
+            asyncio.CancelledError
+        ):  # the server ends, and has waited for this long enough; nobody is to hear of it but the client
+            if status == ClientLeftError().status_code:
+                stopped = overloaded("the server stops, and has given up this answer")
+                await error_response(stopped)(scope, receive, send_noted)
         finally:
             self.open -= 1
             metrics.open.set(self.open)
