@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from shoal.serve.http.limits import Limits
+from shoal.serve.http.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from tests.serve.http.servers import Server, chat_model, serving
 
 SAID = [{"role": "user", "content": "a fish"}]
@@ -139,6 +141,17 @@ def test_a_reply_ends_where_the_context_does(chat: Server) -> None:
     reply = chat.post(COMPLETIONS, prompt="the fish " * 20, max_tokens=96, temperature=0).json()
     assert reply["choices"][0]["finish_reason"] == "length"
     assert reply["usage"]["total_tokens"] <= 97
+
+
+def test_much_that_is_wrong_is_told_as_fast_as_little() -> None:
+    for kind, field, wrong in (
+        (CompletionRequest, "prompt", 0.5),
+        (ChatRequest, "messages", 1),
+        (EmbeddingRequest, "input", [""]),
+    ):
+        with pytest.raises(ValidationError) as told:
+            kind.model_validate({"model": "tiny", field: [wrong] * 1000})
+        assert told.value.error_count() < 10
 
 
 def test_after_all_that_the_server_goes_on(chat: Server) -> None:

@@ -18,6 +18,11 @@ LONGEST_SCHEMA = 32 << 10
 """Characters of a schema, as JSON."""
 
 Text = Annotated[str, Field(min_length=1)]
+# what is wrong with the first is told: a megabyte of wrong values would be a gigabyte of errors
+Texts = Annotated[list[str], Field(fail_fast=True)]
+SomeTexts = Annotated[list[Text], Field(fail_fast=True)]
+Tokens = Annotated[list[int], Field(min_length=1, fail_fast=True)]
+SomeTokens = Annotated[list[Tokens], Field(fail_fast=True)]
 Nothing = Annotated[dict[str, JsonValue] | list[JsonValue], Field(max_length=0)] | None
 Zero = Annotated[float, Field(ge=0, le=0)] | None
 
@@ -122,7 +127,7 @@ class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
     refusal: str | None = None
     annotations: Nothing = None
@@ -139,7 +144,7 @@ class Message(BaseModel):
 class ChatRequest(Writing):
     """What a reply is asked for with."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=Most)
@@ -148,7 +153,7 @@ class ChatRequest(Writing):
     functions: Nothing = None
     function_call: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
@@ -159,7 +164,7 @@ class ChatRequest(Writing):
 class CompletionRequest(Writing):
     """What a text is to go on from: texts, or tokens."""
 
-    prompt: str | list[str] | Annotated[list[int], Field(min_length=1)] | list[Annotated[list[int], Field(min_length=1)]]
+    prompt: str | Texts | Tokens | SomeTokens
     logprobs: int | None = Field(None, ge=0, le=Most)
     echo: bool | None = Field(None, description="Begin each choice with its prompt.")
     best_of: int | None = Field(None, ge=1, description="As many as `n`, or nothing.")
@@ -169,7 +174,7 @@ class CompletionRequest(Writing):
 class EmbeddingRequest(Asked):
     """Texts, or tokens, to be summed up."""
 
-    input: Text | list[Text] | Annotated[list[int], Field(min_length=1)] | list[Annotated[list[int], Field(min_length=1)]]
+    input: Text | SomeTexts | Tokens | SomeTokens
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, description="As many as the model's vectors have, or nothing.")
 
@@ -177,14 +182,14 @@ class EmbeddingRequest(Asked):
 class ClassifyRequest(Asked):
     """Texts to be labelled; with `input_b`, as many as there are inputs, pairs of texts."""
 
-    input: Text | list[Text]
-    input_b: Text | list[Text] | None = None
+    input: Text | SomeTexts
+    input_b: Text | SomeTexts | None = None
 
 
 class TagRequest(Asked):
     """Texts in which entities are to be found."""
 
-    input: Text | list[Text]
+    input: Text | SomeTexts
 
 
 def listed(given: Any) -> list[Any]:

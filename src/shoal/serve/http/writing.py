@@ -114,7 +114,13 @@ async def _answer(
         written = await unless_left(request, texts.whole())
     finally:
         close()
-    return Response(json_of(telling.reply(written, usage_of(prompts, written))), media_type="application/json")
+
+    def told() -> bytes:
+        return json_of(telling.reply(written, usage_of(prompts, written)))
+
+    # the probabilities of thousands of tokens take seconds to lay out: the loop goes on meanwhile
+    reply = told() if telling.alternatives is None else await asyncio.to_thread(told)
+    return Response(reply, media_type="application/json")
 
 
 async def _events(texts: Texts, telling: Telling, prompts: list[list[int]], interval: float) -> AsyncIterator[bytes]:
