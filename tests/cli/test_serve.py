@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
@@ -20,6 +21,10 @@ from shoal.data.chat_template import ChatTemplate
 from shoal.data.tokenizer import TextTokenizer
 from shoal.models.config import TransformerConfig
 from shoal.serve.http.served import Served
+from shoal.serve.request import Piece, Request
+from shoal.serve.sampling import Sampling
+from shoal.tasks.continuation import Continuation
+from shoal.train.labelled_model import read_labelled_model
 from tests.cli.conftest import Shoal
 from tests.models.shapes import BERT, GPT2
 from tests.serve.languages import write_language_model
@@ -75,6 +80,25 @@ def test_a_model_that_was_taught_answers_is_asked_as_it_was_taught(tmp_path: Pat
     assert list(served.writer.encode("a fish"))[-1:] != tokenizer().encode("a fish").tolist()[-1:]
 
 
+def test_what_was_taught_to_see_its_prompt_both_ways_is_served_so(tmp_path: Path) -> None:
+    said = {"name": "generate", "length": 64, "settings": {"tokens": 8, "prefix": True}}
+    folder = write(tmp_path / "both", tokenizer(), GPT2, shoal_task=said)
+    labelled = read_labelled_model(folder)
+    assert isinstance(labelled.task, Continuation)
+    served = read_served(Arguments(folder, slots=2))
+    assert served.writer is not None
+    pieces: SimpleQueue[Piece] = SimpleQueue()
+    for given in ("the shoal swims", "the shoal", "the shoal swims"):  # begin alike, and are other prefixes
+        prompt = served.writer.encode(given)
+        served.writer.engine.submit(Request(tuple(prompt), 8, Sampling(0)), pieces.put)
+        text = ""
+        while (piece := pieces.get()).finish is None:
+            text += piece.text
+        [expected] = labelled.task.write(labelled.model, [prompt])
+        assert text + piece.text == labelled.task.tokenizer.decode(expected)
+    served.writer.engine.close()
+
+
 def test_what_can_not_be_served_is_told(shoal: Shoal, model: Path, tmp_path: Path) -> None:
     assert "no such model folder" in shoal("serve", tmp_path / "nothing", "--port", 0).error
     (tmp_path / "empty").mkdir()
@@ -89,9 +113,6 @@ def test_what_can_not_be_served_is_told(shoal: Shoal, model: Path, tmp_path: Pat
     spans = replace(BERT, transform=False, head_bias=False, pooler=False, head="span", outputs=2)
     answers = write(tmp_path / "answers", wordpiece(), spans, shoal_task=said)
     assert "no place in OpenAI's interface" in shoal("serve", answers, "--port", 0).error
-    said = {"name": "generate", "length": 64, "settings": {"prefix": True}}
-    both = write(tmp_path / "both", tokenizer(), GPT2, shoal_task=said)
-    assert "reads what it is given both ways" in shoal("serve", both, "--port", 0).error
 
 
 def test_options_that_can_not_be_are_told(

@@ -174,11 +174,6 @@ def _labelling(labelled: LabelledModel, task: Classify | Tag, name: str, created
 
 def _answering(arguments: Arguments, labelled: LabelledModel, task: Continuation, name: str, created: int) -> Served:
     """A model that was taught what follows from a text, which its prompts are laid out for."""
-    if task.settings.prefix:
-        raise InputError(
-            f"{arguments.model}: reads what it is given both ways ('{labelled.name}.prefix'), which can't be served; ask it "
-            f"by shoal generate {arguments.model} --prompt TEXT"
-        )
     language = LanguageModel(labelled.model, task.tokenizer)
 
     def encode(text: str) -> list[int]:
@@ -187,16 +182,20 @@ def _answering(arguments: Arguments, labelled: LabelledModel, task: Continuation
             raise InputError(f"the {task.roles[0].name} has {tokens} tokens; accepted are up to {task.room}")
         return task.prompt(text).tolist()
 
-    writer = _writer(arguments, language, encode, None)
+    writer = _writer(arguments, language, encode, None, task.settings.prefix)
     return Served(name, "completion", writer.context, created, writer=writer)
 
 
 def _writer(
-    arguments: Arguments, language: LanguageModel, encode: Callable[[str], list[int]], template: ChatTemplate | None
+    arguments: Arguments,
+    language: LanguageModel,
+    encode: Callable[[str], list[int]],
+    template: ChatTemplate | None,
+    both_ways: bool = False,
 ) -> Writer:
-    """The engine of a decoder."""
+    """The engine of a decoder; `both_ways`: what it is given sees itself so."""
     context = min(arguments.context or CAPACITY, language.model.config.context)
-    engine = make_engine(language, arguments.slots, context, arguments.queue, weights=arguments.weights)
+    engine = make_engine(language, arguments.slots, context, arguments.queue, weights=arguments.weights, both_ways=both_ways)
     return Writer(engine, language.tokenizer, arguments.slots, context, encode, template)
 
 
