@@ -152,6 +152,9 @@ def test_much_that_is_wrong_is_told_as_fast_as_little() -> None:
         with pytest.raises(ValidationError) as told:
             kind.model_validate({"model": "tiny", field: [wrong] * 1000})
         assert told.value.error_count() < 10
+    with pytest.raises(ValidationError) as told:
+        CompletionRequest.model_validate({"model": "tiny", "prompt": "a", **{f"field{number}": 1 for number in range(1000)}})
+    assert told.value.error_count() == 1
 
 
 def test_after_all_that_the_server_goes_on(chat: Server) -> None:
