@@ -186,6 +186,27 @@ def test_a_signal_lets_answers_end_first(tmp_path: Path, number: signal.Signals,
 
 
 @pytest.mark.thorough
+def test_a_second_interrupt_ends_at_once_and_quietly(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    write_language_model(folder, tokenizer(), replace(GPT2, vocabulary=tokenizer().vocabulary, context=8192))
+    with process_of(folder, "--slots", "1", "--context", "8192") as server:
+        body = {"model": "base", "prompt": "the shoal", "max_tokens": 8000, "temperature": 0, "stream": True}
+        with httpx.stream("POST", f"{server.told['url']}/v1/completions", json=body, timeout=60) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGINT)
+            with pytest.raises(httpx.ConnectError):  # the first lets nobody in any more
+                while True:
+                    httpx.get(f"{server.told['url']}/health")
+            server.process.send_signal(signal.SIGINT)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        _, err = server.process.communicate(timeout=60)
+        assert server.process.returncode == 130
+    assert "ERROR" not in err and "Traceback" not in err
+
+
+@pytest.mark.thorough
 def test_a_port_that_is_taken_is_told_before_the_model_is_read(shoal: Shoal, tmp_path: Path) -> None:
     folder = write(tmp_path / "base", tokenizer(), GPT2)
     with process_of(folder) as server:

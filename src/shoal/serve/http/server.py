@@ -7,6 +7,7 @@ finished; a second SIGINT ends at once.
 
 import asyncio
 import json
+import logging
 import signal
 import socket
 import threading
@@ -108,6 +109,12 @@ class StoppableServer(uvicorn.Server):
         """As uvicorn's."""
         await super().startup(sockets)
         self.ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; where the end is forced, what that breaks off is told to nobody."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
