@@ -128,6 +128,7 @@ def test_a_schema_is_bounded_and_one_that_leads_nowhere_is_told(chat: Server) ->
 
 def test_limits_are_told() -> None:
     with serving(chat_model(slots=1, queue=1), Limits(prompt=10, tokens=5, queue=1)) as server:
+        assert server.client.get("/v1/models/tiny").json()["max_tokens"] == 5
         assert server.post(COMPLETIONS, prompt="a fish", max_tokens=5).status_code == 200
         assert server.post(COMPLETIONS, prompt="a fish").json()["usage"]["completion_tokens"] <= 5
         assert server.post(CHAT, messages=SAID).json()["usage"]["completion_tokens"] <= 5

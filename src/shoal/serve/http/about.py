@@ -38,6 +38,7 @@ def about_router(service: Service) -> APIRouter:
         owned_by="shoal",
         kind=served.kind,
         context=served.context,
+        max_tokens=None if served.writer is None else service.limits.tokens or served.context,
         labels=served.labels,
     )
 
