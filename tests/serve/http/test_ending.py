@@ -106,6 +106,7 @@ def test_an_answer_that_takes_too_long_is_given_up() -> None:
     with serving(chat_model(slots=1, context=CONTEXT), Limits(seconds=0.2)) as server:
         reply = server.post(PATH, **LONG)
         assert (reply.status_code, reply.json()["error"]["type"]) == (503, "server_error")
+        assert reply.headers["x-should-retry"] == "false" and "retry-after" not in reply.headers
         wait_until_idle(server)
         stream = server.post(PATH, **LONG, stream=True)
         assert stream.status_code == 200

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from shoal.serve.http.errors import overloaded
+from shoal.serve.http.errors import timed_out
 from shoal.serve.request import FullError
 
 Item = TypeVar("Item")
@@ -43,7 +43,7 @@ class Encoding:
             async with asyncio.timeout_at(deadline):
                 return await self._in_turn(items, size, work)
         except TimeoutError:
-            raise overloaded("the answer was not finished in the time that a request may take") from None
+            raise timed_out() from None
         finally:
             self.inside -= 1
 
