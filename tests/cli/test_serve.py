@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -25,6 +26,10 @@ from shoal.models.config import TransformerConfig
 from shoal.models.transformer import Transformer
 from shoal.serve.generation import LanguageModel, load_language_model
 from shoal.serve.http.served import Served
+from shoal.serve.request import Piece, Request
+from shoal.serve.sampling import Sampling
+from shoal.tasks.continuation import Continuation
+from shoal.train.labelled_model import read_labelled_model
 from tests.cli.conftest import Shoal
 from tests.models.shapes import BERT, GPT2
 from tests.serve.languages import write_language_model
@@ -97,6 +102,25 @@ def test_weights_in_fewer_bits_take_the_place_of_the_models(tmp_path: Path, monk
     assert models[0]() is None
 
 
+def test_what_was_taught_to_see_its_prompt_both_ways_is_served_so(tmp_path: Path) -> None:
+    said = {"name": "generate", "length": 64, "settings": {"tokens": 8, "prefix": True}}
+    folder = write(tmp_path / "both", tokenizer(), GPT2, shoal_task=said)
+    labelled = read_labelled_model(folder)
+    assert isinstance(labelled.task, Continuation)
+    served = read_served(Arguments(folder, slots=2))
+    assert served.writer is not None
+    pieces: SimpleQueue[Piece] = SimpleQueue()
+    for given in ("the shoal swims", "the shoal", "the shoal swims"):  # begin alike, and are other prefixes
+        prompt = served.writer.encode(given)
+        served.writer.engine.submit(Request(tuple(prompt), 8, Sampling(0)), pieces.put)
+        text = ""
+        while (piece := pieces.get()).finish is None:
+            text += piece.text
+        [expected] = labelled.task.write(labelled.model, [prompt])
+        assert text + piece.text == labelled.task.tokenizer.decode(expected)
+    served.writer.engine.close()
+
+
 def test_what_can_not_be_served_is_told(shoal: Shoal, model: Path, tmp_path: Path) -> None:
     assert "no such model folder" in shoal("serve", tmp_path / "nothing", "--port", 0).error
     (tmp_path / "empty").mkdir()
@@ -111,9 +135,6 @@ def test_what_can_not_be_served_is_told(shoal: Shoal, model: Path, tmp_path: Pat
     spans = replace(BERT, transform=False, head_bias=False, pooler=False, head="span", outputs=2)
     answers = write(tmp_path / "answers", wordpiece(), spans, shoal_task=said)
     assert "no place in OpenAI's interface" in shoal("serve", answers, "--port", 0).error
-    said = {"name": "generate", "length": 64, "settings": {"prefix": True}}
-    both = write(tmp_path / "both", tokenizer(), GPT2, shoal_task=said)
-    assert "reads what it is given both ways" in shoal("serve", both, "--port", 0).error
 
 
 def test_options_that_can_not_be_are_told(
@@ -184,6 +205,27 @@ def test_a_signal_lets_answers_end_first(tmp_path: Path, number: signal.Signals,
     assert out == ""
     assert "Traceback" not in err
     assert "base (completion) is served at http://127.0.0.1:" in err.replace("\n", " ")
+
+
+@pytest.mark.thorough
+def test_a_second_interrupt_ends_at_once_and_quietly(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    write_language_model(folder, tokenizer(), replace(GPT2, vocabulary=tokenizer().vocabulary, context=8192))
+    with process_of(folder, "--slots", "1", "--context", "8192") as server:
+        body = {"model": "base", "prompt": "the shoal", "max_tokens": 8000, "temperature": 0, "stream": True}
+        with httpx.stream("POST", f"{server.told['url']}/v1/completions", json=body, timeout=60) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGINT)
+            with pytest.raises(httpx.ConnectError):  # the first lets nobody in any more
+                while True:
+                    httpx.get(f"{server.told['url']}/health")
+            server.process.send_signal(signal.SIGINT)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        _, err = server.process.communicate(timeout=60)
+        assert server.process.returncode == 130
+    assert "ERROR" not in err and "Traceback" not in err
 
 
 @pytest.mark.thorough

@@ -106,6 +106,16 @@ def test_what_was_not_answered_can_be_taken_back_and_all_be_forgotten(template: 
     assert dialogue.row() == {"messages": [{"role": "system", "content": "swim"}]}
 
 
+def test_what_is_asked_anew_is_read_although_all_before_was_left_out(template: ChatTemplate) -> None:
+    dialogue = Dialogue(template, 64)
+    exchanges(dialogue, 5)
+    dialogue.say("0123456789" * 4)
+    dialogue.prompt(12)  # it alone
+    for _ in range(2):  # the message, and the answer before it
+        dialogue.take_back()
+    assert read(template, dialogue.prompt(12)) == "<|user|>sea 4<|end|><|assistant|>"
+
+
 def test_a_text_goes_on_on_a_new_line_where_the_user_writes(letters: TextTokenizer) -> None:
     text = Continuation(letters, 100)
     text.say("the sea")

@@ -9,7 +9,6 @@ A decoder answers /v1/chat/completions (where it has a chat template) and /v1/co
 machine is answered, unless --host says otherwise, and then requests need a key.
 """
 
-import ipaddress
 import json
 import os
 import sys
@@ -92,6 +91,7 @@ def run(arguments: Arguments, overrides: list[str]) -> None:
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         library(module, "serve")
     from shoal.serve.http.app import build_app
+    from shoal.serve.http.guard import is_local
     from shoal.serve.http.server import bind, make_server
 
     if not 0 <= arguments.port < 1 << 16:
@@ -106,7 +106,7 @@ def run(arguments: Arguments, overrides: list[str]) -> None:
         grace_seconds=arguments.grace,
     )
     key = _key(arguments)
-    if not key and not _is_local(arguments.host):
+    if not key and not is_local(arguments.host):
         raise InputError(
             f"--host {arguments.host} lets other machines in, so requests need a key: --api-key-file FILE, or {KEY} in the "
             "environment"
@@ -175,11 +175,6 @@ def _labelling(labelled: LabelledModel, task: Classify | Tag, name: str, created
 
 def _answering(arguments: Arguments, labelled: LabelledModel, task: Continuation, name: str, created: int) -> Served:
     """A model that was taught what follows from a text, which its prompts are laid out for."""
-    if task.settings.prefix:
-        raise InputError(
-            f"{arguments.model}: reads what it is given both ways ('{labelled.name}.prefix'), which can't be served; ask it "
-            f"by shoal generate {arguments.model} --prompt TEXT"
-        )
     language = LanguageModel(labelled.model, task.tokenizer)
 
     def encode(text: str) -> list[int]:
@@ -188,16 +183,20 @@ def _answering(arguments: Arguments, labelled: LabelledModel, task: Continuation
             raise InputError(f"the {task.roles[0].name} has {tokens} tokens; accepted are up to {task.room}")
         return task.prompt(text).tolist()
 
-    writer = _writer(arguments, language, encode, None)
+    writer = _writer(arguments, language, encode, None, task.settings.prefix)
     return Served(name, "completion", writer.context, created, writer=writer)
 
 
 def _writer(
-    arguments: Arguments, language: LanguageModel, encode: Callable[[str], list[int]], template: ChatTemplate | None
+    arguments: Arguments,
+    language: LanguageModel,
+    encode: Callable[[str], list[int]],
+    template: ChatTemplate | None,
+    both_ways: bool = False,
 ) -> Writer:
-    """The engine of a decoder."""
+    """The engine of a decoder; `both_ways`: what it is given sees itself so."""
     context = min(arguments.context or CAPACITY, language.model.config.context)
-    engine = make_engine(language, arguments.slots, context, arguments.queue, weights=arguments.weights)
+    engine = make_engine(language, arguments.slots, context, arguments.queue, weights=arguments.weights, both_ways=both_ways)
     return Writer(engine, language.tokenizer, arguments.slots, context, encode, template)
 
 
@@ -228,10 +227,3 @@ def _key(arguments: Arguments) -> str:
     if not all("!" <= character <= "~" for character in key):
         raise InputError(f"{source}: a key is of letters, digits and signs of ASCII, without spaces")
     return key
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

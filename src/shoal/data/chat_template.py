@@ -177,7 +177,8 @@ class ChatTemplate:
     def _library(self, text: str) -> Any:
         """What the library makes of a text, special tokens included."""
         try:
-            return self.tokenizer.library.encode(text, add_special_tokens=False)
+            # as a batch: other threads go on meanwhile
+            return self.tokenizer.library.encode_batch([text], add_special_tokens=False)[0]
         except Exception as error:  # it raises bare exceptions; a character that is in no vocabulary is named by ours
             for part in self.special.split(text):
                 self.tokenizer.encode(part)

@@ -82,6 +82,7 @@ class Dialogue:
     def prompt(self, answer: int) -> list[int]:
         """As `History.prompt`."""
         most, last = _most(self.context, answer), len(self.turns) - 1
+        self._begin = min(self._begin, last)  # turns may have been taken back
         tokens = self._tokens()
         if len(tokens) > most:
             while self._begin < last and len(tokens) > KEPT * most:

@@ -108,11 +108,13 @@ def make_engine(
     queue: int = 64,
     chunk: int = CHUNK,
     weights: Format = "fp32",
+    both_ways: bool = False,
 ) -> ThreadedEngine:
     """An engine that writes `slots` texts of up to `capacity` tokens at once, while `queue` more wait.
 
     `capacity` None: the model's context, 4096 at most. `chunk`: tokens of prompts that are read between two of others.
-    `weights`: how they are kept. `InputError` for a model that writes no texts.
+    `weights`: how they are kept; `both_ways`: the model was taught so to see prompts (prefix attention). `InputError` for a
+    model that writes no texts.
     """
     config = language.model.config
     if not config.causal:
@@ -122,5 +124,6 @@ def make_engine(
             raise InputError(f"{name} is {value}; accepted: a whole number above 0")
     if queue < 0:
         raise InputError(f"queue is {queue}; accepted: 0 or more")
-    runner = make_runner(language.model, slots, min(capacity or CAPACITY, config.context), weights)
-    return ThreadedEngine(Scheduler(runner, language.tokenizer, language.ends, chunk), slots + queue)
+    runner = make_runner(language.model, slots, min(capacity or CAPACITY, config.context), weights, both_ways)
+    scheduler = Scheduler(runner, language.tokenizer, language.ends, chunk, both_ways=both_ways)
+    return ThreadedEngine(scheduler, slots + queue)

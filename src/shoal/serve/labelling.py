@@ -1,11 +1,13 @@
 """Labels for texts that come by themselves, from a model that was fine-tuned to classify or to tag.
 
 A task reads examples with their labels. Here a text comes without, so it gets some label, which changes nothing in what the
-model tells.
+model tells. What is computed is computed piece by piece, of which a text that is tagged has as many as it is long.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from shoal.core.errors import InputError
 from shoal.data.examples.entities import read_tags
 from shoal.data.examples.example import Example
-from shoal.data.examples.rows import Sample, collate
+from shoal.data.examples.rows import Piece, collate
 from shoal.models.transformer import Transformer
 from shoal.tasks import Classify, Tag
 
@@ -24,10 +26,14 @@ class LabelledText:
     """A text as its task reads it."""
 
     example: Example
-    samples: list[Sample]
-    tokens: int
+    pieces: list[Piece]
     cut: bool
     """Whether it was longer than the model reads, and lost its end."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all pieces, special ones included."""
+        return sum(len(piece.tokens) for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Labeller:
 
     def __init__(self, model: Transformer, task: Classify | Tag) -> None:
         self.model, self.task = model, task
+        self._reading = Lock()
 
     @property
     def labels(self) -> list[str]:
@@ -62,31 +69,40 @@ class Labeller:
         return list(self.task.labels if isinstance(self.task, Classify) else self.task.types)
 
     def read(self, text: str, second: str | None = None, where: str = "input") -> LabelledText:
-        """A text, or a pair, as tokens; `InputError` for one that is empty, or has characters that no token stands for."""
+        """A text, or a pair, as tokens, from any thread; `InputError` for one that is empty, or can't be spelled."""
         if isinstance(self.task, Tag):
             if second is not None:
                 raise InputError(f"{where}: the model tags single texts, not pairs")
             example = Example({"text": text, "entities": []}, where)
-            cut = 0
-        else:
-            label: Any = [] if self.task.several else self.task.labels[0]
-            pair = {} if second is None else {"text_b": second}
-            example = Example({"text": text, **pair, "label": label}, where)
-            cut = self.task.framed.cut
-        samples = self.task.samples(example)
-        tokens = sum(len(piece.tokens) for sample in samples for piece in sample)
-        return LabelledText(example, samples, tokens, isinstance(self.task, Classify) and self.task.framed.cut > cut)
+            return LabelledText(example, self._pieces(example), False)
+        label: Any = [] if self.task.several else self.task.labels[0]
+        pair = {} if second is None else {"text_b": second}
+        example = Example({"text": text, **pair, "label": label}, where)
+        with self._reading:  # the task counts what it cuts, of all texts
+            before = self.task.framed.cut
+            pieces = self._pieces(example)
+            return LabelledText(example, pieces, self.task.framed.cut > before)
 
-    def classify(self, texts: Sequence[LabelledText]) -> list[Labels]:
-        """What is told of each text."""
-        predictions = self.task.predict([text.example for text in texts], self._outputs(texts))
+    def classify(self, texts: Sequence[LabelledText], outputs: Sequence[Any]) -> list[Labels]:
+        """What is told of each text, by the `outputs` of all their pieces."""
+        predictions = self.task.predict([text.example for text in texts], _by_text(texts, outputs))
         return [_labels(prediction) for prediction in predictions]
 
-    def tag(self, texts: Sequence[LabelledText]) -> list[list[Entity]]:
-        """For each text its entities, in their order."""
-        outputs = self._outputs(texts)
-        predictions = self.task.predict([text.example for text in texts], outputs)
-        return [self._entities(found, parts) for found, parts in zip(predictions, outputs, strict=True)]
+    def tag(self, texts: Sequence[LabelledText], outputs: Sequence[Any]) -> list[list[Entity]]:
+        """For each text its entities, in their order; `outputs`: as of `classify`."""
+        parts = _by_text(texts, outputs)
+        predictions = self.task.predict([text.example for text in texts], parts)
+        return [self._entities(found, its) for found, its in zip(predictions, parts, strict=True)]
+
+    @torch.inference_mode()
+    def outputs(self, pieces: Sequence[Piece]) -> list[Any]:
+        """What the task keeps of each piece."""
+        keys = np.zeros(1, dtype=np.uint64)
+        sequences = collate(pieces, range(len(pieces)), keys, self.model.config.causal, "padded")
+        return self.task.outputs(self.model, self.task.batch(sequences, self.model.head_weight.device), True)
+
+    def _pieces(self, example: Example) -> list[Piece]:
+        return [piece for sample in self.task.samples(example) for piece in sample]
 
     def _entities(self, prediction: dict[str, Any], parts: Sequence[Any]) -> list[Entity]:
         assert isinstance(self.task, Tag)
@@ -100,18 +116,10 @@ class Labeller:
             for shown, its in zip(prediction["entities"], placed, strict=True)
         ]
 
-    @torch.inference_mode()
-    def _outputs(self, texts: Sequence[LabelledText]) -> list[list[Any]]:
-        """What the task keeps of each text's pieces."""
-        owners = [number for number, text in enumerate(texts) for _ in text.samples]
-        pieces = [piece for text in texts for sample in text.samples for piece in sample]
-        keys = np.zeros(1, dtype=np.uint64)
-        sequences = collate(pieces, range(len(pieces)), keys, self.model.config.causal, "padded")
-        batch = self.task.batch(sequences, self.model.head_weight.device)
-        outputs: list[list[Any]] = [[] for _ in texts]
-        for owner, output in zip(owners, self.task.outputs(self.model, batch, True), strict=True):
-            outputs[owner].append(output)
-        return outputs
+
+def _by_text(texts: Sequence[LabelledText], outputs: Sequence[Any]) -> list[list[Any]]:
+    rest = iter(outputs)
+    return [list(islice(rest, len(text.pieces))) for text in texts]
 
 
 def _labels(prediction: Mapping[str, Any]) -> Labels:

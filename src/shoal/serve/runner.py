@@ -47,11 +47,12 @@ class Runner(Protocol):
 class TorchRunner:
     """A runner for every decoder that Shoal reads, on any device: the training model itself, with a cache.
 
-    `prefix`: the first so many tokens of a text see each other both ways; they are to be read in one. Logits are those of
-    the whole text at once, but for the order of sums, which depends on how many rows are computed together.
+    `prefix`: the first so many tokens of a text see each other both ways (None: all that its slot is first given to read);
+    they are to be read in one. Logits are those of the whole text at once, but for the order of sums, which depends on how
+    many rows are computed together.
     """
 
-    def __init__(self, model: Transformer, slots: int, capacity: int, prefix: int = 0) -> None:
+    def __init__(self, model: Transformer, slots: int, capacity: int, prefix: int | None = 0) -> None:
         config = model.config
         self.slots, self.capacity = slots, min(capacity, config.context)
         self._model, self._prefix = model, prefix
@@ -62,8 +63,9 @@ class TorchRunner:
         """As `Runner.read`."""
         self._cache.lengths[slot] = start
         reach = None
-        if start < self._prefix:
-            reach = Reach.of_prefix(torch.tensor([self._prefix], device=self._model.head_weight.device), len(tokens))
+        prefix = self._prefix if self._prefix is not None else len(tokens) if start == 0 else 0
+        if start < prefix:
+            reach = Reach.of_prefix(torch.tensor([prefix], device=self._model.head_weight.device), len(tokens))
         hidden_D = self._forward([slot], [tokens], reach)[0]
         return self._model.project(hidden_D).float()
 
@@ -91,14 +93,17 @@ class TorchRunner:
         return hidden_RTD[:, -1]
 
 
-def make_runner(model: Transformer, slots: int, capacity: int, weights: Format = "fp32") -> Runner:
-    """The fastest runner that serves the model here; `InputError` where none does with such `weights`, or in this memory."""
+def make_runner(model: Transformer, slots: int, capacity: int, weights: Format = "fp32", both_ways: bool = False) -> Runner:
+    """The fastest runner that serves the model here; `InputError` where none does with such `weights`, or in this memory.
+
+    `both_ways`: prompts see themselves so, and are to be read in one.
+    """
     try:
-        native = native_runner(model, slots, capacity, weights)
+        native = None if both_ways else native_runner(model, slots, capacity, weights)
         if native is not None:
             return native
         if weights == "fp32":
-            return TorchRunner(model, slots, capacity)
+            return TorchRunner(model, slots, capacity, None if both_ways else 0)
     except RuntimeError as error:  # PyTorch's, for memory that isn't there
         config = model.config
         asked = 8 * config.layers * config.kv_heads * config.head_dim * slots * capacity / 1e9
@@ -108,5 +113,5 @@ def make_runner(model: Transformer, slots: int, capacity: int, weights: Format =
         ) from error
     raise InputError(
         f"weights in {weights} are computed with by Shoal's own library alone, which needs a CPU, a C++ compiler, and a "
-        "model of a shape that it knows; leave them in fp32"
+        "model of a shape that it knows, without prefix attention; leave them in fp32"
     )

@@ -40,7 +40,8 @@ class Scheduler:
     """Texts over a runner's slots.
 
     `ends`: tokens that end a text; `chunk`: tokens of prompts that a step reads at most (None: no bound); `endless`: a text
-    that fills its slot forgets its older half and goes on, instead of ending.
+    that fills its slot forgets its older half and goes on, instead of ending; `both_ways`: prompts see themselves so, and so
+    are read in one, and what is computed of one says nothing of another that begins alike.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class Scheduler:
         ends: Collection[int],
         chunk: int | None = CHUNK,
         endless: bool = False,
+        both_ways: bool = False,
     ) -> None:
-        self._slots = Slots(runner)
+        self._slots = Slots(runner, reuse=not both_ways)
         self._number_of_slots = runner.slots
         self._tokenizer, self._ends = tokenizer, frozenset(ends)
         self._vocabulary = tokenizer.vocabulary
         self._constraints = Constraints(tokenizer, self._ends)
-        self._chunk, self._endless = chunk, endless
+        self._chunk, self._endless = None if both_ways else chunk, endless
         self._waiting: deque[Text] = deque()
         self._running: list[Text] = []
 

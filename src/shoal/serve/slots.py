@@ -14,8 +14,9 @@ from shoal.serve.runner import Runner
 class Slots:
     """A runner's slots; all that is computed goes through here."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, runner: Runner, reuse: bool = True) -> None:
+        """`reuse`: whether texts that begin alike have the same keys and values there."""
+        self._runner, self._reuse = runner, reuse
         self.capacity = runner.capacity
         self._held: list[list[int]] = [[] for _ in range(runner.slots)]
         self._free = [*range(runner.slots)]
@@ -50,7 +51,7 @@ class Slots:
         return self._best(prompt)[1]
 
     def _best(self, prompt: Sequence[int]) -> tuple[int | None, int]:
-        shared = {slot: alike(held, prompt[:-1]) for slot, held in enumerate(self._held) if held}
+        shared = {slot: alike(held, prompt[:-1]) for slot, held in enumerate(self._held) if held and self._reuse}
         best = max(shared, key=lambda slot: (shared[slot], slot in self._free), default=None)
         return best, 0 if best is None else shared[best]
 

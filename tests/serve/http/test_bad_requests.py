@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from shoal.serve.http.limits import Limits
+from shoal.serve.http.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from tests.serve.http.servers import Server, chat_model, serving
 
 SAID = [{"role": "user", "content": "a fish"}]
@@ -126,7 +128,9 @@ def test_a_schema_is_bounded_and_one_that_leads_nowhere_is_told(chat: Server) ->
 
 def test_limits_are_told() -> None:
     with serving(chat_model(slots=1, queue=1), Limits(prompt=10, tokens=5, queue=1)) as server:
+        assert server.client.get("/v1/models/tiny").json()["max_tokens"] == 5
         assert server.post(COMPLETIONS, prompt="a fish", max_tokens=5).status_code == 200
+        assert server.post(COMPLETIONS, prompt="a fish").json()["usage"]["completion_tokens"] <= 5
         assert server.post(CHAT, messages=SAID).json()["usage"]["completion_tokens"] <= 5
         long = server.post(COMPLETIONS, prompt="a fish " * 10).json()["error"]
         assert long["code"] == "context_length_exceeded" and "accepted are up to 10" in long["message"]
@@ -138,6 +142,20 @@ def test_a_reply_ends_where_the_context_does(chat: Server) -> None:
     reply = chat.post(COMPLETIONS, prompt="the fish " * 20, max_tokens=96, temperature=0).json()
     assert reply["choices"][0]["finish_reason"] == "length"
     assert reply["usage"]["total_tokens"] <= 97
+
+
+def test_much_that_is_wrong_is_told_as_fast_as_little() -> None:
+    for kind, field, wrong in (
+        (CompletionRequest, "prompt", 0.5),
+        (ChatRequest, "messages", 1),
+        (EmbeddingRequest, "input", [""]),
+    ):
+        with pytest.raises(ValidationError) as told:
+            kind.model_validate({"model": "tiny", field: [wrong] * 1000})
+        assert told.value.error_count() < 10
+    with pytest.raises(ValidationError) as told:
+        CompletionRequest.model_validate({"model": "tiny", "prompt": "a", **{f"field{number}": 1 for number in range(1000)}})
+    assert told.value.error_count() == 1
 
 
 def test_after_all_that_the_server_goes_on(chat: Server) -> None:

@@ -106,6 +106,7 @@ def test_an_answer_that_takes_too_long_is_given_up() -> None:
     with serving(chat_model(slots=1, context=CONTEXT), Limits(seconds=0.2)) as server:
         reply = server.post(PATH, **LONG)
         assert (reply.status_code, reply.json()["error"]["type"]) == (503, "server_error")
+        assert reply.headers["x-should-retry"] == "false" and "retry-after" not in reply.headers
         wait_until_idle(server)
         stream = server.post(PATH, **LONG, stream=True)
         assert stream.status_code == 200
@@ -152,6 +153,16 @@ def test_a_server_does_not_wait_for_ever_for_answers_to_end() -> None:
         for _ in reply.iter_lines():
             server.stop()
     assert engine_of(server).running == engine_of(server).waiting == 0
+
+
+def test_who_waits_for_a_whole_answer_is_told_that_the_server_stops() -> None:
+    with serving(chat_model(slots=1, context=CONTEXT), Limits(grace_seconds=0.2)) as server, closing(begin(server)) as asked:
+        while not engine_of(server).running:
+            assert server.client.get("/health").status_code == 200
+        server.stop()
+        answer = asked.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "overloaded"
 
 
 @pytest.mark.thorough

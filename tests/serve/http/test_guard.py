@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import httpx
 import openai
@@ -55,9 +56,9 @@ def test_what_tells_nothing_needs_no_key(locked: Server) -> None:
 
 
 def test_without_a_key_only_names_of_this_machine_are_answered(chat: Server, locked: Server) -> None:
-    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:1"):
+    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]", "LOCALHOST:1", "127.0.0.2:8000"):
         assert chat.client.get("/health", headers={"Host": host}).status_code == 200
-    for host in ("rebound.example:8000", "127.0.0.1.example", ""):
+    for host in ("rebound.example:8000", "127.0.0.1.example", "192.0.2.1", "[", ""):
         reply = chat.client.get("/health", headers={"Host": host})
         assert (reply.status_code, reply.json()["error"]["type"]) == (403, "invalid_request_error")
     assert locked.client.get("/health", headers={"Host": "served.example"}).status_code == 200
@@ -78,6 +79,13 @@ def test_documentation_needs_nothing_from_elsewhere(chat: Server) -> None:
     assert "/v1/chat/completions" in page.text and "temperature" in page.text
     paths = chat.client.get("/openapi.json").json()["paths"]
     assert {"/v1/models", "/v1/embeddings", "/v1/classify", "/v1/tag", "/health", "/metrics"} < set(paths)
+
+
+def test_a_name_with_a_slash_is_found() -> None:
+    with serving(replace(encoder(), name="shoal/bert")) as server, openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0
+    ) as client:  # fmt: skip
+        assert client.models.retrieve("shoal/bert").id == "shoal/bert"
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +138,12 @@ def test_a_body_that_does_not_come_is_not_waited_for(small: Server) -> None:
         assert error_of(everything(connection)) == (408, "the body was not there after 0.3 s")
 
 
+def test_who_has_no_key_holds_nothing_open(small: Server) -> None:
+    with closing(connect(small)) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 50\r\n\r\n")
+        assert error_of(everything(connection))[0] == 405  # not 408, after waiting for a body
+
+
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/embeddings HTTP/1.1\r\nHost: loc"])
 def test_headers_that_do_not_come_are_not_waited_for(small: Server, sent: bytes) -> None:
     with closing(connect(small)) as connection:
@@ -174,6 +188,8 @@ def test_a_port_that_is_taken_is_told(small: Server) -> None:
         bind("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(InputError, match=r"can't listen on 203\.0\.113\.7"):
         bind("203.0.113.7", 0)
+    with pytest.raises(InputError, match=r"can't listen on two\.\.dots, port 1"):
+        bind("two..dots", 1)
 
 
 def test_limits_that_can_not_be_are_told() -> None:

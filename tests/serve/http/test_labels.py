@@ -66,7 +66,8 @@ def test_a_pair_of_texts_is_read_as_one(classes: Server) -> None:
     labeller = classes.served.labeller
     assert labeller is not None
     pair = classes.post("/v1/classify", input=TEXTS[0], input_b=TEXTS[2]).json()["data"][0]["scores"]
-    expected = labeller.classify([labeller.read(TEXTS[0], TEXTS[2])])[0].probabilities
+    texts = [labeller.read(TEXTS[0], TEXTS[2])]
+    expected = labeller.classify(texts, labeller.outputs(texts[0].pieces))[0].probabilities
     assert pair == pytest.approx(expected, abs=1e-5)
     assert pair != classes.post("/v1/classify", input=TEXTS[0]).json()["data"][0]["scores"]
     wrong = classes.post("/v1/classify", input=TEXTS, input_b=TEXTS[:2])

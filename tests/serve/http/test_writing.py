@@ -28,7 +28,7 @@ def greedy(prompt: str, tokens: int) -> str:
 def test_the_model_is_listed_with_what_it_is_for(client: openai.OpenAI) -> None:
     [model] = client.models.list().data
     assert (model.id, model.object) == ("tiny", "model")
-    assert model.model_extra == {"kind": "chat", "context": 96, "labels": None}
+    assert model.model_extra == {"kind": "chat", "context": 96, "max_tokens": 96, "labels": None}
     assert client.models.retrieve("tiny") == model
     with pytest.raises(openai.NotFoundError, match="no model 'huge' here; the one that is served is 'tiny'"):
         client.models.retrieve("huge")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from shoal.serve.http.limits import Limits
 from tests.serve.http.servers import Server, base_model, chat_model, serving
 from tests.serve.page.conftest import Open
 from tests.serve.page.pages import Tab, events, open_tab
@@ -67,6 +68,7 @@ def test_an_answer_without_words_is_told(open_chat: Open) -> None:
         tab.page.route(ROUTE, lambda route: route.fulfill(content_type="text/event-stream", body=end))
         tab.ask("the sea")
         assert tab.page.inner_text(".assistant .hint") == "The model had nothing to say."
+        assert tab.page.locator(".assistant .note").count() == 0, "nobody waited for a first token"
 
 
 @pytest.mark.thorough
@@ -215,6 +217,14 @@ def test_a_message_longer_than_the_context_is_told_and_the_page_goes_on(browser:
         assert "tokens; accepted are up to 9" in tab.page.inner_text(".turn .problem")
         tab.ask("the sea")
         assert tab.page.locator(".turn .problem").count() == 1
+
+
+@pytest.mark.thorough
+def test_no_more_is_asked_for_than_may_be(browser: Any) -> None:
+    with serving(chat_model(), Limits(tokens=5)) as server, open_tab(browser, server.url) as tab:
+        tab.ask("the sea")
+        assert tab.sent()["max_tokens"] == 5
+        assert tab.page.locator(".turn .problem").count() == 0
 
 
 @pytest.mark.thorough

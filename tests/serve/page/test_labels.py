@@ -25,6 +25,20 @@ def test_labels_are_shown_with_their_probabilities_the_likeliest_first(browser: 
         assert "One of: bad, fair, good." in tab.page.inner_text(".bench")
 
 
+def test_of_several_labels_all_that_a_text_has_stand_out(browser: Any) -> None:
+    with serving(classifier(several=True)) as server, open_tab(browser, server.url) as tab:
+        none = {"index": 0, "label": None, "labels": [], "scores": {"bad": 0.2, "good": 0.1}, "truncated": False}
+        several = none | {"label": "bad", "labels": ["bad", "good"], "scores": {"bad": 0.9, "good": 0.8, "fair": 0.1}}
+        answers: list[Any] = []
+        tab.page.route("**/v1/classify", lambda route: route.fulfill(json={"data": answers[-1:]}))
+        for told, said in ((none, "No label."), (several, "bad, 90%; good, 80%")):
+            answers.append(told)
+            tab.say(TEXT)
+            tab.page.wait_for_selector(f"#said:text-is('{said}')", state="attached")
+            tab.page.wait_for_selector('.result[aria-busy="false"]')
+            assert tab.page.locator(".bars .first .label").all_inner_texts() == told["labels"]
+
+
 def test_entities_are_marked_where_they_are(browser: Any) -> None:
     with serving(tagger()) as server, open_tab(browser, server.url) as tab:
         texts = [TEXT, "🐟 the sea, the sea", "every fish reads a part"]
@@ -32,7 +46,7 @@ def test_entities_are_marked_where_they_are(browser: Any) -> None:
         assert any(found.values()), "a random model finds something in one of them"
         for text, entities in found.items():
             tab.say(text)
-            tab.page.wait_for_selector(f"tbody tr >> nth={len(entities) - 1}" if entities else ".result .hint")
+            tab.page.wait_for_selector('.result[aria-busy="false"]')
             marks = tab.page.locator("mark")
             assert marks.all_text_contents() == [entity["text"] + entity["type"] for entity in entities]
             kept = tab.page.evaluate(

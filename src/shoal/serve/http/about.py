@@ -38,6 +38,7 @@ def about_router(service: Service) -> APIRouter:
         owned_by="shoal",
         kind=served.kind,
         context=served.context,
+        max_tokens=None if served.writer is None else service.limits.tokens or served.context,
         labels=served.labels,
     )
 
@@ -46,7 +47,7 @@ def about_router(service: Service) -> APIRouter:
         """The model that is served."""
         return Response(json_of(Models(object="list", data=[model])), media_type="application/json")
 
-    @router.get("/v1/models/{name}", responses={200: {"model": Model}, **FAULTS})
+    @router.get("/v1/models/{name:path}", responses={200: {"model": Model}, **FAULTS})
     async def one_model(name: str) -> Response:
         """The same, asked for by its name."""
         service.check_model(name)

@@ -1,7 +1,8 @@
 """The thread in which an encoder computes, and who waits for it.
 
-One batch is computed at a time, on all cores. A request of many texts is cut into batches that take turns with those of
-other requests, so a small one doesn't wait for all of a large one, and a client that leaves stops at the next batch.
+One batch is computed at a time, on all cores. A request of many texts, or of a long one that is read in pieces, is cut into
+batches that take turns with those of other requests, so a small one doesn't wait for all of a large one, a client that
+leaves stops at the next batch, and no text is too long for the machine's memory.
 """
 
 import asyncio
@@ -9,14 +10,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from shoal.serve.http.errors import overloaded
+from shoal.serve.http.errors import timed_out
 from shoal.serve.request import FullError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BATCH = 32
-"""Texts at once."""
+"""Texts, or pieces, at once."""
 
 
 class Encoding:
@@ -42,7 +43,7 @@ class Encoding:
             async with asyncio.timeout_at(deadline):
                 return await self._in_turn(items, size, work)
         except TimeoutError:
-            raise overloaded("the answer was not finished in the time that a request may take") from None
+            raise timed_out() from None
         finally:
             self.inside -= 1
 

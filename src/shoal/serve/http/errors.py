@@ -61,6 +61,12 @@ def overloaded(message: str) -> ApiError:
     return ApiError(503, message, code="overloaded", headers=RETRY)
 
 
+def timed_out() -> ApiError:
+    """An answer took too long, and would again: OpenAI's client, which repeats what gets a 503, is asked not to."""
+    message = "the answer was not finished in the time that a request may take"
+    return ApiError(503, message, code="timeout", headers={"X-Should-Retry": "false"})
+
+
 def api_error(error: Exception) -> ApiError:
     """What the work's own errors are to a client."""
     if isinstance(error, ApiError):

@@ -10,6 +10,7 @@ answered.
 
 import asyncio
 import hmac
+import ipaddress
 import time
 from dataclasses import dataclass
 
@@ -21,8 +22,6 @@ from shoal.serve.http.service import Service
 
 OPEN = frozenset({"/", "/health", "/docs", "/openapi.json"})
 """Paths that need no key, beside the page's files: they tell nothing of the model, or nobody's texts."""
-
-LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 BACKGROUND = frozenset({"/health", "/metrics"})
 """Paths that are answered however much there is to do."""
@@ -65,6 +64,12 @@ class Guard:
         metrics.open.set(self.open)
         try:
             await self._let_in(scope, receive, send_noted)
+        except (
+            asyncio.CancelledError
+        ):  # the server ends, and has waited for this long enough; nobody is to hear of it but the client
+            if status == ClientLeftError().status_code:
+                stopped = overloaded("the server stops, and has given up this answer")
+                await error_response(stopped)(scope, receive, send_noted)
         finally:
             self.open -= 1
             metrics.open.set(self.open)
@@ -74,8 +79,10 @@ class Guard:
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         try:
-            self._check(scope["path"], headers)
-            body = await self._body(headers, receive)
+            path = scope["path"]
+            self._check(path, headers)
+            # who brings no key is not waited for: what is open to all takes no body
+            body = b"" if self._is_open(path) else await self._body(headers, receive)
         except ClientLeftError:
             return
         except ApiError as error:
@@ -89,9 +96,9 @@ class Guard:
         """`ApiError` for who may not come in."""
         if not self.key:
             name = headers.get("host", "").lower()
-            if name.rpartition(":")[0] not in LOCAL and name not in LOCAL:
+            if not is_local(_without_port(name)):
                 raise ApiError(403, f"this server answers to localhost, not to '{name}', unless it has an --api-key")
-        elif path not in OPEN and path not in self.access.files:
+        elif not self._is_open(path):
             kind, _, given = headers.get("authorization", "").partition(" ")
             # bytes, as they came: a header is Latin-1
             if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self.key):
@@ -105,6 +112,9 @@ class Guard:
         most = self.service.limits.requests
         if self.open > most and path not in BACKGROUND:
             raise overloaded(f"{most} requests are open already, as many as may")
+
+    def _is_open(self, path: str) -> bool:
+        return path in OPEN or path in self.access.files
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """All of it; `ApiError` where it is too long, or does not come."""
@@ -141,6 +151,21 @@ def replayed(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receive_again
+
+
+def is_local(host: str) -> bool:
+    """Whether it is a name, or an address, by which this machine alone is meant."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _without_port(name: str) -> str:
+    """The name, or address, that a Host header has."""
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0]
 
 
 def _too_long(most: int) -> ApiError:

@@ -30,7 +30,6 @@ from shoal.serve.http.served import Kind
 from shoal.serve.http.service import Service, unless_left
 from shoal.serve.labelling import LabelledText, Labeller
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -48,9 +47,7 @@ def label_router(service: Service) -> APIRouter:
         inputs = _inputs(service, asked.input)
         pieces = await asyncio.to_thread(lambda: [_piece(embedder, text, number) for number, text in enumerate(inputs)])
         usage = _usage(service, [len(piece.tokens) for piece in pieces])
-        vectors = await _each(
-            service, request, pieces, lambda piece: len(piece.tokens), lambda its: list(embedder.embed(its))
-        )
+        vectors = await _each(service, request, pieces, lambda its: list(embedder.embed(its)))
         as_text = asked.encoding_format == "base64"
         data = [
             Embedding(
@@ -73,7 +70,8 @@ def label_router(service: Service) -> APIRouter:
             raise ApiError(400, f"input_b: {len(seconds)} texts, and {len(inputs)} inputs to go with", param="input_b")
         texts = await _read(service, labeller, inputs, seconds)
         usage = _usage(service, [text.tokens for text in texts])
-        found = await _each(service, request, texts, lambda text: text.tokens, labeller.classify)
+        outputs = await _each(service, request, [piece for text in texts for piece in text.pieces], labeller.outputs)
+        found = labeller.classify(texts, outputs)
         data = [
             Classified(
                 index=number,
@@ -94,7 +92,8 @@ def label_router(service: Service) -> APIRouter:
         inputs = _inputs(service, asked.input)
         texts = await _read(service, labeller, inputs, [None] * len(inputs))
         usage = _usage(service, [text.tokens for text in texts])
-        found = await _each(service, request, texts, lambda text: text.tokens, labeller.tag)
+        outputs = await _each(service, request, [piece for text in texts for piece in text.pieces], labeller.outputs)
+        found = await asyncio.to_thread(labeller.tag, texts, outputs)
         data = [
             Tagged(index=number, entities=[TaggedEntity(**vars(entity)) for entity in entities])
             for number, entities in enumerate(found)
@@ -146,12 +145,14 @@ async def _read(service: Service, labeller: Labeller, inputs: Sequence[Any], sec
 async def _each(
     service: Service,
     request: Request,
-    items: Sequence[Item],
-    size: Callable[[Item], int],
-    work: Callable[[Sequence[Item]], Sequence[Result]],
+    pieces: Sequence[Piece],
+    work: Callable[[Sequence[Piece]], Sequence[Result]],
 ) -> list[Result]:
-    """A result for each item, computed in the encoder's thread, as long as the client waits."""
-    return await unless_left(request, service.encoding.each(items, size, work, service.deadline()))
+    """A result for each piece, computed in the encoder's thread, as long as the client waits."""
+    computed = service.encoding.each(pieces, lambda piece: len(piece.tokens), work, service.deadline())
+    results = await unless_left(request, computed)
+    service.metrics.prompt_tokens.inc(sum(len(piece.tokens) for piece in pieces))
+    return results
 
 
 def _usage(service: Service, sizes: Sequence[int]) -> EncoderUsage:
@@ -160,7 +161,6 @@ def _usage(service: Service, sizes: Sequence[int]) -> EncoderUsage:
     for number, size in enumerate(sizes):
         if most and size > most:
             raise ApiError(400, f"input[{number}]: {size} tokens; accepted are up to {most}", param="input")
-    service.metrics.prompt_tokens.inc(sum(sizes))
     return EncoderUsage(prompt_tokens=sum(sizes), total_tokens=sum(sizes))
 
 

@@ -214,7 +214,9 @@ class TagReply(Shape):
 
 
 class Model(Shape):
-    """The model that is served: what it is for, how many tokens it sees, and the names of its labels, if it has some."""
+    """The model that is served: what it is for, how many tokens it sees and how many may be asked for (null: it writes
+    none), and the names of its labels, if it has some.
+    """
 
     id: str
     object: Literal["model"]
@@ -222,6 +224,7 @@ class Model(Shape):
     owned_by: str
     kind: Literal["chat", "completion", "embeddings", "classify", "tag"]
     context: int
+    max_tokens: int | None
     labels: list[str] | None
 
 

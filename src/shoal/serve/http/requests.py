@@ -8,77 +8,86 @@ accepted and has no effect. Shoal's own additions are `top_k`, `min_p` and `repe
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 Most = 20
 """Alternatives of a token that may be asked for, as in OpenAI's chat interface."""
 
+MOST_FIELDS = 100
+"""Of an object, more than any has: what is wrong with a hundred thousand would take a second to tell."""
+
 LONGEST_SCHEMA = 32 << 10
 """Characters of a schema, as JSON."""
 
 Text = Annotated[str, Field(min_length=1)]
-Nothing = Annotated[dict[str, JsonValue] | list[JsonValue], Field(max_length=0)] | None
+# what is wrong with the first is told: a megabyte of wrong values would be a gigabyte of errors
+Texts = Annotated[list[str], Field(fail_fast=True)]
+SomeTexts = Annotated[list[Text], Field(fail_fast=True)]
+Tokens = Annotated[list[int], Field(min_length=1, fail_fast=True)]
+SomeTokens = Annotated[list[Tokens], Field(fail_fast=True)]
+Nothing = Annotated[dict[str, Any] | list[Any], Field(max_length=0)] | None
 Zero = Annotated[float, Field(ge=0, le=0)] | None
 
 
-class Asked(BaseModel):
-    """What all requests have."""
+class Strict(BaseModel):
+    """An object of which each field is known."""
 
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MOST_FIELDS:
+            raise PydanticCustomError("too_many_fields", f"There are {len(given)} fields, most of which nothing is known of")
+        return given
+
+
+class Asked(Strict):
+    """What all requests have."""
 
     model: Text = Field(description="The model's `id`, as /v1/models tells it.")
     user: str | None = None
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Strict):
     """How a stream ends."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool | None = Field(None, description="Let a last event tell how many tokens were used.")
     include_obfuscation: Literal[False] | None = None
 
 
-class PlainFormat(BaseModel):
+class PlainFormat(Strict):
     """Any text."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(BaseModel):
+class JsonObjectFormat(Strict):
     """Some JSON object."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     type: Literal["json_object"]
 
 
-class NamedSchema(BaseModel):
+class NamedSchema(Strict):
     """A JSON schema."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     name: str
     description: str | None = None
-    content: dict[str, JsonValue] = Field(alias="schema")
+    content: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
     @field_validator("content")
     @classmethod
-    def _short(cls, content: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    def _short(cls, content: dict[str, Any]) -> dict[str, Any]:
         """Following a schema of thousands of fields takes seconds a token, for which all texts would wait."""
         if len(json.dumps(content)) > LONGEST_SCHEMA:
             raise PydanticCustomError("schema_too_long", f"The schema is longer than {LONGEST_SCHEMA} characters of JSON")
         return content
 
 
-class JsonSchemaFormat(BaseModel):
+class JsonSchemaFormat(Strict):
     """JSON as a schema wants it."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     type: Literal["json_schema"]
     json_schema: NamedSchema
@@ -107,22 +116,18 @@ class Writing(Asked):
     logit_bias: Nothing = None
 
 
-class TextPart(BaseModel):
+class TextPart(Strict):
     """A part of what somebody says."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(Strict):
     """A turn of a dialogue. `developer` is another word for `system`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
     refusal: str | None = None
     annotations: Nothing = None
@@ -139,7 +144,7 @@ class Message(BaseModel):
 class ChatRequest(Writing):
     """What a reply is asked for with."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=Most)
@@ -148,8 +153,8 @@ class ChatRequest(Writing):
     functions: Nothing = None
     function_call: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
-    modalities: list[Literal["text"]] | None = None
-    metadata: dict[str, str] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
+    metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -159,7 +164,7 @@ class ChatRequest(Writing):
 class CompletionRequest(Writing):
     """What a text is to go on from: texts, or tokens."""
 
-    prompt: str | list[str] | Annotated[list[int], Field(min_length=1)] | list[Annotated[list[int], Field(min_length=1)]]
+    prompt: str | Texts | Tokens | SomeTokens
     logprobs: int | None = Field(None, ge=0, le=Most)
     echo: bool | None = Field(None, description="Begin each choice with its prompt.")
     best_of: int | None = Field(None, ge=1, description="As many as `n`, or nothing.")
@@ -169,7 +174,7 @@ class CompletionRequest(Writing):
 class EmbeddingRequest(Asked):
     """Texts, or tokens, to be summed up."""
 
-    input: Text | list[Text] | Annotated[list[int], Field(min_length=1)] | list[Annotated[list[int], Field(min_length=1)]]
+    input: Text | SomeTexts | Tokens | SomeTokens
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, description="As many as the model's vectors have, or nothing.")
 
@@ -177,14 +182,14 @@ class EmbeddingRequest(Asked):
 class ClassifyRequest(Asked):
     """Texts to be labelled; with `input_b`, as many as there are inputs, pairs of texts."""
 
-    input: Text | list[Text]
-    input_b: Text | list[Text] | None = None
+    input: Text | SomeTexts
+    input_b: Text | SomeTexts | None = None
 
 
 class TagRequest(Asked):
     """Texts in which entities are to be found."""
 
-    input: Text | list[Text]
+    input: Text | SomeTexts
 
 
 def listed(given: Any) -> list[Any]:

@@ -7,6 +7,7 @@ finished; a second SIGINT ends at once.
 
 import asyncio
 import json
+import logging
 import signal
 import socket
 import threading
@@ -109,6 +110,12 @@ class StoppableServer(uvicorn.Server):
         await super().startup(sockets)
         self.ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; where the end is forced, what that breaks off is told to nobody."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals ask for the end; in another thread than the main one, only `should_exit` does."""
@@ -140,7 +147,7 @@ def bind(host: str, port: int) -> socket.socket:
         taken.bind((host, port))
         taken.listen(0)  # two may be bound to a port of which neither listens
         return taken
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last: of a name that no host can have
         taken.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"can't listen on {host}, port {port}: {reason}; choose another by --host or --port") from None

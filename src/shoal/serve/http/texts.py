@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from shoal.serve.http.errors import ApiError, overloaded
+from shoal.serve.http.errors import ApiError, overloaded, timed_out
 from shoal.serve.request import Engine, Finish, Piece, Request, Ticket, ToldToken
 
 UNSEEN_SECONDS = 0.1
@@ -112,7 +112,7 @@ class Texts:
                 async with asyncio.timeout_at(min(until, self._deadline)):
                     await self._finished.wait()
         if self._loop.time() >= self._deadline:
-            raise overloaded("the answer was not finished in the time that a request may take")
+            raise timed_out()
         self._come.clear()
         self._finished.clear()
         self._waking = False

@@ -64,7 +64,7 @@ def writing_router(service: Service) -> APIRouter:
             telling.echo = asking.echoed(service.served, asked)
             return tokens
 
-        tokens = asked.max_tokens or asking.COMPLETION_TOKENS
+        tokens = asked.max_tokens or min(asking.COMPLETION_TOKENS, service.limits.tokens or asking.COMPLETION_TOKENS)
         return await _answer(service, request, asked, telling, tokens, prompts)
 
     return router
@@ -114,7 +114,13 @@ async def _answer(
         written = await unless_left(request, texts.whole())
     finally:
         close()
-    return Response(json_of(telling.reply(written, usage_of(prompts, written))), media_type="application/json")
+
+    def told() -> bytes:
+        return json_of(telling.reply(written, usage_of(prompts, written)))
+
+    # the probabilities of thousands of tokens take seconds to lay out: the loop goes on meanwhile
+    reply = told() if telling.alternatives is None else await asyncio.to_thread(told)
+    return Response(reply, media_type="application/json")
 
 
 async def _events(texts: Texts, telling: Telling, prompts: list[list[int]], interval: float) -> AsyncIterator[bytes]:

@@ -31,7 +31,7 @@ async function start() {
   describe(model);
   const main = by("main");
   if (model.kind in LABEL_VIEWS) return LABEL_VIEWS[model.kind](main, model);
-  const settings = settingsIn(by("options-form"), model.kind === "chat", model.context);
+  const settings = settingsIn(by("options-form"), model.kind === "chat", model.max_tokens);
   const chat = startChat(main, model, settings);
   by("new").hidden = by("options-button").hidden = false;
   by("new").addEventListener("click", () => chat.clear());

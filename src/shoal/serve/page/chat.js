@@ -320,10 +320,11 @@ class Watch {
   }
 
   see(told) {
+    const [choice] = told.choices;
     this.last = performance.now();
-    this.first ||= this.last;
+    if (choice?.text || choice?.delta?.content) this.first ||= this.last; // who speaks is told before
     this.usage = told.usage ?? this.usage;
-    this.finish = told.choices[0]?.finish_reason ?? this.finish;
+    this.finish = choice?.finish_reason ?? this.finish;
   }
 
   note() {
@@ -333,7 +334,7 @@ class Watch {
       const cached = this.usage.prompt_tokens_details?.cached_tokens;
       const seconds = (this.last - this.first) / 1000;
       parts.push(`${written.toLocaleString("en")} token${written === 1 ? "" : "s"}`);
-      if (written > 1 && seconds > 0) parts.push(`${rate((written - 1) / seconds)} tokens/s`);
+      if (this.first && written > 1 && seconds > 0) parts.push(`${rate((written - 1) / seconds)} tokens/s`);
       parts.push(`${read.toLocaleString("en")} read${cached ? `, ${cached.toLocaleString("en")} of them cached` : ""}`);
     }
     if (this.first) parts.push(`first after ${((this.first - this.start) / 1000).toFixed(2)} s`);

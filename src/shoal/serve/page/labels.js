@@ -14,9 +14,10 @@ function startClassify(main, model) {
   answers(view, async (text) => {
     const { data } = await ask("v1/classify", { model: model.id, input: text });
     const scores = Object.entries(data[0].scores).sort(([, one], [, other]) => other - one);
-    announce(`${data[0].label}, ${percent(data[0].scores[data[0].label])}`);
+    const { labels: had } = data[0]; // a text may have several, or none
+    announce(had.map((label) => `${label}, ${percent(data[0].scores[label])}`).join("; ") || "No label.");
     const list = made("ol", "bars");
-    list.append(...scores.map(([label, share]) => bar(label, share, percent(share), label === data[0].label)));
+    list.append(...scores.map(([label, share]) => bar(label, share, percent(share), had.includes(label))));
     return [list];
   });
 }

@@ -14,8 +14,8 @@ const NUMBERS = {
 };
 const NEUTRAL = { top_k: 0, min_p: 0, repetition_penalty: 1, seed: "" };
 
-/** Build the form; `system`: whether the model takes a system prompt; `context`: tokens. Returns {fields(), system()}. */
-export function settingsIn(form, system, context) {
+/** Build the form; `system`: whether the model takes a system prompt; `most`: tokens that may be asked for. Returns {fields(), system()}. */
+export function settingsIn(form, system, most) {
   const stored = read();
   const inputs = {};
   if (system) form.append(systemField(inputs, stored));
@@ -47,7 +47,7 @@ export function settingsIn(form, system, context) {
         const wanted = valid ? value : standard;
         if (wanted !== NEUTRAL[name]) fields[name] = wanted;
       }
-      if (context) fields.max_tokens = Math.min(fields.max_tokens, context);
+      if (most) fields.max_tokens = Math.min(fields.max_tokens, most);
       return fields;
     },
   };
