@@ -175,7 +175,7 @@ def whole(results: list[dict[str, Any]], step: int) -> dict[str, Tensor]:
 CODED = [(size, *name) for size in (2, 4) for name in each_of(size) if name[1] != "NoneType"]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.thorough), 4])
 def test_what_its_codec_does_not_change_is_summed_in_the_order_of_ranks(size: int) -> None:
     for step in range(STEPS):
         expected: dict[str, Tensor] = {}

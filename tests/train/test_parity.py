@@ -57,7 +57,7 @@ MEETING_OTHERWISE = {
 """How near the losses are, and keys of `parallel`."""
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.thorough), 4])
 def test_encoders_are_divided_right_too_with_heads_that_nothing_uses(size: int, tmp_path: Path) -> None:
     otherwise = [parity.Case(name, 2, {"parallel": keys}) for name, (_, keys) in MEETING_OTHERWISE.items()]
     cases = [case for case in CASES[size] if case.name in OF_ENCODERS] + (otherwise if size == 2 else [])
