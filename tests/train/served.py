@@ -36,6 +36,11 @@ def here(target: Any, lock: AbstractContextManager[Any] = NOTHING) -> Remote:
     return call
 
 
+def _false_after(call: Callable[[], object]) -> bool:
+    call()
+    return False
+
+
 class ServedRun:
     """Servers and `workers` workers of one recipe, in `folder`."""
 
@@ -56,9 +61,11 @@ class ServedRun:
         seat = Seat(rank, self.workers, here(self.clock), servers, self.portions)
         return Worker(self.recipe, self.run, seat, stop_requested)
 
-    def train(self, resume: bool = False) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    def train(
+        self, resume: bool = False, before_each_push: Callable[[], object] = lambda: None
+    ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """All of them, to the end; (the main worker's records, its weights)."""
-        workers = [self.worker(rank) for rank in range(self.workers)]
+        workers = [self.worker(rank, lambda: _false_after(before_each_push)) for rank in range(self.workers)]
         failures: list[BaseException] = []
 
         def train(worker: Worker) -> None:
