@@ -1,16 +1,16 @@
 """The command line in this process, a small model to work on, and one thread."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from shoal.cli import run
 from shoal.data.tokenizer import read_tokenizer
 from tests.models.shapes import GPT2
 from tests.serve.languages import write_language_model
+from tests.threads import one_thread  # noqa: F401 (a fixture)
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,3 @@ def model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = read_tokenizer(corpus)
     write_language_model(folder, tokenizer, replace(GPT2, vocabulary=tokenizer.vocabulary))
     return folder
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, and put back what was before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -75,11 +75,14 @@ def test_torch_loads_the_program_and_computes_the_same(shape: str, tmp_path: Pat
             torch.testing.assert_close(output, expected)
 
 
-def run_onnx(shape: str, folder: Path, **changes: int) -> None:
-    """Export to ONNX, and compare with the model, on other shapes than it was exported with."""
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [("classifier", {"layers": 1}), *(pytest.param(shape, {}, marks=pytest.mark.thorough) for shape in SHAPES)],
+)
+def test_onnxruntime_computes_the_same_for_any_batch_and_length(shape: str, changes: dict[str, int], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model = subject(shape, **changes)
+    folder, model = tmp_path / "onnx", subject(shape, **changes)
     program = Program(model.model)
     write_onnx(folder, model, program)
     found = check("onnx", folder, model)
@@ -87,19 +90,9 @@ def run_onnx(shape: str, folder: Path, **changes: int) -> None:
     assert found.difference < 1e-4
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     assert [given.name for given in session.get_inputs()] == program.inputs
-    for batch, length in ((1, 1), (5, 24)):
+    for batch, length in ((1, 1), (5, 24)):  # other shapes than it was exported with
         inputs = {name: torch.ones(batch, length, dtype=torch.int64) for name in program.inputs}
         told = session.run(program.outputs, {name: value.numpy() for name, value in inputs.items()})
         for output, expected in zip(told, program(**inputs), strict=True):
             torch.testing.assert_close(torch.from_numpy(output), expected.detach(), rtol=0, atol=1e-4)
     assert (folder / "tokenizer.json").exists()
-
-
-def test_onnxruntime_computes_the_same_for_any_batch_and_length(tmp_path: Path) -> None:
-    run_onnx("classifier", tmp_path / "onnx", layers=1)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("shape", SHAPES)
-def test_onnxruntime_computes_the_same_of_every_shape(shape: str, tmp_path: Path) -> None:
-    run_onnx(shape, tmp_path / "onnx")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,22 @@ def test_a_metric_that_the_task_does_not_tell_is_named_before_the_first_step(tmp
         parts_of(recipe, tmp_path / "run", alone())
 
 
+def straight_and_resumed(recipe: Recipe, folder: Path, resumed: AbstractContextManager[object]) -> tuple[Parts, Parts]:
+    """A run that never stopped, and one that stopped after two steps and went on, its parts built anew in `resumed`."""
+    world = alone()
+    straight = parts_of(recipe, folder / "straight", world)
+    train(straight)
+    stopped = parts_of(recipe, folder / "stopped", world)
+    with pytest.raises(Interrupted):
+        train(dataclasses.replace(stopped, stop_requested=lambda: stopped.progress.step + 1 >= 2))
+    with resumed:
+        again = parts_of(recipe, folder / "stopped", world, resume=True)
+    train(again)
+    for one in (straight, stopped, again):
+        one.telemetry.close()
+    return straight, again
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_resumes_bitwise(tmp_path: Path, layout: str) -> None:
     data = write_sentences(tmp_path / "data.jsonl", sentences()[:41])
@@ -228,17 +245,7 @@ def test_it_resumes_bitwise(tmp_path: Path, layout: str) -> None:
         write_base(tmp_path / "base", "bert", LAYOUTS[layout]), data, model={"dropout": 0.1}, tuning={"dropout": 0.1}
     )
     assert recipe.model.attention_dropout == 0.0
-    world = alone()
-    straight = parts_of(recipe, tmp_path / "straight", world)
-    train(straight)
-    parts = parts_of(recipe, tmp_path / "stopped", world)
-    steps = parts.progress
-    with pytest.raises(Interrupted):
-        train(dataclasses.replace(parts, stop_requested=lambda: steps.step + 1 >= 2))
-    again = parts_of(recipe, tmp_path / "stopped", world, resume=True)
-    train(again)
-    for one in (straight, parts, again):
-        one.telemetry.close()
+    straight, again = straight_and_resumed(recipe, tmp_path, nullcontext())
     for (name, value), other in zip(again.model.state_dict().items(), straight.model.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
 
@@ -247,19 +254,8 @@ def test_it_resumes_bitwise(tmp_path: Path, layout: str) -> None:
 def test_a_run_keeps_its_order_where_it_goes_on_with_rows_laid_out_otherwise(tmp_path: Path, joined: bool) -> None:
     data = write_sentences(tmp_path / "data.jsonl", sentences()[:41])
     recipe = finetune_recipe(write_base(tmp_path / "base", "bert"), data)
-    world = alone()
     with mock.patch("shoal.train.finetune.joins", lambda *_: joined):
-        straight = parts_of(recipe, tmp_path / "straight", world)
-        train(straight)
-        parts = parts_of(recipe, tmp_path / "stopped", world)
-    steps = parts.progress
-    with pytest.raises(Interrupted):
-        train(dataclasses.replace(parts, stop_requested=lambda: steps.step + 1 >= 2))
-    with mock.patch("shoal.train.finetune.joins", lambda *_: not joined):
-        again = parts_of(recipe, tmp_path / "stopped", world, resume=True)
-    train(again)
-    for one in (straight, parts, again):
-        one.telemetry.close()
+        straight_and_resumed(recipe, tmp_path, resumed=mock.patch("shoal.train.finetune.joins", lambda *_: not joined))
     losses, expected = (
         [record["loss"] for record in read_metrics(RunDirectory(tmp_path / name).metrics)[0]]
         for name in ("stopped", "straight")

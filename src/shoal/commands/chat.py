@@ -60,16 +60,7 @@ class Arguments:
     """A file with the chat template, in Jinja, in place of the model's own."""
     tokens: int = 512
     """Tokens of an answer at most."""
-    temperature: float = 0.8
-    """0: always the likeliest token."""
-    top_k: int = 0
-    """Draw from the k likeliest tokens only (0: all)."""
-    top_p: float = 1.0
-    """Draw from the likeliest tokens that together have this probability."""
-    min_p: float = 0.0
-    """Draw from the tokens that have this share of the likeliest's probability."""
-    repetition_penalty: float = 1.0
-    """Above 1 makes less likely what was said already."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     seed: int = 0
     """The same seed gives the same answers to the same messages."""
     stop: tuple[str, ...] = field(default_factory=tuple)
@@ -99,9 +90,6 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
 
 def _open(arguments: Arguments) -> "Session":
     """`InputError` for a model that doesn't talk, and for options that it can't follow."""
-    sampling = Sampling(
-        arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p, arguments.repetition_penalty
-    )
     model = arguments.model
     if (task := task_name(model)) not in ("", "chat", "prefer"):
         raise InputError(
@@ -121,14 +109,14 @@ def _open(arguments: Arguments) -> "Session":
         raise InputError(f"--system: {model} has no chat template, and so no system prompt; --chat-template FILE gives one")
     else:
         history = Continuation(language.tokenizer, context)
-    return Session(arguments, history, make_engine(language, slots=1, capacity=context), sampling)
+    return Session(arguments, history, make_engine(language, slots=1, capacity=context))
 
 
 class Session:
     """A conversation with a model: commands, and answers, which are shown as they come."""
 
-    def __init__(self, arguments: Arguments, history: History, engine: Engine, sampling: Sampling) -> None:
-        self.arguments, self.history, self.engine, self.sampling = arguments, history, engine, sampling
+    def __init__(self, arguments: Arguments, history: History, engine: Engine) -> None:
+        self.arguments, self.history, self.engine = arguments, history, engine
         self.interactive = sys.stdin.isatty() and not arguments.json
         self.answers: list[dict[str, Any]] = []
         """Of each how many tokens it has, and why it ends."""
@@ -191,7 +179,7 @@ class Session:
         try:
             prompt = self.history.prompt(self.arguments.tokens)
             seed = self.arguments.seed + self._asked
-            request = Request(tuple(prompt), self.arguments.tokens, self.sampling, seed, self.arguments.stop)
+            request = Request(tuple(prompt), self.arguments.tokens, self.arguments.sampling, seed, self.arguments.stop)
             if self.history.cut and not self._told_cut:
                 note("this is longer than the model reads: its beginning is left out from now on")
                 self._told_cut = True

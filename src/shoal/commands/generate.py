@@ -39,16 +39,7 @@ class Arguments:
     """What to continue, or a text with `[MASK]` in it; `-` reads it from stdin."""
     tokens: int = 100
     """Tokens to add at most."""
-    temperature: float = 0.8
-    """0: always the likeliest token."""
-    top_k: int = 0
-    """Draw from the k likeliest tokens only (0: all)."""
-    top_p: float = 1.0
-    """Draw from the likeliest tokens that together have this probability."""
-    min_p: float = 0.0
-    """Draw from tokens that have this share of the likeliest one's probability."""
-    repetition_penalty: float = 1.0
-    """Above 1: tokens that prompt or text have already become less likely."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     beams: int = 1
     """Above 1: search for the likeliest text, by so many beginnings at once, and draw nothing."""
     weights: Format = "fp32"
@@ -71,9 +62,6 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     """Print the continuation as it comes; returns prompt and text."""
     if arguments.tokens < 1:
         raise InputError(f"--tokens is {arguments.tokens}; accepted: a whole number above 0")
-    sampling = Sampling(
-        arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p, arguments.repetition_penalty
-    )
     if "" in arguments.stop:
         raise InputError("--stop is given an empty text, which every text has at its start")
     if arguments.beams < 1:
@@ -89,9 +77,9 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     layout = read_layout(arguments.model)
     if not language.model.config.causal or (layout is not None and BLANK in prompt):
         _refuse_what_goes_on(arguments, constraint, "not for blanks")
-        return _fill(arguments, language, prompt, sampling, layout)
+        return _fill(arguments, language, prompt, layout)
     continuation = generate(
-        language, prompt, arguments.tokens, sampling, arguments.seed, arguments.stop, constraint, arguments.beams,
+        language, prompt, arguments.tokens, arguments.sampling, arguments.seed, arguments.stop, constraint, arguments.beams,
         arguments.weights,
     )  # fmt: skip
     pieces = [next(continuation, "")]  # a prompt that can't be used is told before anything is printed
@@ -130,13 +118,11 @@ def _answer(arguments: Arguments, labelled: LabelledModel, prompt: str) -> dict[
     return {"model": str(arguments.model), "prompt": prompt, "text": text, "seed": arguments.seed}
 
 
-def _fill(
-    arguments: Arguments, language: LanguageModel, prompt: str, sampling: Sampling, layout: Layout | None
-) -> dict[str, Any]:
+def _fill(arguments: Arguments, language: LanguageModel, prompt: str, layout: Layout | None) -> dict[str, Any]:
     """Print the prompt with what belongs at its blanks."""
     result: dict[str, Any] = {"model": str(arguments.model), "prompt": prompt, "seed": arguments.seed}
     if language.model.config.causal:
-        sample = make_samples(language, [prompt], arguments.tokens, sampling, arguments.seed, layout)[0]
+        sample = make_samples(language, [prompt], arguments.tokens, arguments.sampling, arguments.seed, layout)[0]
     else:
         found = fill_masks(language, prompt)
         sample = {"prompt": prompt, "text": told(found)}

@@ -8,7 +8,6 @@ rounded alike, so it differs by more.
 
 import importlib.metadata
 import importlib.util
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from shoal.core.errors import InputError, ShoalError
-from shoal.core.extras import library
+from shoal.core.extras import library, silenced
 from shoal.core.files import read_json
 from shoal.export.gguf import BLOCK
 from shoal.export.hugging_face import DTYPES
@@ -211,12 +210,6 @@ def _llama(path: Path, subject: Subject, sample: Sample) -> Ran:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' own words, which would stand beside a command's."""
-    logger = logging.getLogger("transformers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            yield
-    finally:
-        logger.setLevel(before)
+    """Without the libraries' own words, printed ones too."""
+    with silenced("transformers"), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        yield

@@ -3,7 +3,6 @@
 Batch and length are free. What the inputs and outputs are called says `export.program`.
 """
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from shoal.core.extras import library
+from shoal.core.extras import library, silenced
 from shoal.core.files import write_json
 from shoal.export.program import Program, exported
 from shoal.export.subject import Subject
@@ -39,8 +38,6 @@ def write_onnx(folder: Path, subject: Subject, program: Program) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's words on its progress, which would stand beside a command's JSON."""
-    for name in ("onnxscript", "torch.onnx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+    with silenced("onnxscript", "torch.onnx"), warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         yield

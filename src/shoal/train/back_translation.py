@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from shoal.core.errors import InputError, ShoalError
+from shoal.core.extras import silenced
 from shoal.core.files import read_json, sha256, write_json
 from shoal.core.machine import cache_folder
 from shoal.core.model_directory import find_model_directory
@@ -27,7 +28,6 @@ from shoal.models.transformer import Transformer
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import Translate
-from shoal.train.foreign import quiet
 from shoal.train.labelled_model import read_labelled_model
 
 TOGETHER = 32
@@ -180,7 +180,7 @@ class Theirs:
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
         try:
-            with quiet():
+            with silenced("transformers"):
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
                 model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype="float32")
         except Exception as error:  # the library raises many kinds for a damaged folder

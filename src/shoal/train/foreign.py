@@ -1,14 +1,12 @@
 """Models that `transformers` knows and Shoal has no code for: from their folder, and back to its layout."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from shoal.core.errors import InputError
+from shoal.core.extras import silenced
 from shoal.core.files import read_json
 from shoal.core.model_directory import read_model_directory
 from shoal.models.foreign import Foreign, foreign_config
@@ -32,7 +30,7 @@ def read_foreign(folder: Path, trust_remote_code: bool = False) -> Foreign:
     config, weights = read_model_directory(folder)
     own = {name.removeprefix("task_head."): value for name, value in weights.items() if name.startswith("task_head.")}
     try:
-        with quiet():
+        with silenced("transformers"):  # of heads that a folder lacks, or has beside
             theirs, causal = _read_theirs(folder, trust_remote_code)
         shape = foreign_config(theirs.config, causal)
         shape = heads.from_config(config["model_type"], shape, config, weights.keys())
@@ -75,15 +73,3 @@ def _read_theirs(folder: Path, trust: bool) -> tuple[Any, bool]:
     if not causal:
         return AutoModel.from_pretrained(folder, **options), False
     return AutoModelForCausalLM.from_pretrained(folder, **options), True
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the library's lines about heads that a folder lacks, or has beside."""
-    logger = logging.getLogger("transformers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -6,7 +6,6 @@ task names on the hub must be here already. A task's YAML may run Python beside 
 """
 
 import difflib
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from shoal.core.errors import InputError
+from shoal.core.extras import silenced
 from shoal.serve.generation import LanguageModel
 from shoal.serve.harness.model import HarnessModel
 
@@ -121,18 +121,15 @@ def _by_itself() -> Iterator[None]:
     """Without a network, and without words beside the command's own."""
     libraries = ((datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE"))
     before = [getattr(module, name) for module, name in libraries]
-    logger = logging.getLogger("lm_eval")
-    level, environment = logger.level, os.environ.get("HF_HUB_OFFLINE")
+    environment = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"
     for module, name in libraries:
         setattr(module, name, True)
-    logger.setLevel(logging.ERROR)
+    bars = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())  # for people
     try:
-        # bars are for people
-        with redirect_stdout(StringIO()), nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO()):
+        with silenced("lm_eval"), redirect_stdout(StringIO()), bars:
             yield
     finally:
-        logger.setLevel(level)
         for (module, name), value in zip(libraries, before, strict=True):
             setattr(module, name, value)
         os.environ.pop("HF_HUB_OFFLINE")

@@ -68,9 +68,7 @@ def label_router(service: Service) -> APIRouter:
         seconds = listed(asked.input_b) if asked.input_b is not None else [None] * len(inputs)
         if len(seconds) != len(inputs):
             raise ApiError(400, f"input_b: {len(seconds)} texts, and {len(inputs)} inputs to go with", param="input_b")
-        texts = await _read(service, labeller, inputs, seconds)
-        usage = _usage(service, [text.tokens for text in texts])
-        outputs = await _each(service, request, [piece for text in texts for piece in text.pieces], labeller.outputs)
+        texts, usage, outputs = await _labelled(service, request, labeller, inputs, seconds)
         found = labeller.classify(texts, outputs)
         data = [
             Classified(
@@ -90,9 +88,7 @@ def label_router(service: Service) -> APIRouter:
         service.check_model(asked.model)
         labeller = _labeller(service, "tag")
         inputs = _inputs(service, asked.input)
-        texts = await _read(service, labeller, inputs, [None] * len(inputs))
-        usage = _usage(service, [text.tokens for text in texts])
-        outputs = await _each(service, request, [piece for text in texts for piece in text.pieces], labeller.outputs)
+        texts, usage, outputs = await _labelled(service, request, labeller, inputs, [None] * len(inputs))
         found = await asyncio.to_thread(labeller.tag, texts, outputs)
         data = [
             Tagged(index=number, entities=[TaggedEntity(**vars(entity)) for entity in entities])
@@ -132,14 +128,18 @@ def _piece(embedder: Embedder, given: Any, number: int) -> Piece:
         raise ApiError(400, f"input[{number}]: {error}", param="input") from None
 
 
-async def _read(service: Service, labeller: Labeller, inputs: Sequence[Any], seconds: Sequence[Any]) -> list[LabelledText]:
-    """The texts as their task reads them."""
+async def _labelled(
+    service: Service, request: Request, labeller: Labeller, inputs: Sequence[Any], seconds: Sequence[Any]
+) -> tuple[list[LabelledText], EncoderUsage, list[Any]]:
+    """The texts as their task reads them, what that is, and what the model tells of each of their pieces."""
     pairs = [(str(text), None if second is None else str(second)) for text, second in zip(inputs, seconds, strict=True)]
 
     def read() -> list[LabelledText]:
         return [labeller.read(text, second, f"input[{number}]") for number, (text, second) in enumerate(pairs)]
 
-    return await asyncio.to_thread(read)
+    texts = await asyncio.to_thread(read)
+    usage = _usage(service, [text.tokens for text in texts])
+    return texts, usage, await _each(service, request, [piece for text in texts for piece in text.pieces], labeller.outputs)
 
 
 async def _each(
