@@ -130,7 +130,8 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if not arguments.json:
         Console(highlight=False).print(
             f"{recipe.task}: loss {result['eval_loss']:.4f} nats a target[bold]{describe_metrics(result, digits=4)}[/bold], "
-            f"over {size:,} bytes in {tokens:,} tokens of {source}"
+            f"over {size:,} bytes in {tokens:,} tokens of {source}",
+            soft_wrap=True,
         )
     return result
 
@@ -156,7 +157,8 @@ def _evaluate_labelled(arguments: Arguments, labelled: LabelledModel) -> dict[st
         for name, examples in splits.items():
             console.print(
                 f"{labelled.name}: {SPLITS[name]} loss {result[f'{name}_loss']:.4f}"
-                f"[bold]{describe_metrics(result, digits=4, split=name)}[/bold], over {len(examples):,} examples"
+                f"[bold]{describe_metrics(result, digits=4, split=name)}[/bold], over {len(examples):,} examples",
+                soft_wrap=True,
             )
             for table in figure_tables(result, name):
                 console.print(table)

@@ -89,7 +89,8 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if not arguments.json:
         unchecked = UNCHECKED.get(kind, "") if arguments.check else "as asked"
         told = f"not checked: {unchecked}" if checked is None else _told(checked)
-        Console(highlight=False).print(f"{path}: {result['bytes'] / 1e6:,.1f} MB, {arguments.dtype}\n{told}")
+        what = f"{path}: {result['bytes'] / 1e6:,.1f} MB, {arguments.dtype}\n{told}"
+        Console(highlight=False, markup=False).print(what, soft_wrap=True)
     return result
 
 

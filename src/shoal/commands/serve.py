@@ -19,6 +19,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from shoal.core.errors import InputError, Interrupted
 from shoal.core.extras import library
@@ -123,7 +124,8 @@ def run(arguments: Arguments, overrides: list[str]) -> None:
                 sys.stdout.write(json.dumps(told) + "\n")
                 sys.stdout.flush()
             Console(stderr=True, highlight=False).print(
-                f"[bold]{served.name}[/bold] ({served.kind}) is served at [bold]{address}[/bold]; Ctrl-C stops it"
+                f"[bold]{escape(served.name)}[/bold] ({served.kind}) is served at [bold]{address}[/bold]; Ctrl-C stops it",
+                soft_wrap=True,
             )
 
         server = make_server(build_app(served, limits, key), limits, ready)
