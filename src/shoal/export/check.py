@@ -174,7 +174,8 @@ def _onnxruntime(folder: Path, subject: Subject, sample: Sample) -> Ran | None:
 
 def _torch(path: Path, subject: Subject, sample: Sample) -> Ran:
     program = Program(subject.model)
-    told = torch.export.load(path).module()(*sample.inputs(program).values())
+    with path.open("rb") as file:
+        told = torch.export.load(file).module()(*sample.inputs(program).values())
     return f"torch {torch.__version__}", [sample.told(output) for output in told]
 
 

@@ -96,4 +96,5 @@ def exported(program: Program) -> ExportedProgram:
 
 def write_program(path: Path, program: Program) -> None:
     """Write a `.pt2`, which `torch.export.load` reads; `.module()` of it takes the inputs, and gives the outputs."""
-    torch.export.save(exported(program), path)
+    with path.open("wb") as file:  # of a name without `.pt2` torch complains
+        torch.export.save(exported(program), file)
