@@ -43,7 +43,7 @@ def inner_sync(kind: str, wire: Wire, mesh: Mesh, model: nn.Sequential) -> Sync:
 def make(world: World, model: nn.Sequential, settings: recipe.Local, codec: Codec | None = None, kind: str = "") -> Local:
     wire, shard = Wire(world), 2 if kind else 1
     mesh = make_mesh(world, (world.size // shard, shard, 1))
-    inner = inner_sync(kind or "replicate", wire, within_copy(world, mesh), model)
+    inner = inner_sync(kind or "replicate", wire, within_copy(mesh), model)
     sums = CodedSum(wire, wire.own_channel(mesh.replicate), codec) if codec else None
     sync = Local(wire, mesh, inner, settings, sums)
     sync.attach(model, whole_shards(model))

@@ -18,14 +18,18 @@ from tests.ranks import run_ranks
 from tests.train.runs import build_parts, tiny_recipe
 
 CASES = {
-    2: [("replicate", 1), ("zero1", 1), ("zero2", 1), ("zero3", 1), ("replicate", 2)],
-    4: [("zero1", 1), ("zero3", 1), ("zero2", 2), ("zero3", 2)],
+    2: [("replicate", 1), ("zero1", 1), ("zero2", 1), ("zero3", 1), ("replicate", 2), ("zero1", 1, "muon")],
+    4: [("zero1", 1), ("zero3", 1), ("zero2", 2), ("zero3", 2), ("zero1", 1, "muon"), ("zero3", 2, "muon")],
 }
 
 
-def recipe_of(corpus: Path, shard: str, tensor: int) -> Any:
+def recipe_of(corpus: Path, shard: str, tensor: int, optimizer: str = "adamw") -> Any:
     return tiny_recipe(
-        corpus, parallel={"shard": shard, "tensor": tensor}, train={"micro_batch": 2, "steps": 2}, model={"hidden": 128}
+        corpus,
+        parallel={"shard": shard, "tensor": tensor},
+        train={"micro_batch": 2, "steps": 2},
+        model={"hidden": 128},
+        optimizer={"kind": optimizer},
     )
 
 
@@ -33,8 +37,8 @@ def really(
     world: World, corpus: Path, folder: Path, cases: list[tuple[str, int]]
 ) -> list[tuple[StateBytes, dict[str, int]]]:
     found = []
-    for number, (shard, tensor) in enumerate(cases):
-        recipe = recipe_of(corpus, shard, tensor)
+    for number, case in enumerate(cases):
+        recipe = recipe_of(corpus, *case)
         parts = build_parts(recipe, folder / str(number), world)
         parts.telemetry.close()
         parts.sync.wire.sent.clear()
@@ -47,19 +51,20 @@ def really(
 @pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.thorough), 4])
 def test_the_foretold_bytes_are_those_of_real_ranks(corpus: Path, tmp_path: Path, ranks: int) -> None:
     real = run_ranks(ranks, really, corpus, tmp_path, CASES[ranks])
-    for number, (shard, tensor) in enumerate(CASES[ranks]):
-        recipe = recipe_of(corpus, shard, tensor)
+    for number, case in enumerate(CASES[ranks]):
+        recipe = recipe_of(corpus, *case)
         config = transformer_config(recipe, Corpus.open(corpus).vocabulary)
         for rank in (0, ranks - 1):
             foretold = find_layout(recipe, config, ranks, rank)
             held, sent = real[rank][number]
-            assert foretold.held == held, (shard, tensor, rank)
-            assert foretold.sent == sent, (shard, tensor, rank)
+            assert foretold.held == held, (case, rank)
+            assert foretold.sent == sent, (case, rank)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("shard", ["replicate", "zero1", "zero2", "zero3"])
-def test_the_formula_is_near(corpus: Path, shard: str) -> None:
-    recipe = recipe_of(corpus, shard, 1)
+def test_the_formula_is_near(corpus: Path, shard: str, optimizer: str) -> None:
+    recipe = recipe_of(corpus, shard, 1, optimizer)
     vocabulary = Corpus.open(corpus).vocabulary
     held = find_layout(recipe, transformer_config(recipe, vocabulary), 2).held
     assert estimate(recipe, vocabulary, 2)["states_bytes"] == pytest.approx(held.total, rel=0.1)
@@ -95,8 +100,3 @@ def test_many_ranks_take_no_machines(corpus: Path) -> None:
 def test_what_cannot_be_arranged_is_told_before_a_start(corpus: Path, keys: Any, ranks: int, message: str) -> None:
     with pytest.raises((InputError, RecipeError), match=message):
         estimate(tiny_recipe(corpus, parallel=keys), 30, ranks)
-
-
-def test_muon_on_parts_of_matrices_is_refused(corpus: Path) -> None:
-    with pytest.raises(RecipeError, match="needs whole matrices"):
-        estimate(tiny_recipe(corpus, parallel={"shard": "zero1"}, optimizer={"kind": "muon"}), 30, 2)

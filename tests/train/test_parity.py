@@ -24,10 +24,11 @@ def traces(world: World, jobs: Jobs, folder: Path, task: Task | None) -> list[pa
 def differences(size: int, jobs: Jobs, folder: Path, task: Task | None = None) -> dict[tuple[str, str], parity.Difference]:
     """Of each job to the plainest training, by its preset and its case's name."""
     with with_shapes:
-        references = {preset: parity.reference(preset, task) for preset, _ in jobs}
+        kinds = {(preset, case.optimizer) for preset, case in jobs}
+        references = {(preset, kind): parity.reference(preset, task, kind) for preset, kind in kinds}
     got = traces(alone(), jobs, folder, task) if size == 1 else run_ranks(size, traces, jobs, folder, task)[0]
     return {
-        (preset, case.name): parity.Difference.between(trace, references[preset])
+        (preset, case.name): parity.Difference.between(trace, references[preset, case.optimizer])
         for (preset, case), trace in zip(jobs, got, strict=True)
     }
 

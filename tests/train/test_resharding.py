@@ -22,11 +22,17 @@ JOURNEYS = {
     "zero3 on 2, alone, zero1 and tensor on 4": [(2, 7, "zero3", 1), (1, 13, "replicate", 1), (4, 20, "zero1", 2)],
     "tensor on 2, zero2 on 4, replicate on 2": [(2, 6, "replicate", 2), (4, 12, "zero2", 1), (2, 20, "replicate", 1)],
 }
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"lookahead": {"every": 5}},
+    "muon": {"kind": "muon", "muon_row_decay": 0.9, "lookahead": {"every": 5}},
+}
 
 
-def session(world: World, corpus: Path, folder: Path, last: int, shard: str, tensor: int, resume: bool) -> None:
+def session(
+    world: World, corpus: Path, folder: Path, optimizer: str, last: int, shard: str, tensor: int, resume: bool
+) -> None:
     torch.set_num_threads(1)
-    recipe = tiny_recipe(corpus, parallel={"shard": shard, "tensor": tensor}, optimizer={"lookahead": {"every": 5}})
+    recipe = tiny_recipe(corpus, parallel={"shard": shard, "tensor": tensor}, optimizer=OPTIMIZERS[optimizer])
     parts = build_parts(recipe, folder, world, resume=resume)
     progress = parts.progress
     parts = dataclasses.replace(parts, stop_requested=lambda: last < 20 and progress.step + 1 >= last)
@@ -41,14 +47,13 @@ def session(world: World, corpus: Path, folder: Path, last: int, shard: str, ten
 FIRST, *OTHERS = JOURNEYS
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("journey", [FIRST, *(pytest.param(name, marks=pytest.mark.thorough) for name in OTHERS)])
-def test_a_run_goes_on_in_any_other_division(corpus: Path, tmp_path: Path, journey: str) -> None:
-    reference, weights = run_training(
-        alone(), tiny_recipe(corpus, optimizer={"lookahead": {"every": 5}}), tmp_path / "straight"
-    )
+def test_a_run_goes_on_in_any_other_division(corpus: Path, tmp_path: Path, journey: str, optimizer: str) -> None:
+    reference, weights = run_training(alone(), tiny_recipe(corpus, optimizer=OPTIMIZERS[optimizer]), tmp_path / "straight")
     folder = tmp_path / "divided"
     for number, (ranks, *how) in enumerate(JOURNEYS[journey]):
-        arguments: tuple[Any, ...] = (corpus, folder, *how, number > 0)
+        arguments: tuple[Any, ...] = (corpus, folder, optimizer, *how, number > 0)
         if ranks == 1:
             session(alone(), *arguments)
         else:

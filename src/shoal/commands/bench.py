@@ -136,12 +136,14 @@ def _parity(arguments: Arguments) -> dict[str, Any] | None:
 
 def _as_rank(scratch: Path) -> None:
     with join("cpu", threads=1) as world:
-        reference = parity.reference() if world.is_main else None
+        cases = [case for case in parity.CASES if case.ranks == world.size]
+        kinds = {case.optimizer for case in cases} if world.is_main else ()
+        references = {kind: parity.reference(optimizer=kind) for kind in kinds}
         rows = []
-        for number, case in enumerate(case for case in parity.CASES if case.ranks == world.size):
+        for number, case in enumerate(cases):
             trace = parity.trace(world, case, scratch / str(number))
-            if trace is not None and reference is not None:
-                difference = parity.Difference.between(trace, reference)
+            if trace is not None:
+                difference = parity.Difference.between(trace, references[case.optimizer])
                 rows.append({"case": case.name, "ranks": case.ranks, **asdict(difference), "same": difference.fine})
         if world.is_main:
             write_json(scratch / "found.json", rows)

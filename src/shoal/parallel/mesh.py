@@ -27,13 +27,15 @@ class Axis:
 class Mesh:
     """This rank's place along each axis.
 
-    `data`: the ranks whose gradients are summed, which is replicate × shard; `together`: all that meet in every step.
+    `data`: the ranks whose gradients are summed, which is replicate × shard; `copy`: those that hold one copy of the model
+    among them, shard × tensor; `together`: all that meet in every step.
     """
 
     replicate: Axis = field(default_factory=Axis)
     shard: Axis = field(default_factory=Axis)
     tensor: Axis = field(default_factory=Axis)
     data: Axis = field(default_factory=Axis)
+    copy: Axis = field(default_factory=Axis)
     together: Axis = field(default_factory=Axis)
     devices: DeviceMesh | None = None
 
@@ -62,18 +64,14 @@ def make_mesh(world: World, sizes: tuple[int, int, int]) -> Mesh:
     kind, (replicate, shard, tensor) = world.device.type, sizes
     devices = init_device_mesh(kind, sizes, mesh_dim_names=("replicate", "shard", "tensor"))
     data = init_device_mesh(kind, (replicate * shard, tensor), mesh_dim_names=("data", "tensor"))["data"]
+    copy = init_device_mesh(kind, (replicate, shard * tensor), mesh_dim_names=("replicate", "copy"))["copy"]
     axes = {name: _axis(devices[name]) for name in ("replicate", "shard", "tensor")}
-    return Mesh(**axes, data=_axis(data), together=Axis(world.size, world.rank), devices=devices)
+    return Mesh(**axes, data=_axis(data), copy=_axis(copy), together=Axis(world.size, world.rank), devices=devices)
 
 
-def within_copy(world: World, mesh: Mesh) -> Mesh:
-    """The mesh of the ranks that hold one copy of the model among them; every rank must call it."""
-    size = mesh.shard.size * mesh.tensor.size
-    together = Axis()
-    if size > 1:
-        names = ("replicate", "together")
-        together = _axis(init_device_mesh(world.device.type, (mesh.replicate.size, size), mesh_dim_names=names)["together"])
-    return replace(mesh, replicate=Axis(), data=mesh.shard, together=together)
+def within_copy(mesh: Mesh) -> Mesh:
+    """The mesh of the ranks that hold one copy of the model among them."""
+    return replace(mesh, replicate=Axis(), data=mesh.shard, together=mesh.copy)
 
 
 def own_channel(axis: Axis, timeout: float) -> Axis:

@@ -5,7 +5,7 @@ import pickle
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
@@ -90,6 +90,18 @@ class Wire:
     def start_all_to_all(self, received: Tensor, pieces: Tensor, axis: Axis) -> Any:
         """Begin to send `pieces` [ranks, n], one to each rank, and to fill `received` with those sent to this one."""
         return self._send_pieces("all-to-all", pieces.nbytes // axis.size * (axis.size - 1), received, pieces, axis)
+
+    def start_exchange(self, received: Sequence[Tensor], pieces: Sequence[Tensor], axis: Axis) -> Any:
+        """As `start_all_to_all`, of pieces that need not be equally long: one to each rank, and one from each."""
+        count = sum(piece.nbytes for rank, piece in enumerate(pieces) if rank != axis.rank)
+        if pieces[0].device.type == "cpu":
+            return self._send("all-to-all", count, 1, lambda: self._exchange(pieces, received, axis))
+        return self._send(
+            "all-to-all",
+            count,
+            1,
+            lambda: distributed.all_to_all(list(received), list(pieces), group=axis.group, async_op=True),
+        )
 
     def own_channel(self, axis: Axis) -> Axis:
         """The same ranks, talking apart from what else they say; all of them must call it."""
@@ -218,8 +230,8 @@ class Wire:
             kind, count, 1, lambda: distributed.all_to_all_single(received, pieces, group=axis.group, async_op=True)
         )
 
-    def _exchange(self, pieces: Tensor | list[Tensor], received: Tensor, axis: Axis) -> "_All":
-        """Send a piece to every rank, and get one from each, all at the same time.
+    def _exchange(self, pieces: Tensor | Sequence[Tensor], received: Tensor | Sequence[Tensor], axis: Axis) -> "_All":
+        """Send a piece to every rank, and get one from each, all at the same time; what is empty isn't sent.
 
         Gloo's own all-to-all and all-gather begin to send before they say that they are ready to receive; that word then
         waits behind what is sent, and a link carries one direction at a time: twice the seconds between two ranks.
@@ -228,8 +240,9 @@ class Wire:
             self._exchanges[axis.group] += 1
             tag = self._exchanges[axis.group] % MOST_TAGS
         others = [(axis.rank + step) % axis.size for step in range(1, axis.size)]
-        works = [distributed.irecv(received[other], group=axis.group, group_src=other, tag=tag) for other in others]
-        works += [distributed.isend(pieces[other], group=axis.group, group_dst=other, tag=tag) for other in others]
+        coming, going = ([other for other in others if its[other].numel()] for its in (received, pieces))
+        works = [distributed.irecv(received[other], group=axis.group, group_src=other, tag=tag) for other in coming]
+        works += [distributed.isend(pieces[other], group=axis.group, group_dst=other, tag=tag) for other in going]
         received[axis.rank].copy_(pieces[axis.rank])
         return _All(works, (pieces, received))
 

@@ -98,7 +98,7 @@ def find_layout(recipe: Recipe, config: TransformerConfig, world_size: int, rank
             recompute_blocks(model, recipe.train.recompute)
             sync = make_sync(recipe, wire, mesh, model)
             sync.attach(model, shards)
-            optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular)
+            optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular, meeting=(wire, mesh.copy))
             wire.sent.clear()
             held = one_step(recipe, model, sync, optimizer)
             sync.sum_totals(empty_totals(world, 1))

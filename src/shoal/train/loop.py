@@ -285,15 +285,18 @@ def snapshot(parts: Parts) -> Snapshot:
 
 
 def _divided(shards: Shards, tensors: dict[str, Tensor], whole: bool) -> dict[str, Part]:
-    """What this rank saves of tensors by `parameter name/kind`: its boxes of those divided as weights, others if `whole`."""
+    """What this rank saves of tensors by `parameter name/kind`: of a parameter's own, its boxes of those divided as weights
+    and all of others, which only one rank of a copy may have; what is no parameter's if `whole`.
+    """
     parts = {}
     for key, tensor in tensors.items():
         shard = shards.get(key.rpartition("/")[0])
-        if shard is None or tensor.shape != shard.value.shape:
+        if shard is None:
             if whole:
                 parts[key] = Part(tensor, tensor.shape)
-        elif shard.first and shard.value.numel():
-            parts[key] = Part(tensor, shard.shape, shard.boxes)
+        elif shard.first and tensor.numel():
+            divided = tensor.shape == shard.value.shape
+            parts[key] = Part(tensor, shard.shape, shard.boxes) if divided else Part(tensor, tensor.shape)
     return parts
 
 

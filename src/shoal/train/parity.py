@@ -2,11 +2,11 @@
 
 One small model, one stream of batches in which ranks hold different numbers of targets (padded sequences, sequences without
 any, a last micro-batch that is not full), trained for some steps by the real loop in every division, against the plainest
-training there is: one process, all sequences at once, in fp64, torch's own cross entropy and AdamW.
+training there is: one process, all sequences at once, in fp64, torch's own cross entropy and AdamW, or Muon undivided.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from shoal.core.recipe import Optimizer as OptimizerSettings
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import build_recipe
 from shoal.core.run_directory import RunDirectory
@@ -24,7 +25,9 @@ from shoal.core.seeds import derive_seed
 from shoal.data.partition import rank_positions
 from shoal.data.sequences import Sequences
 from shoal.models.loss import IGNORED
+from shoal.models.transformer import Transformer
 from shoal.parallel.mesh import Axis, make_mesh
+from shoal.parallel.shards import whole_shards
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import Causal, Task
@@ -54,9 +57,19 @@ class Case:
     ranks: int
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def optimizer(self) -> str:
+        """Its kind."""
+        kind: str = self.keys.get("optimizer", {}).get("kind", "adamw")
+        return kind
+
 
 def _case(name: str, ranks: int, micro_batch: int = 0, **parallel: Any) -> Case:
     return Case(name, ranks, {"parallel": parallel, "train": {"micro_batch": micro_batch}})
+
+
+def _with_muon(name: str, ranks: int, **parallel: Any) -> Case:
+    return Case(f"muon, {name}", ranks, {"parallel": parallel, "optimizer": {"kind": "muon", "muon_row_decay": 0.9}})
 
 
 CASES = (
@@ -85,6 +98,16 @@ CASES = (
     Case("tensor 2, products kept", 2, {"parallel": {"tensor": 2}, "train": {"recompute": "selective"}}),
     Case("zero3, compiled", 2, {"parallel": {"shard": "zero3"}, "train": {"compile": "on"}}),
     Case("tensor 2, compiled", 2, {"parallel": {"tensor": 2}, "train": {"compile": "on"}}),
+    _with_muon("one rank", 1),
+    _with_muon("replicate", 2),
+    _with_muon("zero1", 2, shard="zero1"),
+    _with_muon("zero2", 2, shard="zero2"),
+    _with_muon("tensor 2", 2, tensor=2),
+    _with_muon("zero1", 4, shard="zero1"),
+    _with_muon("zero3", 4, shard="zero3"),
+    _with_muon("replicate 2 × zero3 over 2", 4, shard="zero3", shard_ranks=2),
+    _with_muon("zero1 over 2 × tensor 2", 4, shard="zero1", tensor=2),
+    _with_muon("zero3 over 2 × tensor 2", 4, shard="zero3", tensor=2),
 )
 
 
@@ -195,12 +218,12 @@ def trace(world: World, case: Case, folder: Path, preset: str = "qwen3-tiny", ta
     model = build_model(recipe, VOCABULARY, world.device)
     check_divisible(model.config, mesh.tensor.size)
     sync, _ = prepare_model(model, recipe, wire, mesh, GLOBAL_BATCH * CONTEXT)
+    optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular, meeting=(wire, mesh.copy))
     telemetry = _Records()
     run = RunDirectory(folder)
     wire.gather_objects(None)
     parts = Parts(
-        recipe, model, task or Causal(), UnevenBatches(recipe, mesh.data),
-        build_optimizer(sync.shards, recipe.optimizer, recipe.regular), sync, Budget.of(recipe.train),
+        recipe, model, task or Causal(), UnevenBatches(recipe, mesh.data), optimizer, sync, Budget.of(recipe.train),
         lambda model, final=True: {"eval_loss": math.nan},
         Checkpoints(run.checkpoints, 1, world.rank, world.size), telemetry, make_precision("fp32", world.device),
         1, 1.0, 1.0, lambda: False, Auto(recipe, wire),
@@ -217,16 +240,14 @@ def trace(world: World, case: Case, folder: Path, preset: str = "qwen3-tiny", ta
     return Trace([line["loss"] for line in records], [line["grad_norm"] for line in records], weights)
 
 
-def reference(preset: str = "qwen3-tiny", task: Task | None = None) -> Trace:
-    """The plainest training, in fp64."""
-    recipe = make_recipe(CASES[0], preset)
+def reference(preset: str = "qwen3-tiny", task: Task | None = None, optimizer: str = "adamw") -> Trace:
+    """The plainest training with an optimizer, in fp64."""
+    plainest = next(case for case in CASES if case.ranks == 1 and case.optimizer == optimizer)
+    recipe = make_recipe(plainest, preset)
     model = build_model(recipe, VOCABULARY, torch.device("cpu")).double()
-    settings = recipe.optimizer
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+    step_at = _plain_adamw(model, recipe.optimizer)
+    if optimizer != "adamw":
+        step_at = build_optimizer(whole_shards(model), recipe.optimizer).step
     task = task or Causal()
     batches, losses, norms = UnevenBatches(recipe, Axis()), [], []
     for step in range(STEPS):
@@ -238,10 +259,24 @@ def reference(preset: str = "qwen3-tiny", task: Task | None = None) -> Trace:
             if parameter.grad is None:  # a head that the task doesn't use decays, too
                 parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * learning_rate_share(recipe.schedule, step / STEPS, step)
-        optimizer.step()
-        optimizer.zero_grad()
+        step_at(learning_rate_share(recipe.schedule, step / STEPS, step))
+        model.zero_grad()
         losses.append(loss.item())
         norms.append(norm.item())
     return Trace(losses, norms, {name: value.detach() for name, value in model.named_parameters()})
+
+
+def _plain_adamw(model: Transformer, settings: OptimizerSettings) -> Callable[[float], None]:
+    """torch's own; a step takes its share of the learning rate."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+
+    def step_at(share: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * share
+        optimizer.step()
+
+    return step_at

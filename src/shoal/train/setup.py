@@ -87,7 +87,7 @@ def build(
     )  # fmt: skip
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
     multiples = rate_multiples(model, sync.shards, recipe.tuning)
-    optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular, multiples)
+    optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular, multiples, (wire, mesh.copy))
     evaluate = material.evaluator(together, wire, mesh.data, precision)
     if getattr(task, "writes", False):
         evaluate = _by_itself(evaluate, sync)

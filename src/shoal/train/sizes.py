@@ -15,7 +15,6 @@ from shoal.tasks import check_task
 from shoal.train.exact import resolve
 from shoal.train.model_setup import check_divisible
 from shoal.train.models import make_transformer_config
-from shoal.train.optimizers import check_optimizer
 from shoal.train.patience import check_regular
 from shoal.train.schedule import Budget
 from shoal.train.strategies import check_meeting, mesh_sizes
@@ -44,7 +43,6 @@ def estimate(recipe: Recipe, vocabulary: int, world: int, tokens_per_row: float 
     check_divisible(config, tensor)
     check_meeting(recipe, sizes)
     check_task(recipe, config)
-    check_optimizer(recipe.optimizer, divided=shard * tensor > 1)
     parameters = sum(parameter.numel() for parameter in Transformer(config).parameters())
     budget = Budget.of(recipe.train)
     tokens = tokens_per_row or config.context

@@ -145,7 +145,7 @@ def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Syn
         return ExactSum(wire, mesh, parallel.virtual_shards, parallel.threads or 1)
     kind = parallel.shard if mesh.shard.size > 1 else "replicate"
     if parallel.sync == "local" and mesh.replicate.size > 1:
-        return _make_local(recipe, wire, mesh, DIVISIONS[kind](wire, within_copy(wire.world, mesh), recipe, model))
+        return _make_local(recipe, wire, mesh, DIVISIONS[kind](wire, within_copy(mesh), recipe, model))
     return (DIVISIONS if parallel.codec.kind == "none" else CODED_DIVISIONS)[kind](wire, mesh, recipe, model)
 
 

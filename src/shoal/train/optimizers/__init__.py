@@ -10,8 +10,10 @@ from typing import Protocol
 from torch import Tensor
 
 from shoal.core import recipe
-from shoal.core.errors import RecipeError
+from shoal.parallel.matrices import Matrices
+from shoal.parallel.mesh import Axis
 from shoal.parallel.shards import Shards
+from shoal.parallel.wire import Wire
 from shoal.train.optimizers.adamw import ALIKE, AdamW, peak_rate
 from shoal.train.optimizers.averaged import Averaged
 from shoal.train.optimizers.delayed import Collected, DelayedNesterov
@@ -60,36 +62,29 @@ class Together:
             part.load_state_dict(state)
 
 
-def check_optimizer(settings: recipe.Optimizer, divided: bool) -> None:
-    """`RecipeError` when the optimizer can't work on parts of matrices."""
-    if divided and settings.kind == "muon":
-        raise RecipeError(
-            "'optimizer.kind' is 'muon', which needs whole matrices; with 'parallel.shard' other than 'replicate', or "
-            "with 'parallel.tensor' above 1, accepted: 'adamw'"
-        )
-
-
 def build_optimizer(
     shards: Shards,
     settings: recipe.Optimizer,
     regular: recipe.Regular = PLAIN,
     multiples: Mapping[str, float] = ALIKE,
+    meeting: tuple[Wire, Axis] | None = None,
 ) -> Optimizer:
     """The recipe's optimizer over this rank's parts of all parameters, with what pulls at and averages them.
 
-    `multiples`: of the settings' learning rates, by parameter.
+    `multiples`: of the settings' learning rates, by parameter. `meeting`: how the ranks that hold a copy of the model among
+    them reach each other, where it is divided.
     """
-    check_optimizer(settings, divided=any(shard.boxes for shard in shards.values()))
     named = {name: shard.value for name, shard in shards.items()}
     matrices = {name for name, shard in shards.items() if len(shard.shape) == 2}
     peaks = {name: peak_rate(name, settings) * multiples.get(name, 1.0) for name in matrices}
     optimizer: Optimizer
     if settings.kind == "muon":
-        whole = {name: value for name, value in named.items() if name in matrices and name.startswith("blocks.")}
+        whole = {name: shards[name] for name in shards if name in matrices and name.startswith("blocks.")}
         rest = {name: value for name, value in named.items() if name not in whole}
         peaks |= {name: settings.muon_learning_rate * multiples.get(name, 1.0) for name in whole}
+        divided = Matrices(*meeting, whole) if meeting is not None and meeting[1].size > 1 else None
         # a parameter server may have none of one kind
-        parts: list[Optimizer] = [Muon(whole, settings, multiples)] if whole else []
+        parts: list[Optimizer] = [Muon(whole, settings, multiples, divided)] if whole else []
         optimizer = Together([*parts, AdamW(rest, settings, matrices, multiples)] if rest else parts)
     elif settings.kind == "onebit_adam":
         optimizer = OneBitAdam(named, settings, matrices, multiples)

@@ -7,9 +7,11 @@ is fast, and in fp32 on a CPU, where bf16 products are some 70 times slower.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoal.core import recipe
+from shoal.parallel.matrices import Matrices
+from shoal.parallel.shards import Shards
 from shoal.train.optimizers.adamw import ALIKE
 
 JORDAN = (3.4445, -4.7750, 2.0315)
@@ -30,60 +32,76 @@ class Muon:
     """Nesterov momentum, orthogonalised, times √max(1, rows / columns) as in Jordan's reference.
 
     With `muon_row_decay`, each row is also divided by the running root mean square of its updates, the matrix's norm kept
-    (NorMuon, Li et al. 2025, arXiv:2510.05491). `multiples`: of the learning rate, by parameter.
+    (NorMuon, Li et al. 2025, arXiv:2510.05491). `multiples`: of the learning rate, by parameter. `matrices`: where ranks
+    hold parts only; momentum is then divided as they are, and a matrix is one rank's to make orthogonal, with its rows.
     """
 
     def __init__(
-        self, named: dict[str, nn.Parameter], settings: recipe.Optimizer, multiples: Mapping[str, float] = ALIKE
+        self,
+        shards: Shards,
+        settings: recipe.Optimizer,
+        multiples: Mapping[str, float] = ALIKE,
+        matrices: Matrices | None = None,
     ) -> None:
-        self.settings = settings
-        self.groups: dict[torch.Size, dict[str, nn.Parameter]] = {}
-        for name, parameter in named.items():
-            self.groups.setdefault(parameter.shape, {})[name] = parameter
+        self.settings, self.matrices = settings, matrices
+        self.parameters = {name: shard.value for name, shard in shards.items()}
+        self.multiples = [multiples.get(name, 1.0) for name in shards]
+        self.scales = {name: max(1.0, shard.shape[0] / shard.shape[1]) ** 0.5 for name, shard in shards.items()}
+        self.momentum = {name: torch.zeros_like(value.data) for name, value in self.parameters.items()}
+        self.groups: dict[torch.Size, list[str]] = {}
+        for name in shards if matrices is None else matrices.mine:
+            self.groups.setdefault(shards[name].shape, []).append(name)
         # one stack a shape, so that a step is a few large operations instead of many small ones
-        self.momentum = {shape: _stack_of_zeros(members, shape) for shape, members in self.groups.items()}
-        self.rows = {shape: value[..., :1].clone() for shape, value in self.momentum.items()}
-        self.multiples = {
-            shape: [multiples.get(name, 1.0) for name in members] for shape, members in self.groups.items()
-        }  # fmt: skip
+        kind = next(iter(self.momentum.values()))
+        self.rows = {shape: kind.new_zeros(len(names), shape[0], 1) for shape, names in self.groups.items()}
         self.steps = 0
 
     @torch.no_grad()
     def step(self, share: float) -> None:
-        """One step at `share` of the peak learning rate."""
+        """One step at `share` of the peak learning rate; gradients are changed."""
         settings = self.settings
         rate, self.steps = settings.muon_learning_rate * share, self.steps + 1
-        for shape, members in self.groups.items():
-            parameters: list[Tensor] = list(members.values())
-            gradient = torch.stack([_gradient(parameter) for parameter in parameters])
-            momentum = self.momentum[shape].lerp_(gradient, 1 - settings.muon_momentum)
-            update = orthogonalise(gradient.lerp_(momentum, settings.muon_momentum), settings.muon_iterations)
-            if settings.muon_row_decay:
-                update = self._even_rows(update, self.rows[shape])
-            if settings.muon_weight_decay:
-                decays = [1 - rate * multiple * settings.muon_weight_decay for multiple in self.multiples[shape]]
-                torch._foreach_mul_(parameters, decays)
-            scale = -rate * max(1.0, shape[0] / shape[1]) ** 0.5
-            updates = list(update.unbind())
-            torch._foreach_mul_(updates, self.multiples[shape])
-            torch._foreach_add_(parameters, updates, alpha=scale)
+        parameters: list[Tensor] = [*self.parameters.values()]
+        momenta = [*self.momentum.values()]
+        directions = [_gradient(parameter) for parameter in parameters]
+        torch._foreach_lerp_(momenta, directions, 1 - settings.muon_momentum)
+        torch._foreach_lerp_(directions, momenta, settings.muon_momentum)
+        updates = self._orthogonal(dict(zip(self.parameters, directions, strict=True)))
+        rates = [rate * multiple for multiple in self.multiples]
+        if settings.muon_weight_decay:
+            torch._foreach_mul_(parameters, [1 - its * settings.muon_weight_decay for its in rates])
+        torch._foreach_mul_(updates, [-its * scale for its, scale in zip(rates, self.scales.values(), strict=True)])
+        torch._foreach_add_(parameters, updates)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The momentum of every matrix, and of its rows."""
+        """The momentum of what this rank holds, and that of the rows of the matrices that it makes orthogonal."""
         state = {"muon/steps": torch.tensor(self.steps)}
-        for shape, members in self.groups.items():
-            for index, name in enumerate(members):
-                state[f"{name}/momentum"] = self.momentum[shape][index]
-                state[f"{name}/rows"] = self.rows[shape][index]
+        state |= {f"{name}/momentum": value for name, value in self.momentum.items()}
+        for shape, names in self.groups.items():
+            state |= {f"{name}/rows": rows for name, rows in zip(names, self.rows[shape], strict=True)}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
         self.steps = int(state["muon/steps"])
-        for shape, members in self.groups.items():
-            for index, name in enumerate(members):
-                self.momentum[shape][index] = state[f"{name}/momentum"]
-                self.rows[shape][index] = state[f"{name}/rows"]
+        for name, value in self.momentum.items():
+            value.copy_(state[f"{name}/momentum"])
+        for shape, names in self.groups.items():
+            for rows, name in zip(self.rows[shape], names, strict=True):
+                rows.copy_(state[f"{name}/rows"])
+
+    def _orthogonal(self, directions: dict[str, Tensor]) -> list[Tensor]:
+        """What becomes of all matrices, or of this rank's parts of them."""
+        wholes = directions if self.matrices is None else self.matrices.collect(directions)
+        found: dict[str, Tensor] = {}
+        for shape, names in self.groups.items():
+            update = orthogonalise(torch.stack([wholes[name] for name in names]), self.settings.muon_iterations)
+            if self.settings.muon_row_decay:
+                update = self._even_rows(update, self.rows[shape])
+            found |= zip(names, update, strict=True)
+        if self.matrices is not None:
+            found = self.matrices.give_back(found, next(iter(directions.values())))
+        return [found[name] for name in directions]
 
     def _even_rows(self, update: Tensor, rows: Tensor) -> Tensor:
         decay = self.settings.muon_row_decay
@@ -111,10 +129,6 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
             gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
-
-
-def _stack_of_zeros(members: dict[str, nn.Parameter], shape: torch.Size) -> Tensor:
-    return next(iter(members.values())).new_zeros((len(members), *shape))
 
 
 def _gradient(parameter: Tensor) -> Tensor:
