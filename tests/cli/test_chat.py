@@ -95,6 +95,7 @@ WRONG = {
     "no tokens": ("a\n", ["--tokens", "0"], "--tokens is 0"),
     "temperature": ("a\n", ["--temperature", "nan"], "temperature is nan"),
     "min-p": ("a\n", ["--min-p", "2"], "min-p is 2.0"),
+    "weights": ("a\n", ["--weights", "int8"], "weights in int8 are computed with by Shoal's own library alone"),
     "stop": ("a\n", ["--stop", ""], "--stop is given an empty text"),
     "template": ("a\n", ["--chat-template", "nowhere"], "nowhere: no chat template can be read there"),
 }

@@ -81,8 +81,9 @@ shared = st.sampled_from(["", "the shoal ", "the shoal has one mind", "to"])
 some_requests = st.builds(
     ask, st.tuples(shared, st.text("abc e.", min_size=1, max_size=9)).map("".join), st.integers(1, 12),
     st.sampled_from([GREEDY, Sampling(1.0), Sampling(2.0, top_k=9)]), seed=st.integers(0, 9),
-    stop=st.sampled_from([(), ("a",), ("th", "e.")]), beams=st.sampled_from([1, 1, 1, 2]),
+    stop=st.sampled_from([(), ("a",), ("th", "e.")]),
 )  # fmt: skip
+some_requests |= some_requests.map(lambda request: replace(request, beams=2, sampling=GREEDY))
 
 
 @settings(deadline=None, max_examples=25)
@@ -352,6 +353,8 @@ def test_tokens_are_told_with_their_text_and_none_of_a_stop_string() -> None:
         (ask("a", beams=4), "4 beams are asked for; accepted: from 1 to 3"),
         (ask("a", length_penalty=float("nan")), "the length penalty is nan"),
         (ask("a", beams=2, alternatives=1), "ask for one beam"),
+        (ask("a", sampling=Sampling(1.3), beams=2), "draws nothing: ask for one beam, or leave temperature"),
+        (ask("a", sampling=Sampling(0, repetition_penalty=1.2), beams=2), "draws nothing: ask for one beam"),
     ],
 )
 def test_what_can_not_be_served_is_refused(wrong: Request, expected: str) -> None:

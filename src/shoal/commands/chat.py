@@ -25,6 +25,7 @@ from rich.console import Console
 
 from shoal.core.errors import InputError, ShoalError
 from shoal.core.files import write_text
+from shoal.core.native.decode import Format
 from shoal.data.chat_template import ChatTemplate
 from shoal.serve.dialogue import Continuation, Dialogue, History
 from shoal.serve.engine import CAPACITY, make_engine
@@ -61,6 +62,8 @@ class Arguments:
     tokens: int = 512
     """Tokens of an answer at most."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+    weights: Format = "fp32"
+    """How weights are kept: fewer bits are read faster, and compute something a little else."""
     seed: int = 0
     """The same seed gives the same answers to the same messages."""
     stop: tuple[str, ...] = field(default_factory=tuple)
@@ -109,7 +112,7 @@ def _open(arguments: Arguments) -> "Session":
         raise InputError(f"--system: {model} has no chat template, and so no system prompt; --chat-template FILE gives one")
     else:
         history = Continuation(language.tokenizer, context)
-    return Session(arguments, history, make_engine(language, slots=1, capacity=context))
+    return Session(arguments, history, make_engine(language, slots=1, capacity=context, weights=arguments.weights))
 
 
 class Session:

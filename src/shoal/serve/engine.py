@@ -31,6 +31,10 @@ class ThreadedEngine:
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
+    def ready_constraints(self) -> None:
+        """Do now what the first text with a constraint would wait for."""
+        self._scheduler.ready_constraints()
+
     def submit(self, request: Request, tell: Callable[[Piece], None]) -> "EngineTicket":
         """As `Engine.submit`; `ClosedError` after `close`."""
         text = self._scheduler.prepare(request, tell)

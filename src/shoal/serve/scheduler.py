@@ -22,7 +22,7 @@ from shoal.serve.beams import Beams
 from shoal.serve.constraints import Constraints
 from shoal.serve.request import Piece, Request
 from shoal.serve.runner import Runner
-from shoal.serve.sampling import draw
+from shoal.serve.sampling import Sampling, draw
 from shoal.serve.slots import Slots, alike
 from shoal.serve.text import Text
 
@@ -76,6 +76,10 @@ class Scheduler:
     def waiting(self) -> int:
         """Texts that wait for one."""
         return len(self._waiting)
+
+    def ready_constraints(self) -> None:
+        """Do now what the first constraint would wait for, and let others wait for."""
+        self._constraints.make_ready()
 
     def prepare(self, request: Request, tell: Callable[[Piece], None]) -> Text:
         """A text that can be added, from any thread; `InputError` for what can't be served."""
@@ -254,8 +258,10 @@ class Scheduler:
             raise InputError(f"{request.beams} beams are asked for; accepted: from 1 to {most}")
         if not math.isfinite(request.length_penalty):
             raise InputError(f"the length penalty is {request.length_penalty}; accepted: any finite number")
-        told, penalty = request.alternatives is not None, request.sampling.repetition_penalty
-        if request.beams > 1 and (request.constraint is not None or told or penalty != 1):
+        if request.beams > 1 and (request.constraint is not None or request.alternatives is not None):
+            raise InputError("a beam search follows no constraint and tells no probabilities: ask for one beam")
+        if request.beams > 1 and request.sampling not in (Sampling(), Sampling(temperature=0.0)):
             raise InputError(
-                "a beam search follows no constraint, has no repetition penalty and tells no probabilities: ask for one beam"
+                "a beam search takes the likeliest text and draws nothing: ask for one beam, or leave temperature, top-k, "
+                "top-p, min-p and the repetition penalty as they are"
             )

@@ -102,6 +102,21 @@ def test_who_finds_the_queue_full_is_told_to_come_again(narrow: Server) -> None:
     wait_until_idle(narrow)
 
 
+def test_a_stream_that_waits_for_its_turn_says_that_it_is_alive() -> None:
+    model, limits = chat_model(slots=1, context=CONTEXT), Limits(quiet_seconds=1e-3)
+    with serving(model, limits) as server, closing(begin(server)) as first:
+        while not engine_of(server).running:
+            assert server.client.get("/health").status_code == 200
+        body = {"model": "tiny", "prompt": "the shoal", "max_tokens": 4, "stream": True}
+        with server.client.stream("POST", PATH, json=body) as reply:
+            lines = (line for line in reply.iter_lines() if line)
+            assert next(lines) == ": alive"
+            first.close()  # which frees the slot
+            told = [line for line in lines if line != ": alive"]
+    assert told[-1] == "data: [DONE]"
+    assert json.loads(told[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+
+
 def test_an_answer_that_takes_too_long_is_given_up() -> None:
     with serving(chat_model(slots=1, context=CONTEXT), Limits(seconds=0.2)) as server:
         reply = server.post(PATH, **LONG)

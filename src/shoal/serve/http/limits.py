@@ -35,6 +35,8 @@ class Limits:
     """For which a connection is kept between requests."""
     event_seconds: float = 0.02
     """Between two events of a stream, at least: what is written meanwhile is told in one."""
+    quiet_seconds: float = 15.0
+    """For which a stream tells nothing, its text waiting in the queue, before a comment says that it is alive."""
     grace_seconds: float = 120.0
     """For what is running to end, once the server was asked to stop."""
 

@@ -66,13 +66,16 @@ class Texts:
         if self._closed:
             self._cancel()
 
-    async def batches(self, interval: float = 0.0) -> AsyncIterator[list[tuple[int, Piece]]]:
+    async def batches(self, interval: float = 0.0, quiet: float | None = None) -> AsyncIterator[list[tuple[int, Piece]]]:
         """(number of the text, what it goes on with), until all texts are finished; so many seconds apart, at least.
 
-        `ApiError` where one fails, or the time is over.
+        Nothing, where nothing has come for `quiet` seconds. `ApiError` where a text fails, or the time is over.
         """
         left, last = len(self.written), -math.inf
         while left:
+            if not await self._comes(quiet):
+                yield []
+                continue
             await self._wait(last + interval)
             joined: dict[int, Piece] = {}
             while self._pieces:
@@ -104,9 +107,16 @@ class Texts:
         for ticket in self._tickets:
             ticket.cancel()
 
+    async def _comes(self, seconds: float | None) -> bool:
+        """Whether something comes within this time, or has come."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._come.wait()
+        except TimeoutError:
+            return False
+
     async def _wait(self, until: float) -> None:
-        """Until something has come, and then until a time by the loop's clock, unless a text is finished before."""
-        await self._come.wait()
+        """Something has come: wait for more until a time by the loop's clock, unless a text is finished before."""
         if until > self._loop.time():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(until, self._deadline)):

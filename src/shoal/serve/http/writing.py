@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.serve.http import asking
 from shoal.serve.http.errors import ApiError, error_body
+from shoal.serve.http.limits import Limits
 from shoal.serve.http.replies import ChatReply, CompletionReply, Shape, json_of
 from shoal.serve.http.requests import ChatRequest, CompletionRequest, Writing
 from shoal.serve.http.routes import FAULTS, JsonRoute
@@ -21,6 +22,8 @@ from shoal.serve.http.texts import Texts
 
 EVENTS = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
+ALIVE = b": alive\n\n"
+"""A comment, which no client shows: what lies between would take a connection without a sign for dead."""
 
 
 class EventStream(StreamingResponse):
@@ -109,7 +112,7 @@ async def _answer(
         service.metrics.written_tokens.inc(usage.completion_tokens)
 
     if asked.stream:
-        return EventStream(_events(texts, telling, prompts, limits.event_seconds), close)
+        return EventStream(_events(texts, telling, prompts, limits), close)
     try:
         written = await unless_left(request, texts.whole())
     finally:
@@ -123,13 +126,15 @@ async def _answer(
     return Response(reply, media_type="application/json")
 
 
-async def _events(texts: Texts, telling: Telling, prompts: list[list[int]], interval: float) -> AsyncIterator[bytes]:
+async def _events(texts: Texts, telling: Telling, prompts: list[list[int]], limits: Limits) -> AsyncIterator[bytes]:
     """The stream: what has gone wrong after it began is told in it, for the status is sent already."""
     opened = (event for number in range(len(texts.written)) for event in telling.opening(number))
     if opening := b"".join(map(_data, opened)):
         yield opening
     try:
-        async for batch in texts.batches(interval):
+        async for batch in texts.batches(limits.event_seconds, limits.quiet_seconds):
+            if not batch:
+                yield ALIVE
             events = b"".join(_data(event) for number, piece in batch for event in telling.events(number, piece))
             if events:
                 yield events
