@@ -10,6 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tyro
@@ -44,6 +45,8 @@ SHOAL = {  # workers, threads a worker, sequences a step
     ONE_OF_TWO: (1, 1, 8),
     TWO_RANKS: (2, 1, 16),
 }
+APART = "shoal, 2 processes that share nothing"
+"""As two ranks, but each by itself, on a core of its own, at the same time: what the machine leaves to any two."""
 COLUMNS = ["", "tokens/s", "lowest–highest", "of best peer", "MFU", "first step, cold", "cached", "memory"]
 
 
@@ -53,9 +56,13 @@ def peer_contender(name: str, corpus: Path, steps: int, warmup: int) -> Callable
     return lambda round_number: run_json(command, **compiler_cache(name, round_number))
 
 
-def shoal_contender(name: str, recipe: Path, corpus: Path, steps: int, warmup: int) -> Callable[[int], Result]:
+def shoal_contender(
+    name: str, recipe: Path, corpus: Path, steps: int, warmup: int, core: int | None = None
+) -> Callable[[int], Result]:
+    """`core`: the one that it may use (None: all)."""
     workers, threads, batch = SHOAL[name]
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    stamp = time.strftime("%Y%m%d-%H%M%S") + ("" if core is None else f"-core{core}")
+    pinned = [] if core is None else ["taskset", "-c", str(core)]
 
     def measure(round_number: int) -> Result:
         command = shoal_command(
@@ -63,12 +70,24 @@ def shoal_contender(name: str, recipe: Path, corpus: Path, steps: int, warmup: i
             *("--train.steps", steps, "--train.global_batch", batch, "--data.directory", corpus),
             *("--name", f"bench-{stamp}-{workers}x{threads}x{batch}-{round_number + 1}"),
         )
-        result = run_json(command, **compiler_cache(name, round_number))
+        result = run_json([*pinned, *command], **compiler_cache(f"{name}{core or ''}", round_number))
         lines = (ROOT / result["run"] / "metrics.jsonl").read_text().splitlines()
         measured = [line for line in map(json.loads, lines) if "tokens_per_second" in line]
         # The peers' own rule, so that nobody's warm-up counts.
         speed = statistics.median(line["tokens_per_second"] for line in measured[warmup:])
         return result | {"tokens_per_second": speed, "step_seconds": [line["step_seconds"] for line in measured]}
+
+    return measure
+
+
+def apart_contender(recipe: Path, corpus: Path, steps: int, warmup: int) -> Callable[[int], Result]:
+    each = [shoal_contender(ONE_OF_TWO, recipe, corpus, steps, warmup, core) for core in (0, 1)]
+
+    def measure(round_number: int) -> Result:
+        with ThreadPoolExecutor(len(each)) as pool:
+            results = list(pool.map(lambda run: run(round_number), each))
+        together = {key: sum(result[key] for result in results) for key in ("tokens_per_second", "peak_memory_bytes")}
+        return max(results, key=lambda result: result["first_step_seconds"]) | together
 
     return measure
 
@@ -100,7 +119,7 @@ def summary_row(name: str, rounds: Rounds) -> list[str]:
 
 def utilization(name: str, rounds: Rounds) -> float:
     """MFU: Shoal's own, and the peers' by the peak that Shoal measured with as many threads (the model is the same)."""
-    if name in SHOAL:
+    if name in (*SHOAL, APART):
         return median(rounds[name], "mfu_median")
     if WHOLE_MACHINE not in rounds:
         return math.nan
@@ -113,10 +132,17 @@ def scaling_note(rounds: Rounds) -> list[str]:
     if not {ONE_THREAD, ONE_OF_TWO, TWO_RANKS} <= rounds.keys():
         return []
     both, each, together = (median(rounds[name], "tokens_per_second") for name in (ONE_THREAD, ONE_OF_TWO, TWO_RANKS))
-    return [
+    notes = [
         f"Scaling: 2 ranks reach {together / (2 * each):.1%} of twice one rank's speed at the same work a rank "
         f"({ONE_OF_TWO}), {together / (2 * both):.1%} of twice one rank's at the same global batch ({ONE_THREAD})."
     ]
+    if APART in rounds:
+        most = median(rounds[APART], "tokens_per_second")
+        notes.append(
+            f"Two processes that share nothing but the machine reach {most / (2 * each):.1%} of twice one alone; two ranks "
+            f"are at {together / most:.1%} of them."
+        )
+    return notes
 
 
 def main(
@@ -136,10 +162,11 @@ def main(
         only: Contenders to measure, by name; none: all of them.
     """
     corpus = ROOT / "data" / recipe.stem
-    if unknown := set(only) - PEERS.keys() - SHOAL.keys():
-        raise SystemExit(f"no contender {sorted(unknown)}; there are {[*PEERS, *SHOAL]}")
+    if unknown := set(only) - {*PEERS, *SHOAL, APART}:
+        raise SystemExit(f"no contender {sorted(unknown)}; there are {[*PEERS, *SHOAL, APART]}")
     contenders = {name: peer_contender(name, corpus, steps, warmup) for name in PEERS}
     contenders |= {name: shoal_contender(name, recipe, corpus, steps, warmup) for name in SHOAL}
+    contenders[APART] = apart_contender(recipe, corpus, steps, warmup)
     run_json(shoal_command("prepare", recipe, "--data.directory", corpus, "--json"))
     results = take_turns({name: contenders[name] for name in only or contenders}, rounds)
     notes = [f"Medians over {rounds} rounds of {steps} steps; cold is the first round, cached the later ones."]
