@@ -2,7 +2,7 @@
 
 The engine tells pieces from its own thread, one a token. Here they wait until the request's task takes all that there are,
 joined to one a text; and a stream takes them at intervals of `Limits.event_seconds` at least, but for the first and the
-last. A reader sees no difference at 25 events a second, while an event costs the server, and its client, as much as a token
+last. A reader sees no difference at 50 events a second, while an event costs the server, and its client, as much as a token
 of a small model costs the engine.
 """
 
