@@ -36,6 +36,18 @@ MLPKernel = Callable[[Tensor, WeightAndBias, WeightAndBias | None, WeightAndBias
 """(x, up, gate, down, activation) to the output, or None where it doesn't serve."""
 
 
+class Dropout(nn.Dropout):
+    """As torch's; `kernel` may be set from outside to another function of (x, rate)."""
+
+    kernel: Callable[[Tensor, float], Tensor] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop, in training."""
+        if self.kernel is None or not (self.training and self.p):
+            return super().forward(input)
+        return self.kernel(input, self.p)
+
+
 class MLP(nn.Module):
     """Up, nonlinearity, down; or, gated, a nonlinear gate times a linear path (SwiGLU with `silu`), down.
 

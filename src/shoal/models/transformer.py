@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from shoal.models.cache import Cache, LayerCache
 from shoal.models.config import TransformerConfig
 from shoal.models.heads import TaskHead
-from shoal.models.layers import MLP, Linear, Transform, make_norm
+from shoal.models.layers import MLP, Dropout, Linear, Transform, make_norm
 from shoal.models.loss import LossKernel
 from shoal.models.reach import Reach
 from shoal.models.rotary import rotary_table, rotate
@@ -52,7 +52,7 @@ class Transformer(nn.Module):
             self.task_head = TaskHead(config) if config.head else None
             self.head = None if config.tied else nn.Linear(config.dim, config.vocabulary, bias=False)
             self.head_bias = nn.Parameter(torch.empty(config.vocabulary)) if config.head_bias else None
-        self.dropout = nn.Dropout(config.dropped("embedding"))
+        self.dropout = Dropout(config.dropped("embedding"))
 
     def forward(
         self,
@@ -234,7 +234,7 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = make_norm(config, config.dim)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropped("residual"))
+        self.dropout = Dropout(config.dropped("residual"))
         self.layer_drop = config.layer_drop
         self.left_out = False
 

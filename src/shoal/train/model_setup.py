@@ -16,9 +16,10 @@ from shoal.core.errors import InputError, RecipeError
 from shoal.core.machine import cache_folder, cpp_compiler, python_headers
 from shoal.core.native import matrices
 from shoal.core.native.attention import attention
+from shoal.core.native.dropout import dropout
 from shoal.models.config import TransformerConfig
 from shoal.models.foreign import Foreign
-from shoal.models.layers import MLP, Linear
+from shoal.models.layers import MLP, Dropout, Linear
 from shoal.models.loss import IGNORED, Softening, softened
 from shoal.models.transformer import Attention, Block, Transformer
 from shoal.parallel.mesh import Mesh
@@ -40,6 +41,8 @@ def use_native_kernels(model: Transformer, precision: str, tokens: int) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.kernel = attention
+        elif isinstance(module, Dropout):
+            module.kernel = dropout
     if not matrices.serves():
         return
     for module in model.modules():
