@@ -104,10 +104,12 @@ def shown(value: float, template: str = "{:,.0f}") -> str:
 
 def describe_machine() -> dict[str, Any]:
     """What the numbers depend on; the load average tells whether anyone else was using the machine."""
-    processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    cpu = Path("/proc/cpuinfo").read_text()
+    processor = re.search(r"model name\s*:\s*(.+)", cpu)
+    vectors = next((name for name in ("AVX-512", "AVX2") if name.lower().replace("-", "") in cpu), "")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor[1] if processor else platform.machine(),
+        "processor": (processor[1] if processor else platform.machine()) + (f" with {vectors}" if vectors else ""),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average": os.getloadavg()[0],
