@@ -8,7 +8,7 @@ from tests.cli.conftest import Shoal
 
 def test_parity_is_shown_over_real_ranks(shoal: Shoal) -> None:
     found = json.loads(shoal("bench", "parity", "--ranks", "1", "--json").out)
-    assert [row["case"] for row in found["cases"]] == ["one rank", "one rank, accumulating"]
+    assert [row["case"] for row in found["cases"]] == ["one rank", "one rank, accumulating", "muon, one rank"]
     assert all(row["same"] and row["weights"] < found["tolerance"] for row in found["cases"])
 
 
