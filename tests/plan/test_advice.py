@@ -45,8 +45,10 @@ def test_dividing_the_model_is_for_several_ranks_and_another_preset_the_last_res
 
 
 def test_what_can_not_be_arranged_is_not_suggested() -> None:
-    recipe = recipe_of(optimizer={"kind": "muon"})
+    recipe = recipe_of(optimizer={"kind": "onebit_adam"}, parallel={"codec": {"kind": "sign"}})
     assert all("parallel.shard" not in one.keys for one in advise(recipe, memory(4), 4, 4, 10**9))
+    recipe = recipe_of(optimizer={"kind": "muon"})
+    assert any("parallel.shard" in one.keys for one in advise(recipe, memory(4), 4, 4, 10**9))
 
 
 def test_two_sentences_say_whether_it_fits_and_what_to_do() -> None:
