@@ -22,7 +22,7 @@ JOURNEYS = {
     "zero3 on 2, alone, zero1 and tensor on 4": [(2, 7, "zero3", 1), (1, 13, "replicate", 1), (4, 20, "zero1", 2)],
     "tensor on 2, zero2 on 4, replicate on 2": [(2, 6, "replicate", 2), (4, 12, "zero2", 1), (2, 20, "replicate", 1)],
 }
-OPTIMIZERS: dict[str, dict[str, Any]] = {
+OPTIMIZERS: dict[str, dict[str, Any]] = {  # Muon's has AdamW for what is no matrix of a block
     "adamw": {"lookahead": {"every": 5}},
     "muon": {"kind": "muon", "muon_row_decay": 0.9, "lookahead": {"every": 5}},
 }
@@ -47,7 +47,7 @@ def session(
 FIRST, *OTHERS = JOURNEYS
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["muon", pytest.param("adamw", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("journey", [FIRST, *(pytest.param(name, marks=pytest.mark.thorough) for name in OTHERS)])
 def test_a_run_goes_on_in_any_other_division(corpus: Path, tmp_path: Path, journey: str, optimizer: str) -> None:
     reference, weights = run_training(alone(), tiny_recipe(corpus, optimizer=OPTIMIZERS[optimizer]), tmp_path / "straight")
