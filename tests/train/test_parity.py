@@ -40,12 +40,8 @@ def different(size: int, jobs: Jobs, folder: Path, task: Task | None = None) -> 
 
 @pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.thorough), 4])
 def test_every_division_trains_as_plain_fp64_does(size: int, tmp_path: Path) -> None:
-    assert different(size, [("qwen3-tiny", case) for case in CASES[size]], tmp_path) == {}
-
-
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.thorough)])
-def test_biases_and_learned_positions_are_divided_right_too(size: int, tmp_path: Path) -> None:
-    assert different(size, [("gpt2-small", case) for case in CASES[size] if case.name in FEW], tmp_path) == {}
+    biased = [("gpt2-small", case) for case in CASES[size] if case.name in FEW]  # and with learned positions
+    assert different(size, [*(("qwen3-tiny", case) for case in CASES[size]), *biased], tmp_path) == {}
 
 
 OF_ENCODERS = (*FEW, "one rank, accumulating", "zero2, accumulating", "zero3, all recomputed")

@@ -38,8 +38,7 @@ class Matrices:
         kind = next(iter(parts.values()))
         wholes = {name: kind.new_empty(self.shapes[name]) for name in self.mine}
         if not self.boxes:
-            of_others = (parts[name].nbytes for rank, names in self._of_others() for name in names)
-            self.wire.count("all-to-all", sum(of_others))
+            self.wire.count("all-to-all", sum(part.nbytes for name, part in parts.items() if name not in self.mine))
             return wholes
         pieces = [_joined((parts[name] for name in names), kind) for names in self.owned]
         sizes = [[_size(boxes[name], self.shapes[name]) for name in self.mine] for boxes in self.boxes]
@@ -64,9 +63,6 @@ class Matrices:
             for name, part in zip(names, message.split([self.parts[name].numel() for name in names]), strict=True):
                 parts[name] = part.view(self.parts[name])
         return parts
-
-    def _of_others(self) -> Iterable[tuple[int, list[str]]]:
-        return ((rank, names) for rank, names in enumerate(self.owned) if rank != self.axis.rank)
 
 
 def share_out(shapes: Mapping[str, torch.Size], ranks: int) -> list[list[str]]:

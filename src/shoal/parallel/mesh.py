@@ -64,9 +64,12 @@ def make_mesh(world: World, sizes: tuple[int, int, int]) -> Mesh:
     kind, (replicate, shard, tensor) = world.device.type, sizes
     devices = init_device_mesh(kind, sizes, mesh_dim_names=("replicate", "shard", "tensor"))
     data = init_device_mesh(kind, (replicate * shard, tensor), mesh_dim_names=("data", "tensor"))["data"]
-    copy = init_device_mesh(kind, (replicate, shard * tensor), mesh_dim_names=("replicate", "copy"))["copy"]
     axes = {name: _axis(devices[name]) for name in ("replicate", "shard", "tensor")}
-    return Mesh(**axes, data=_axis(data), copy=_axis(copy), together=Axis(world.size, world.rank), devices=devices)
+    copy = axes["shard"] if tensor == 1 else axes["tensor"]
+    if shard > 1 and tensor > 1:
+        both = init_device_mesh(kind, (replicate, shard * tensor), mesh_dim_names=("replicate", "copy"))
+        copy = _axis(both["copy"])
+    return Mesh(**axes, data=_axis(data), copy=copy, together=Axis(world.size, world.rank), devices=devices)
 
 
 def within_copy(mesh: Mesh) -> Mesh:

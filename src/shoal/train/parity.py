@@ -245,9 +245,8 @@ def reference(preset: str = "qwen3-tiny", task: Task | None = None, optimizer: s
     plainest = next(case for case in CASES if case.ranks == 1 and case.optimizer == optimizer)
     recipe = make_recipe(plainest, preset)
     model = build_model(recipe, VOCABULARY, torch.device("cpu")).double()
-    step_at = _plain_adamw(model, recipe.optimizer)
-    if optimizer != "adamw":
-        step_at = build_optimizer(whole_shards(model), recipe.optimizer).step
+    adamw, settings = optimizer == "adamw", recipe.optimizer
+    step_at = _plain_adamw(model, settings) if adamw else build_optimizer(whole_shards(model), settings).step
     task = task or Causal()
     batches, losses, norms = UnevenBatches(recipe, Axis()), [], []
     for step in range(STEPS):
