@@ -21,7 +21,7 @@ PRODUCTS = WITHOUT.format("matrices", "serves = lambda: False")
 MASKS = WITHOUT.format("dropout", "available = lambda: False")
 CONTENDERS = {  # what is taken away, the rate of dropout, next to which it is told
     "own products": ("", 0.0, "own products"),
-    "the library's products": (PRODUCTS, 0.0, "own products"),
+    "products of the library": (PRODUCTS, 0.0, "own products"),
     "own products, dropout hashed": ("", 0.1, "own products, dropout hashed"),
     "own products, dropout by torch": (MASKS, 0.1, "own products, dropout hashed"),
 }
@@ -33,7 +33,7 @@ def contender(name: str, recipe: Path, corpus: Path, steps: int, warmup: int) ->
     words = (
         *("pretrain", recipe, "--json", "--quiet", "--workers", 1, "--parallel.threads", 2, "--train.steps", steps),
         *("--model.dropout", rate, "--model.attention_dropout", 0.0, "--data.directory", corpus),
-        *("--runs", SCRATCH / "native", "--name", name.replace(" ", "-").replace(",", "").replace("'", ""), "--overwrite"),
+        *("--runs", SCRATCH / "native", "--name", name.replace(" ", "-").replace(",", ""), "--overwrite"),
     )
     command = [sys.executable, "-c", without, *map(str, words)] if without else shoal_command(*words)
 
