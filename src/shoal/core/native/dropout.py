@@ -1,8 +1,8 @@
 """Dropout for training on a CPU in fp32: a mask that is hashed from a seed, in the backward pass again, and never stored.
 
-PyTorch draws each number of a mask by a generator that doesn't use the processor's vectors: at a rate of 0.1 gpt-bench trains
-at 0.85 of its speed with that, and at 0.97 with this (bench/native.py). The seed is drawn from PyTorch's generator, so what seeds that seeds
-this; the mask is another one. Results don't depend on the number of threads.
+PyTorch draws each number of a mask by a generator that doesn't use the processor's vectors: at a rate of 0.1 gpt-bench
+trains at 0.85 of its speed with that, and at 0.97 with this (bench/native.py). The seed is drawn from PyTorch's generator,
+so what seeds that seeds this; the mask is another one. Results don't depend on the number of threads.
 """
 
 import ctypes
