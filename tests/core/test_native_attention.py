@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -201,40 +200,3 @@ def test_compiled_without_a_graph_break_equals_eager(dynamic: bool) -> None:
 @pytest.mark.parametrize("unsuitable", [lambda x: x.double(), lambda x: x.bfloat16(), lambda x: x[..., :12]])
 def test_what_does_not_suit_is_left_to_pytorch(unsuitable: Callable[[Tensor], Tensor]) -> None:
     assert native_attention.attention(*(unsuitable(x) for x in tensors(2, 4, 2, 20, 16)[:3])) is None
-
-
-@pytest.fixture
-def unloaded() -> Iterator[None]:
-    native.load.cache_clear()
-    yield
-    native.load.cache_clear()
-
-
-def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, unloaded: None) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    library, reason = native.load()
-    assert library is None
-    assert "no C++ compiler" in reason
-    *inputs, _ = tensors(1, 2, 2, 20, 16)
-    assert native_attention.attention(*inputs) is None
-
-
-def test_a_compiler_that_fails_gives_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unloaded: None) -> None:
-    broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho out of paper >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
-    library, reason = native.load()
-    assert library is None
-    assert "out of paper" in reason
-
-
-def test_a_cache_folder_that_cannot_be_made_gives_a_reason(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unloaded: None
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    library, reason = native.load()
-    assert library is None
-    assert "no compiled library" in reason

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
-from shoal.data.shards import Corpus
-from shoal.models.transformer import Transformer
 from shoal.parallel.server.client import Remote
 from shoal.parallel.server.clock import Clock
 from shoal.parallel.server.shard import ParameterServer
 from shoal.train.cluster import build_server_optimizer
-from shoal.train.server import Seat, Worker, divide_model, make_codec, pace_of
-from shoal.train.sizes import transformer_config
+from shoal.train.material import Gather, pretraining
+from shoal.train.server import Seat, Worker, divide_model, gathered, make_codec, pace_of
 from shoal.train.telemetry import read_metrics
+from shoal.train.tuning import rate_multiples
 
 NOTHING = nullcontext()
 
@@ -44,22 +43,24 @@ def _false_after(call: Callable[[], object]) -> bool:
 class ServedRun:
     """Servers and `workers` workers of one recipe, in `folder`."""
 
-    def __init__(self, recipe: Recipe, folder: Path, workers: int) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, workers: int, gather: Gather = pretraining) -> None:
         torch.set_num_threads(1)
         folder.mkdir(parents=True, exist_ok=True)
-        self.recipe, self.run, self.workers = recipe, RunDirectory(folder), workers
-        model = Transformer(transformer_config(recipe, Corpus.open(Path(recipe.corpus_directory)).vocabulary))
-        self.portions, shapes = divide_model(recipe, model)
-        self.clock = Clock(pace_of(recipe, workers, model.config.context))
-        build = partial(build_server_optimizer, recipe, workers)
+        self.recipe, self.run, self.workers, self.gather = recipe, RunDirectory(folder), workers, gather
+        material = gathered(recipe, gather)
+        self.identity = material.identity
+        self.portions, shapes = divide_model(recipe, material.model)
+        self.clock = Clock(pace_of(material.recipe, workers, material.plan.tokens_per_row))
+        multiples = rate_multiples(material.model, shapes, recipe.tuning)
+        build = partial(build_server_optimizer, recipe, workers, multiples)
         self.servers = [ParameterServer(portion, shapes, make_codec(recipe), build) for portion in self.portions]
         self.locks = [threading.Lock() for _ in self.servers]
 
     def worker(self, rank: int, stop_requested: Callable[[], bool] = lambda: False) -> Worker:
         """One of them, not yet started."""
         servers = [here(server, lock) for server, lock in zip(self.servers, self.locks, strict=True)]
-        seat = Seat(rank, self.workers, here(self.clock), servers, self.portions)
-        return Worker(self.recipe, self.run, seat, stop_requested)
+        seat = Seat(rank, self.workers, here(self.clock), servers, self.portions, self.identity)
+        return Worker(gathered(self.recipe, self.gather), self.run, seat, stop_requested)
 
     def train(
         self, resume: bool = False, before_each_push: Callable[[], object] = lambda: None

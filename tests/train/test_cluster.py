@@ -1,9 +1,11 @@
 """Parameter servers on a real Ray of this machine: what only processes can show."""
 
+import json
 import os
 import signal
 import threading
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import pytest
 from shoal.core.files import remove_folder
 from shoal.core.recipe import Recipe
 from shoal.core.run_directory import RunDirectory
-from shoal.train.cluster import pretrain_on_servers
+from shoal.train.cluster import train_on_servers
+from shoal.train.finetune import finetuning
 from shoal.train.run import Session
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone
+from tests.train.labelled import finetune, labelled_recipe, losses_in, write_encoder, write_texts
 from tests.train.runs import run_training, tiny_recipe
 
 # looked for, not imported: what keeps Ray quiet must be set before
@@ -39,7 +43,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
-    pretrain_on_servers(served(corpus, 20), Session(RunDirectory(folder), quiet=True), 2)
+    train_on_servers(served(corpus, 20), Session(RunDirectory(folder), quiet=True), 2)
     return folder
 
 
@@ -52,8 +56,21 @@ def test_two_workers_train_as_one_rank_does(corpus: Path, trained: Path, tmp_pat
 def test_resumed_servers_go_on_bitwise(corpus: Path, trained: Path) -> None:
     before = losses(trained)
     remove_folder(RunDirectory(trained).checkpoints / "step-00000020")
-    pretrain_on_servers(served(corpus, 20), Session(RunDirectory(trained), resume=True, quiet=True), 2)
+    train_on_servers(served(corpus, 20), Session(RunDirectory(trained), resume=True, quiet=True), 2)
     assert losses(trained) == before
+
+
+def test_two_workers_fine_tune_as_one_rank_does(corpus: Path, tmp_path: Path) -> None:
+    encoder, data = write_encoder(tmp_path / "encoder", corpus), write_texts(tmp_path / "texts.tsv", 120)
+    finetune(alone(), labelled_recipe(encoder, data, evaluation={"patience": 2}), tmp_path / "alone")
+    run = RunDirectory(tmp_path / "served")
+    run.root.mkdir()
+    parallel = {"sync": "server", "threads": 1, "server": {"shards": 2}}
+    recipe = labelled_recipe(encoder, data, evaluation={"patience": 2}, parallel=parallel)
+    result = train_on_servers(recipe, Session(run, quiet=True), 2, partial(finetuning, run=run))
+    assert losses_in(run.root) == pytest.approx(losses_in(tmp_path / "alone"), rel=1e-5)
+    assert result["eval_accuracy"] == json.loads(run.result.read_text())["eval_accuracy"] > 0.5
+    assert (run.model / "model.safetensors").exists()
 
 
 def test_a_killed_worker_drops_out_and_the_rest_finish(
@@ -71,7 +88,7 @@ def test_a_killed_worker_drops_out_and_the_rest_finish(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    result = pretrain_on_servers(served(corpus, 300, lease=2.0), Session(run), 2)
+    result = train_on_servers(served(corpus, 300, lease=2.0), Session(run), 2)
     killer.join()
     tokens = [record["tokens"] for record in read_metrics(run.metrics)[0]]
     assert len(tokens) == result["steps"] == 300

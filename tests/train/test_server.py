@@ -1,6 +1,7 @@
 """Training through parameter servers, with threads for workers: what it must equal, and how it goes on."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -14,11 +15,16 @@ from shoal.core.run_directory import RunDirectory
 from shoal.data.audit import audit
 from shoal.data.ledger import read_ledger
 from shoal.train import cluster
+from shoal.train.averages import evaluated_weight
+from shoal.train.checkpoint import Saved
 from shoal.train.cluster import check_cluster
+from shoal.train.finetune import finetuning
 from shoal.train.loop import train
-from shoal.train.server import make_codec
+from shoal.train.server import Seat, Worker, gathered, make_codec
 from shoal.train.telemetry import read_metrics
 from tests.ranks import alone
+from tests.train import test_writers
+from tests.train.labelled import finetune, labelled_recipe, losses_in, write_encoder, write_texts
 from tests.train.runs import build_parts, run_training, tiny_recipe
 from tests.train.served import ServedRun
 
@@ -135,3 +141,79 @@ def test_what_servers_cannot_do_is_refused_before_anything_starts(
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=message):
         check_cluster(served(corpus, **changes), workers, elastic)
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "all": {"layer_decay": 0.5, "head_rate": 3.0},
+    "top": {"what": "top", "top": 1},
+    "lora": {"what": "lora", "lora": {"rank": 3}},
+    "frozen": {"what": "frozen"},
+}
+
+
+@pytest.fixture(scope="module")
+def labelled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small encoder, and texts with labels."""
+    folder = tmp_path_factory.mktemp("labelled")
+    return write_encoder(folder / "encoder", corpus), write_texts(folder / "texts.tsv", 120)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_workers_that_train_a_part_of_a_model_do_what_one_rank_does(
+    labelled: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr("shoal.train.features.cache_folder", lambda: tmp_path)
+    parallel = {"sync": "server", "server": {"shards": 2, "lease": 60.0}}
+    parts, _ = finetune(alone(), labelled_recipe(*labelled, tuning=PARTS[part]), tmp_path / "alone")
+    run = RunDirectory(tmp_path / "served")
+    recipe = labelled_recipe(*labelled, tuning=PARTS[part], parallel=parallel)
+    served = ServedRun(recipe, run.root, 2, partial(finetuning, run=run))
+    records, _ = served.train()
+    assert losses_in(run.root) == pytest.approx(losses_in(tmp_path / "alone"), rel=1e-5)
+    learnt = parts.sync.shards.keys()
+    assert {piece.name for portion in served.portions for piece in portion.pieces} == learnt
+    assert Saved.open(run.checkpoints / "step-00000006").wholes["model"].keys() == learnt
+    assert records[-1]["wire_bytes"] == pytest.approx(8 * parts.parameters, rel=0.01, abs=8)
+    lone = RunDirectory(tmp_path / "alone").predictions.read_text().splitlines()
+    assert len(run.predictions.read_text().splitlines()) == len(lone) > 20
+
+
+def test_workers_that_begin_with_random_weights_share_a_tokenizer(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "served")
+    recipe = test_writers.tiny(test_writers.write_pairs(tmp_path), parallel={"sync": "server"})
+    ServedRun(recipe, run.root, 2, partial(finetuning, run=run)).train()
+    told, _ = test_writers.trained(alone(), replace(recipe, parallel=Recipe().parallel), tmp_path / "alone")
+    found = read_metrics(run.metrics)[1][-1]
+    assert found["eval_loss"] == pytest.approx(told["eval_loss"], rel=1e-4)
+    assert found["eval_bleu"] == pytest.approx(told["eval_bleu"])
+
+
+def test_workers_end_together_when_patience_ends_and_the_best_is_written(corpus: Path, tmp_path: Path) -> None:
+    # no evaluation is better by so much, so that the first is the best
+    evaluation = {"every": 2, "patience": 2, "min_improvement": 9.0}
+    run = ServedRun(served(corpus, evaluation=evaluation, checkpoint={"keep": 1}), tmp_path / "run", 2)
+    records, weights = run.train()
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    saved = Saved.open(run.run.checkpoints / "step-00000002")
+    assert all(torch.equal(evaluated_weight(saved, name), value) for name, value in weights.items())
+    evaluations = read_metrics(run.run.metrics)[1]
+    assert evaluations[-1]["eval_loss"] == evaluations[0]["eval_loss"] != evaluations[1]["eval_loss"]
+
+
+def test_without_a_common_step_the_main_worker_s_patience_ends_the_run(corpus: Path, tmp_path: Path) -> None:
+    evaluation = {"every": 2, "patience": 2, "min_improvement": 9.0}
+    run = ServedRun(served(corpus, "asynchronous", train={"steps": 10_000}, evaluation=evaluation), tmp_path / "run", 2)
+    records, weights = run.train()
+    assert len(records) == 6
+    saved = Saved.open(run.run.checkpoints / "step-00000002")
+    assert all(torch.equal(saved.read("model", name), value) for name, value in weights.items())
+
+
+def test_a_worker_that_finds_other_texts_is_refused(corpus: Path, labelled: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = labelled_recipe(*labelled, parallel={"sync": "server"})
+    gather = partial(finetuning, run=RunDirectory(tmp_path))
+    run = ServedRun(recipe, tmp_path, 2, gather)
+    others = labelled_recipe(labelled[0], write_texts(tmp_path / "texts.tsv", 60), parallel={"sync": "server"})
+    seat = Seat(1, 2, lambda *_: dict, [], run.portions, run.identity)
+    with pytest.raises(InputError, match="finds other examples than the main worker"):
+        Worker(gathered(others, gather), run.run, seat)

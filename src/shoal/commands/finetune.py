@@ -25,9 +25,11 @@ from shoal.core.recipe_file import read_recipe
 from shoal.core.run_directory import RunDirectory
 from shoal.parallel.world import is_rank
 from shoal.tasks import LABELLED
+from shoal.train.cluster import check_cluster, train_on_servers
 from shoal.train.figure_tables import figure_tables
 from shoal.train.finetune import Examined, check_finetuning, examine, finetuning, finetuning_defaults
 from shoal.train.labelled_report import labelled_sections
+from shoal.train.material import Gather
 from shoal.train.overfitting import Curves, unlike
 from shoal.train.repeats import run_seeds
 from shoal.train.report import write_report
@@ -59,6 +61,7 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
     recipe = read_recipe(arguments.recipe, overrides, finetuning_defaults)
     check_finetuning(recipe)
     start.workers.check(recipe)
+    check_cluster(recipe, start.workers.most, start.workers.elastic)
     if arguments.seeds is None and arguments.search is None:
         result = _finetune(start, recipe)
         if result is not None and not arguments.json:
@@ -89,14 +92,21 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
 def _finetune(start: Start, recipe: Recipe) -> dict[str, Any] | None:
     """One run, with its report."""
     examined: list[Examined] = []  # where this process trains, it need not read all of it again
+
+    def gather(folder: RunDirectory) -> Gather:
+        return partial(finetuning, run=folder, examined=examined.pop() if examined else None, quiet=start.quiet)
+
     result = run_on_ranks(
         start,
         recipe,
         check=lambda: examined.append(examine(recipe)),
-        train=lambda folder, resume: run_training(
+        train=lambda folder, resume: run_training(recipe, Session(folder, resume, start.quiet), gather(folder)),
+        serve=lambda folder, resume: train_on_servers(
             recipe,
             Session(folder, resume, start.quiet),
-            partial(finetuning, run=folder, examined=examined.pop() if examined else None, quiet=start.quiet),
+            start.workers.most,
+            gather(folder),
+            elsewhere=partial(finetuning, run=folder, quiet=True),
         ),
     )
     if result is not None:

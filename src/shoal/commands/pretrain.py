@@ -32,7 +32,7 @@ from shoal.serve.generation import load_language_model
 from shoal.serve.samples import check_prompts, make_samples
 from shoal.serve.sampling import Sampling
 from shoal.tasks import check_objective
-from shoal.train.cluster import check_cluster, pretrain_on_servers
+from shoal.train.cluster import check_cluster, train_on_servers
 from shoal.train.exact import resolve
 from shoal.train.layout import find_layout, rows
 from shoal.train.material import build_task, plan_rows
@@ -79,7 +79,7 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
         recipe,
         check,
         train=lambda folder, resume: run_training(recipe, Session(folder, resume, arguments.quiet)),
-        serve=lambda folder, resume: pretrain_on_servers(recipe, Session(folder, resume, arguments.quiet), workers.most),
+        serve=lambda folder, resume: train_on_servers(recipe, Session(folder, resume, arguments.quiet), workers.most),
     )
     if result is None:
         return None

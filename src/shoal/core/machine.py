@@ -79,6 +79,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_given = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
+def use_cores_given() -> None:
+    """Let the thread that calls this, and processes that it starts, use every core that this process began with.
+
+    A rank of several keeps to its share of them; for what it does once, while the others wait for it, it may have all.
+    """
+    if _given:
+        os.sched_setaffinity(0, _given)
+
+
 def cache_folder() -> Path:
     """Where Shoal keeps what is made once a machine: `$XDG_CACHE_HOME/shoal`, else `~/.cache/shoal`."""
     home = os.environ.get("XDG_CACHE_HOME")

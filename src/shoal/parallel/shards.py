@@ -102,6 +102,11 @@ def whole_shards(model: nn.Module) -> Shards:
     return {name: Shard(parameter, parameter.shape) for name, parameter in model.named_parameters()}
 
 
+def learnt(shards: Shards) -> Shards:
+    """Those that are trained."""
+    return {name: shard for name, shard in shards.items() if shard.value.requires_grad}
+
+
 def held_by_several(shards: Shards) -> list[nn.Parameter]:
     """The parts that other ranks hold, too: what they do to them must be the same to the bit.
 

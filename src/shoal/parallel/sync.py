@@ -6,7 +6,7 @@ H steps after. The loop calls the points and never asks which strategy it has.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,10 @@ class Sync(Protocol):
     def after_step(self) -> None:
         """The optimizer has stepped; clear the gradients, and let parameters meet where that is due."""
         ...
+
+    def from_main(self, purpose: str, value: Any) -> Any:
+        """Rank 0's `value`, for all that meet; None where it can't be had. `purpose` tells two of a step apart."""
+        return self.wire.gather_objects(value)[0]
 
     def settle(self) -> None:
         """Training is over: let what is under way arrive; all ranks then have the same weights."""

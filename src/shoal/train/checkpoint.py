@@ -101,6 +101,10 @@ class Checkpoints:
         """Where the checkpoint of a step is."""
         return self.folder / f"step-{step:08}"
 
+    def of_step(self, step: int) -> "Saved | None":
+        """The checkpoint of a step, which was kept."""
+        return Saved.open(self.at(step))
+
     def newest(self) -> tuple[Path, list[str]] | None:
         """The newest whole checkpoint and notes on what was passed over; None when there has never been one."""
         notes: list[str] = []
@@ -195,6 +199,9 @@ class SavedElsewhere:
     def at(self, step: int) -> Path:
         """Where the main rank keeps the checkpoint of a step."""
         return self.folder / f"step-{step:08}"
+
+    def of_step(self, step: int) -> None:
+        """None: the main rank's."""
 
     def newest(self) -> None:
         """None: ask the main rank's."""

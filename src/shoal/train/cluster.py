@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -23,20 +23,18 @@ from shoal.core.machine import cores, total_memory_bytes
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import write_recipe
 from shoal.core.run_directory import RunDirectory
-from shoal.data.plan import open_corpora
-from shoal.models.transformer import Transformer
 from shoal.parallel.launch import ADVICE
 from shoal.parallel.server.client import Remote
 from shoal.parallel.server.clock import Clock
 from shoal.parallel.server.shard import ParameterServer
 from shoal.parallel.shards import Shards
 from shoal.train.loop import memory_bytes
-from shoal.train.material import build_task, plan_rows
+from shoal.train.material import Gather, pretraining
 from shoal.train.optimizers import Optimizer, build_delayed_optimizer, build_optimizer
 from shoal.train.run import Session, finish
-from shoal.train.server import Seat, Worker, check_served, divide_model, make_codec, pace_of
+from shoal.train.server import Seat, Worker, check_served, divide_model, gathered, make_codec, pace_of
 from shoal.train.setup import matrix_peak, watch_signals
-from shoal.train.sizes import transformer_config
+from shoal.train.tuning import rate_multiples
 
 LEAST_STORE_BYTES = 128 << 20
 """Of Ray's object store, through which everything above 100 kB travels."""
@@ -54,17 +52,19 @@ def check_cluster(recipe: Recipe, workers: int, elastic: bool) -> None:
         )
 
 
-def pretrain_on_servers(recipe: Recipe, session: Session, workers: int) -> dict[str, Any]:
-    """Train, evaluate, and write model and result, as `pretrain` does on ranks; returns the result.
+def train_on_servers(
+    recipe: Recipe, session: Session, workers: int, gather: Gather = pretraining, elsewhere: Gather | None = None
+) -> dict[str, Any]:
+    """Train, evaluate, and write model and result, as `train.run` does on ranks; returns the result.
+
+    `elsewhere`: how workers of other processes come to their material, where that is not as this one does.
 
     Raises `RankError` with the message of a worker that failed, or when a server is lost.
     """
-    corpora = open_corpora(recipe)
-    model = Transformer(transformer_config(recipe, corpora[0].vocabulary))
-    context = model.config.context
-    tokens_per_row = plan_rows(recipe, corpora, build_task(recipe, corpora), context).tokens_per_row
-    portions, shapes = divide_model(recipe, model)
-    pace, codec = pace_of(recipe, workers, tokens_per_row), make_codec(recipe)
+    # what is kept of it in files, the others find there
+    material = gathered(recipe, gather)
+    portions, shapes = divide_model(material.recipe, material.model)
+    pace, codec = pace_of(material.recipe, workers, material.plan.tokens_per_row), make_codec(recipe)
     threads = recipe.parallel.threads or max(1, cores() // workers)
     parameters = sum(shape.numel() for shape in shapes.values())
     with _ray(workers, 4 * parameters * (3 * workers + 3)) as ray:
@@ -72,7 +72,8 @@ def pretrain_on_servers(recipe: Recipe, session: Session, workers: int) -> dict[
         small = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
         # calls that wait hold a thread each: one a worker, and one for its signs of life
         clock = ray.remote(Clock).options(**small, max_concurrency=2 * workers + 2).remote(pace)
-        build = partial(build_server_optimizer, recipe, workers)
+        multiples = rate_multiples(material.model, shapes, recipe.tuning)
+        build = partial(build_server_optimizer, recipe, workers, multiples)
         servers = [
             ray.remote(ParameterServer).options(**small).remote(portion, shapes, codec, build) for portion in portions
         ]
@@ -81,12 +82,13 @@ def pretrain_on_servers(recipe: Recipe, session: Session, workers: int) -> dict[
         kind = ray.remote(RemoteWorker).options(
             num_cpus=1, num_gpus=gpus, max_restarts=restarts, max_task_retries=restarts, scheduling_strategy="SPREAD"
         )
-        others = [kind.remote(recipe, session.run, portions, workers, threads, Path.cwd()) for _ in range(1, workers)]
-        tasks = [worker.run.remote(rank, clock, servers) for rank, worker in enumerate(others, 1)]
+        place = partial(Seat, workers=workers, portions=portions, identity=material.identity)
+        others = [kind.remote(recipe, session.run, elsewhere or gather, threads, Path.cwd()) for _ in range(1, workers)]
+        tasks = [worker.run.remote(place, rank, clock, servers) for rank, worker in enumerate(others, 1)]
         torch.set_num_threads(threads)
-        seat = Seat(0, workers, remote(clock), [remote(server) for server in servers], portions)
+        seat = place(0, clock=remote(clock), servers=[remote(server) for server in servers])
         with watch_signals() as stop_requested:
-            worker = Worker(recipe, session.run, seat, stop_requested)
+            worker = Worker(material, session.run, seat, stop_requested)
             try:
                 worker.seed(session.resume, session.quiet)
                 write_recipe(session.run.recipe, recipe)
@@ -99,29 +101,27 @@ def pretrain_on_servers(recipe: Recipe, session: Session, workers: int) -> dict[
         return finish(worker.parts, worker.material, session.run, peak, evaluated, [memory_bytes(device)])
 
 
-def build_server_optimizer(recipe: Recipe, workers: int, shards: Shards) -> Optimizer:
+def build_server_optimizer(recipe: Recipe, workers: int, multiples: Mapping[str, float], shards: Shards) -> Optimizer:
     """What a server steps: by the sum of all workers' gradients, or by one worker's at a time."""
     if recipe.parallel.server.mode == "synchronous":
-        return build_optimizer(shards, recipe.optimizer, recipe.regular)
-    return build_delayed_optimizer(workers, recipe.optimizer, shards)
+        return build_optimizer(shards, recipe.optimizer, recipe.regular, multiples)
+    return build_delayed_optimizer(workers, recipe.optimizer, shards, multiples)
 
 
 class RemoteWorker:
     """A worker in a process of Ray's."""
 
-    def __init__(
-        self, recipe: Recipe, run: RunDirectory, portions: list[Any], workers: int, threads: int, folder: Path
-    ) -> None:
-        self.recipe, self.run_directory, self.portions, self.workers = recipe, run, portions, workers
+    def __init__(self, recipe: Recipe, run: RunDirectory, gather: Gather, threads: int, folder: Path) -> None:
+        self.recipe, self.run_directory, self.gather = recipe, run, gather
         if folder.is_dir():  # paths in the recipe are relative to where the user is
             os.chdir(folder)
         torch.set_num_threads(threads)
 
-    def run(self, rank: int, clock: Any, servers: list[Any]) -> None:
+    def run(self, place: Callable[..., Seat], rank: int, clock: Any, servers: list[Any]) -> None:
         """Train to the end; Ray calls it again when this process died. An error of its own ends the run for all."""
-        seat = Seat(rank, self.workers, remote(clock), [remote(server) for server in servers], self.portions)
+        seat = place(rank, clock=remote(clock), servers=[remote(server) for server in servers])
         try:
-            Worker(self.recipe, self.run_directory, seat).train()
+            Worker(gathered(self.recipe, self.gather), self.run_directory, seat).train()
         except Interrupted:
             pass
         except ShoalError as error:

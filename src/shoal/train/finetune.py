@@ -279,8 +279,6 @@ def check_finetuning(recipe: Recipe) -> None:
         raise RecipeError(f"no task: say what the examples teach by --task, or in a recipe; accepted: {', '.join(LABELLED)}")
     if recipe.task not in LABELLED:
         raise RecipeError(f"'task' is {recipe.task}, which shoal pretrain is for; accepted here: {', '.join(LABELLED)}")
-    if recipe.parallel.sync == "server":
-        raise RecipeError("'parallel.sync' server is for shoal pretrain; accepted here: auto, every, local")
     if recipe.tuning.what == "lora" and recipe.parallel.tensor > 1:
         raise RecipeError(
             "'parallel.tensor' above 1 divides matrices that 'tuning.what' lora changes as wholes; take parallel.shard zero3"

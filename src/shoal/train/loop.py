@@ -182,7 +182,7 @@ def train(parts: Parts) -> dict[str, float]:
         if _due(progress.step, recipe.evaluation.every) if done < 1 else patience.allowed:
             evaluated = _evaluate(parts, final)
             parts.telemetry.evaluation(_record(progress, evaluated))
-            improved = patience.judge(progress.step, evaluated, wire)
+            improved = patience.judge(progress.step, evaluated, lambda verdict: sync.from_main("verdict", verdict))
             if patience.over and done < 1:
                 done = 1.0
                 sync.settle()
@@ -222,8 +222,9 @@ def _evaluate_best(parts: Parts) -> dict[str, float]:
     best = parts.patience.best_step
     if best is not None and best != parts.progress.step:
         parts.checkpoints.wait()
-        parts.sync.wire.gather_objects(None)  # until all ranks have written
-        _restore_weights(parts, Saved.open(parts.checkpoints.at(best)))
+        parts.sync.from_main("written", None)  # until all ranks have written
+        if (saved := parts.checkpoints.of_step(best)) is not None:
+            _restore_weights(parts, saved)
     return _evaluate(parts, final=True)
 
 

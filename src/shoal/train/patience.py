@@ -8,14 +8,13 @@ one that never stopped would have. All ranks go by rank 0's figure. The checkpoi
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shoal.core.errors import InputError, RecipeError
 from shoal.core.figures import is_better_lower
 from shoal.core.recipe import Recipe
-from shoal.parallel.wire import Wire
 
 SECONDS = "eval_seconds"
 
@@ -51,18 +50,29 @@ class Patience:
             told = ", ".join(name for name, value in evaluated.items() if isinstance(value, float) and name != SECONDS)
             raise InputError(f"'evaluation.metric' is '{self.metric}', which evaluations don't tell; accepted: {told}")
 
-    def judge(self, step: int, evaluated: Mapping[str, float], wire: Wire) -> bool:
-        """Take in the evaluation of a step; whether it is the best so far. `InputError` where it lacks the figure."""
+    def judge(self, step: int, evaluated: Mapping[str, float], from_main: Callable[[Any], Any]) -> bool:
+        """Take in the evaluation of a step; whether it is the best so far. `InputError` where it lacks the figure.
+
+        `evaluated` is empty on a rank that doesn't evaluate; `from_main` gives all ranks rank 0's value, or None.
+        """
         if not self.allowed:
             return False
-        self.check(evaluated)
-        value = float(wire.gather_objects(evaluated[self.metric])[0])
+        verdict = None
+        if evaluated:
+            self.check(evaluated)
+            verdict = self._verdict(step, float(evaluated[self.metric]))
+        told = from_main(verdict)
+        if told is None:
+            return False
+        self.best_step, self.best, self.since = told
+        return self.best_step == step
+
+    def _verdict(self, step: int, value: float) -> tuple[int | None, float, int]:
+        """(the best step, its figure, how many came after)."""
         gain = self.best - value if is_better_lower(self.metric) else value - self.best
         if gain > self.least or (self.best_step is None and math.isfinite(value)):
-            self.best_step, self.best, self.since = step, value, 0
-            return True
-        self.since += 1
-        return False
+            return step, value, 0
+        return self.best_step, self.best, self.since + 1
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands; empty where it is off."""
@@ -84,11 +94,6 @@ def check_regular(recipe: Recipe) -> None:
     served = recipe.parallel.sync == "server"
     if evaluation.patience and not evaluation.every:
         raise RecipeError("'evaluation.patience' counts evaluations, and there are none: set 'evaluation.every' (steps)")
-    if evaluation.patience and served:
-        raise RecipeError(
-            "'evaluation.patience' needs all ranks to end at one step, and with 'parallel.sync' server only the main worker "
-            "evaluates: set it to 0, or 'parallel.sync' to every or local"
-        )
     if served and recipe.parallel.server.mode != "synchronous" and (pulled or regular.ema):
         raise RecipeError(
             f"'regular.{pulled[0] if pulled else 'ema'}' acts once a step, and with 'parallel.server.mode' "

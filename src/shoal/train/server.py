@@ -7,7 +7,7 @@ it was synchronous, without servers too.
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,18 +29,18 @@ from shoal.parallel.server.client import Client, Remote
 from shoal.parallel.server.clock import DroppedError, Pace, Standing
 from shoal.parallel.server.partition import Portion, divide_parameters
 from shoal.parallel.server.syncs import MeetAtServers, PassByServers, ServedOptimizer
-from shoal.parallel.shards import whole_shards
+from shoal.parallel.shards import learnt, whole_shards
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World, is_rank
 from shoal.train.auto import Auto
 from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.loop import Parts, train
-from shoal.train.material import Gather, pretraining
+from shoal.train.material import Evaluate, Gather, Material
 from shoal.train.model_setup import compile_blocks, recompute_blocks, soften_loss, use_native_kernels
-from shoal.train.patience import check_regular
+from shoal.train.patience import Patience, check_regular
 from shoal.train.schedule import Budget, SharedBudget
-from shoal.train.setup import make_precision, matrix_peak, put_back
+from shoal.train.setup import checked_patience, make_precision, matrix_peak, put_back
 from shoal.train.telemetry import Silence, Telemetry
 
 FIRST_SIGN_SECONDS = 180.0
@@ -52,13 +52,17 @@ NEARLY_DONE = 1 - 1e-9
 
 @dataclass(frozen=True)
 class Seat:
-    """A worker's place: `rank` of `workers`, and the clock and the servers, which hold `portions`."""
+    """A worker's place: `rank` of `workers`, and the clock and the servers, which hold `portions`.
+
+    `identity`: of the main worker's material, which must be every worker's.
+    """
 
     rank: int
     workers: int
     clock: Remote
     servers: Sequence[Remote]
     portions: Sequence[Portion]
+    identity: Mapping[str, str]
 
 
 def check_served(recipe: Recipe, workers: int, elastic: bool) -> None:
@@ -89,8 +93,15 @@ def check_served(recipe: Recipe, workers: int, elastic: bool) -> None:
             f"'train.global_batch' is {recipe.train.global_batch}, which {workers} workers can't share equally; with "
             f"'parallel.server.mode' {server.mode} they must: give a multiple of {workers}"
         )
-    check_regular(recipe)
     make_codec(recipe)
+
+
+def gathered(recipe: Recipe, gather: Gather) -> Material:
+    """A worker's material. Each gathers its own, as if alone: there is no process group by which they could share."""
+    device = torch.device("cuda" if torch.cuda.is_available() and recipe.train.device != "cpu" else "cpu")
+    material = gather(recipe, World(device=device))
+    check_regular(material.recipe)
+    return material
 
 
 def make_codec(recipe: Recipe) -> Codec:
@@ -108,7 +119,7 @@ def make_codec(recipe: Recipe) -> Codec:
 
 def divide_model(recipe: Recipe, model: Transformer) -> tuple[list[Portion], dict[str, torch.Size]]:
     """(what each server holds, the parameters' shapes); Muon's matrices stay whole."""
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    shapes = {name: shard.shape for name, shard in learnt(whole_shards(model)).items()}
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     whole = recipe.optimizer.kind == "muon"
     return divide_parameters(sizes, recipe.parallel.server.shards, whole, make_codec(recipe).block), shapes
@@ -187,18 +198,18 @@ class Worker:
 
     def __init__(
         self,
-        recipe: Recipe,
+        material: Material,
         run: RunDirectory,
         seat: Seat,
         stop_requested: Callable[[], bool] = lambda: False,
-        gather: Gather = pretraining,
     ) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() and recipe.train.device != "cpu" else "cpu")
-        world = World(seat.rank, seat.workers, device=device)
-        self.material = material = gather(recipe, world)
-        self.recipe = recipe = material.recipe
-        self.run, self.world, self.plan = run, world, material.plan
+        self.recipe, self.material = recipe, material = material.recipe, material
+        if different := [what for what, value in seat.identity.items() if material.identity[what] != value]:
+            raise InputError(f"finds other {', '.join(different)} than the main worker: give all machines the same")
+        self.run, self.plan = run, material.plan
         model, context, settings = material.model, material.tokens, recipe.train
+        device = model.head_weight.device
+        self.world = world = World(seat.rank, seat.workers, device=device)
         share = -(-settings.global_batch // seat.workers)
         together = min(share, settings.micro_batch or share)
         use_native_kernels(model, settings.precision, together * context)
@@ -214,17 +225,20 @@ class Worker:
         self.optimizer = ServedOptimizer(self.client)
         precision = make_precision(settings.precision, device)
         self._make_sync(model)
-        evaluate = material.evaluator(together, self.client.wire, Axis(), precision)
-        if recipe.regular.ema:
-            evaluate = AverageEvaluator(evaluate, self.optimizer, self.sync)
         main = world.is_main
+        evaluate: Evaluate = _unevaluated
+        patience = Patience.of(recipe)
+        if main:
+            evaluate = material.evaluator(together, Wire(World(device=device)), Axis(), precision)
+            if recipe.regular.ema:
+                evaluate = AverageEvaluator(evaluate, self.optimizer, self.sync)
+            patience = checked_patience(recipe, model, material.task, self.sync, evaluate)
         self.parts = Parts(
-            recipe, model, material.task, self.batches, self.optimizer, self.sync, self.budget,
-            evaluate if main else lambda model, final=True: {},
+            recipe, model, material.task, self.batches, self.optimizer, self.sync, self.budget, evaluate,
             Checkpoints(run.checkpoints, recipe.checkpoint.keep) if main else SavedElsewhere(run.checkpoints),
-            Silence(), precision, sum(parameter.numel() for parameter in model.parameters()),
+            Silence(), precision, sum(shard.shape.numel() for shard in self.sync.shards.values()),
             model.flops_per_token(context, material.task.projected), matrix_peak(device, settings.precision) * seat.workers,
-            stop_requested, Auto(recipe, self.client.wire),
+            stop_requested, Auto(recipe, self.client.wire), patience=patience, alike=material.alike,
         )  # fmt: skip
 
     def _make_sync(self, model: Transformer) -> None:
@@ -246,19 +260,19 @@ class Worker:
             inner = TrainingBatches(plan.rows, plan.order, batch // world.size, micro_batch)
             self.sync, self.batches = sync, PieceBatches(inner, sync)
             self.budget = SharedBudget(lambda: 1.0 if sync.news.piece is None else min(sync.news.done, NEARLY_DONE))
-        self.sync.attach(model, whole_shards(model))
+        self.sync.attach(model, learnt(whole_shards(model)))
 
     def seed(self, resume: bool, quiet: bool) -> None:
         """Main rank: give the servers what they begin with, new or from the run's newest whole checkpoint; then speak."""
         parts, progress = self.parts, self.parts.progress
-        notes: list[str] = []
+        notes = [*self.material.notes]
         if resume:
             found = parts.checkpoints.newest()
             if found is None:
                 raise InputError(f"{self.run.checkpoints}: no checkpoint to go on from; leave --resume out to begin")
-            path, notes = found
+            path, told = found
             put_back(parts, self.run, Saved.open(path))
-            notes = [*notes, f"going on from step {progress.step}"]
+            notes = [*self.material.notes, *told, f"going on from step {progress.step}"]
         self.client.seed(progress.step, self.optimizer.loaded)
         kept = self.sync.kept_by_rank(self.world.size) if isinstance(self.sync, MeetAtServers) else {}
         standing = replace(
@@ -312,6 +326,11 @@ class Worker:
             f"{self.world.size} worker{'s' * (self.world.size > 1)} × {threads} thread{'s' * (threads > 1)}, "
             f"{self.compiled}; {self.client.step_bytes / 1e6:,.2f} MB pushed and pulled a step"
         )
+
+
+def _unevaluated(model: Transformer, **how: Any) -> dict[str, float]:
+    """The main worker evaluates for all."""
+    return {}
 
 
 @contextmanager

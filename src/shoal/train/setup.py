@@ -23,11 +23,12 @@ from shoal.data.batches import TrainingBatches
 from shoal.models.transformer import Transformer
 from shoal.parallel.launch import ERROR_FOLDER, leave_early, stop_is_asked_for
 from shoal.parallel.mesh import Mesh, make_mesh
-from shoal.parallel.shards import Shards
+from shoal.parallel.shards import Shards, learnt
 from shoal.parallel.sync import Sync
 from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
+from shoal.tasks import Task
 from shoal.train.auto import Auto, decided
 from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
@@ -93,10 +94,7 @@ def build(
         evaluate = _by_itself(evaluate, sync)
     if recipe.regular.ema:
         evaluate = AverageEvaluator(evaluate, optimizer, sync)
-    patience = Patience.of(recipe)
-    if patience.allowed and patience.metric not in ("eval_loss", getattr(task, "metric", "")):
-        with sync.common_weights():  # a name that no evaluation tells is told before hours of training, not after
-            patience.check(evaluate(model, final=False, most=FEW))
+    patience = checked_patience(recipe, model, task, sync, evaluate)
     peak_flops = peak_of_all(wire, train.precision)
     parts = Parts(
         recipe, model, task, batches, optimizer, sync, material.budget, evaluate, checkpoints,
@@ -116,6 +114,15 @@ def build(
     for note in notes:
         parts.telemetry.note(note)
     return parts, material
+
+
+def checked_patience(recipe: Recipe, model: Transformer, task: Task, sync: Sync, evaluate: Evaluate) -> Patience:
+    """The recipe's; a figure that no evaluation tells is told before hours of training, not after: `InputError`."""
+    patience = Patience.of(recipe)
+    if patience.allowed and patience.metric not in ("eval_loss", getattr(task, "metric", "")):
+        with sync.common_weights():
+            patience.check(evaluate(model, final=False, most=FEW))
+    return patience
 
 
 def _by_itself(evaluate: Evaluate, sync: Sync) -> Evaluate:
@@ -173,10 +180,9 @@ def lay_out_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
     wire.make_equal(tensor.data for tensor in (*model.parameters(), *model.buffers()))
     use_native_kernels(model, recipe.train.precision, tokens)
     divided = divide_products(model, wire, mesh)
-    shards = {name: shard for name, shard in divided.items() if shard.value.requires_grad}
     soften_loss(model, recipe.regular)
     recompute_blocks(model, recipe.train.recompute)
-    return shards, compile_blocks(model, recipe.train.compile)
+    return learnt(divided), compile_blocks(model, recipe.train.compile)
 
 
 def make_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:

@@ -66,7 +66,7 @@ def run_on_ranks(
     recipe: Recipe,
     check: Callable[[], object],
     train: Callable[[RunDirectory, bool], Result | None],
-    serve: Callable[[RunDirectory, bool], Result] | None = None,
+    serve: Callable[[RunDirectory, bool], Result],
 ) -> Result | None:
     """The run's result, None on ranks that don't speak; `train` gets the run's folder, and whether to go on.
 
@@ -84,7 +84,7 @@ def run_on_ranks(
         if not start.resume:
             remove_folder(folder.tokenizer)
         mark_job(folder)
-    if recipe.parallel.sync == "server" and serve is not None:
+    if recipe.parallel.sync == "server":
         return serve(folder, start.resume)
     if (start.workers.most > 1 or start.workers.elastic) and not is_rank():
         return _launch(start, recipe, folder)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
-from shoal.core.machine import cache_folder, cpp_compiler
+from shoal.core.machine import cache_folder, cpp_compiler, use_cores_given
 
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
@@ -36,7 +37,10 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     try:
         path = library_path(compiler)
         if not path.exists():
-            build(compiler, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):  # one rank of a machine builds, on all cores; the others wait
+                if not path.exists():
+                    build(compiler, path)
         return ctypes.CDLL(str(path)), ""
     except subprocess.SubprocessError as error:
         return None, f"{compiler} failed: {getattr(error, 'stderr', None) or error}"
@@ -54,12 +58,11 @@ def library_path(compiler: str) -> Path:
 
 
 def build(compiler: str, path: Path) -> None:
-    """Compile to a name of our own, then rename: another rank may be doing the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Compile to a name of our own, then rename: what is interrupted leaves nothing that looks whole."""
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         built = Path(directory, path.name)
         objects = [Path(directory, f"{source.stem}.o") for source in SOURCES]
-        with ThreadPoolExecutor(len(SOURCES)) as pool:  # two cores halve the time
+        with ThreadPoolExecutor(len(SOURCES), initializer=use_cores_given) as pool:  # two cores halve the time
             jobs = [
                 pool.submit(run, compiler, *FLAGS, "-c", str(source), "-o", str(made))
                 for source, made in zip(SOURCES, objects, strict=True)

@@ -102,6 +102,7 @@ class Clock:
         self._meetings: dict[tuple[int, str], _Meeting] = {}
         self._failure: RankError | None = None
         self._stopping = False
+        self._ended = False
         self._notes: list[str] = []
 
     def seed(self, standing: Standing, kept: dict[int, Any]) -> None:
@@ -161,6 +162,11 @@ class Clock:
                 self._failure = RankError(f"rank {rank}: {message}")
                 self._failure.exit_code = exit_code
             self.condition.notify_all()
+
+    def end(self, rank: int) -> None:
+        """Whatever the budget, no more pieces are given out."""
+        with self.condition:
+            self._ended = True
 
     def stop(self) -> None:
         """All are to leave after their step."""
@@ -225,7 +231,7 @@ class Clock:
 
     def _next_piece(self, seconds: float) -> int | None:
         assert self.standing is not None
-        if not self.pace.piece or (self.pace.limit and seconds >= self.pace.limit):
+        if not self.pace.piece or self._ended or (self.pace.limit and seconds >= self.pace.limit):
             return None
         if self.standing.unread:
             piece, *rest = self.standing.unread

@@ -9,6 +9,7 @@ The optimizer is on the servers. The loop's `optimizer.step(share)` therefore on
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,6 +104,10 @@ class MeetAtServers(Sync):
         self.client.take(self.client.finish(pulled))
         self.step += 1
         _clear(self.shards)
+
+    def from_main(self, purpose: str, value: Any) -> Any:
+        """By the clock, after a step."""
+        return self.client.ask("gather", self.step - 1, purpose, value).get(0)
 
     def state_dict(self) -> dict[str, Tensor]:
         """On the main rank, what every worker's codec has dropped, by `parameter name/feedback-rank`."""
@@ -204,11 +209,18 @@ class PassByServers(Sync):
         if self._stopping:
             self.settle()
 
+    def from_main(self, purpose: str, value: Any) -> Any:
+        """The main rank's own; the others are at other steps, and need not know."""
+        return value if self.wire.world.is_main else None
+
     def settle(self) -> None:
-        """Nobody needs to wait for this worker; the main one waits for all, and has what they have made."""
+        """Nobody needs to wait for this worker; the main one, which may have had enough before the budget's end, lets all
+        others come to theirs, and has what they have made.
+        """
         if not self.wire.world.is_main:
             self.client.ask("leave")
             return
+        self.client.ask("end")
         self.client.ask("wait_for_others")
         self.client.pull()
 

@@ -97,10 +97,12 @@ def build_optimizer(
     return Averaged(optimizer, named, regular.ema) if regular.ema else optimizer
 
 
-def build_delayed_optimizer(each: int, settings: recipe.Optimizer, shards: Shards) -> Optimizer:
+def build_delayed_optimizer(
+    each: int, settings: recipe.Optimizer, shards: Shards, multiples: Mapping[str, float] = ALIKE
+) -> Optimizer:
     """The recipe's optimizer for gradients of one worker at a time, `each` of which make a step."""
     named = {name: shard.value for name, shard in shards.items()}
     if settings.kind == "adamw" and not settings.lookahead.every:
         matrices = {name for name, shard in shards.items() if len(shard.shape) == 2}
-        return DelayedNesterov(named, settings, matrices, each)
-    return Collected(build_optimizer(shards, settings), named, each)
+        return DelayedNesterov(named, settings, matrices, each, multiples)
+    return Collected(build_optimizer(shards, settings, multiples=multiples), named, each)

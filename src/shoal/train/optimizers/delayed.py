@@ -6,13 +6,14 @@ workers found at one and the same point (Liu et al. 2024, arXiv:2401.09135). The
 g as it comes, as g / N, and the momentum only every N pushes, with the mean of all N (their c = 0).
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from shoal.core import recipe
-from shoal.train.optimizers.adamw import AdamW
+from shoal.train.optimizers.adamw import ALIKE, AdamW
 
 if TYPE_CHECKING:
     from shoal.train.optimizers import Optimizer
@@ -28,12 +29,19 @@ class DelayedNesterov:
     is taken in N parts.
     """
 
-    def __init__(self, named: dict[str, nn.Parameter], settings: recipe.Optimizer, matrices: set[str], each: int) -> None:
+    def __init__(
+        self,
+        named: dict[str, nn.Parameter],
+        settings: recipe.Optimizer,
+        matrices: set[str],
+        each: int,
+        multiples: Mapping[str, float] = ALIKE,
+    ) -> None:
         self.named, self.settings, self.each = named, settings, each
         self.pushes = 0
         self.steps = 0
         # the rates and decays are AdamW's
-        groups = AdamW(named, settings, matrices).inner.param_groups
+        groups = AdamW(named, settings, matrices, multiples).inner.param_groups
         self.groups = [(list[nn.Parameter](group["params"]), group["lr"], group["weight_decay"]) for group in groups]
         self.momentum, self.squares, self.collected = (
             {parameter: torch.zeros_like(parameter) for parameter in named.values()} for _ in range(3)
