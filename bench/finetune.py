@@ -62,6 +62,21 @@ def shoal_contender(
     return measure
 
 
+def tagged(path: Path, name: str, most: int) -> Path:
+    """Write the first examples of JSONL, or of CoNLL columns, as JSONL, which all contenders read."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        lines = text.splitlines()
+    else:
+        sentences = [[line.split() for line in block.splitlines()] for block in text.split("\n\n") if block.strip()]
+        examples = ({"tokens": [word for word, *_ in rows], "tags": [row[-1] for row in rows]} for rows in sentences)
+        lines = [json.dumps(example, ensure_ascii=False) for example in examples]
+    written = ROOT / ".bench" / f"tagged-{name}.jsonl"
+    written.parent.mkdir(exist_ok=True)
+    written.write_text("".join(line + "\n" for line in lines[: most or None]), encoding="utf-8")
+    return written
+
+
 def main(
     task: Literal["classify", "tag"],
     model: Path,
@@ -72,12 +87,13 @@ def main(
     rate: float = 5e-5,
     batch: int = 32,
     warmup: int = 5,
+    most: int = 0,
     only: tuple[str, ...] = (),
 ) -> None:
     """Measure fine-tuning and write bench/results/finetune-TASK.json and .md.
 
     Args:
-        task: What is learned: labels (files of text, tab, label) or tags (JSONL of tokens and tags).
+        task: What is learned: labels (files of text, tab, label) or tags (JSONL of tokens and tags, or CoNLL columns).
         model: A folder with a BERT and its tokenizer.
         train: Examples to learn from.
         held_out: Examples to score on.
@@ -86,8 +102,11 @@ def main(
         rate: Peak learning rate.
         batch: Examples a step.
         warmup: First steps that do not count towards the speed.
+        most: Tagged examples that are read of each file, the first ones; 0: all.
         only: Contenders to measure, by name; none: all of them.
     """
+    if task == "tag":
+        train, held_out = tagged(train, "train", most), tagged(held_out, "held-out", most)
     files: list[object] = ["--model", model, "--train", train, "--held-out", held_out, "--warmup", warmup]
     contenders = {name: peer_contender(name, files, epochs, rate, batch) for name in PEERS}
     contenders[SHOAL] = shoal_contender(task, model, train, held_out, epochs, rate, batch, warmup)
