@@ -54,7 +54,7 @@ def documented(module: ast.AST, prefix: str = "") -> Iterator[Documented]:
             continue
         text = ast.get_docstring(node)
         if text and len(text) < CONTEXT:
-            yield Documented(prefix + node.name, inspect.cleandoc(text), not isinstance(node, ast.ClassDef))
+            yield Documented(prefix + node.name, inspect.cleandoc(text).rstrip(), not isinstance(node, ast.ClassDef))
         if isinstance(node, ast.ClassDef):
             yield from documented(node, f"{prefix}{node.name}.")
 
