@@ -60,8 +60,10 @@ def test_ranks_that_start_together_build_once_and_on_all_cores(tmp_path: Path) -
 import os, subprocess, sys
 words = sys.argv[1:]
 with open({str(tmp_path / "calls")!r}, "a") as calls:
-    print("link" if "-dM" not in words and "-c" not in words else "other", len(os.sched_getaffinity(0)), file=calls)
+    print("begin" if "-dM" in words else "compile" if "-c" in words else "link", len(os.sched_getaffinity(0)), file=calls)
 if "-c" in words:
+    while open({str(tmp_path / "calls")!r}).read().count("begin") < 2:  # both ranks have looked for the library
+        pass
     source = words[words.index("-c") + 1]
     words[words.index("-c") + 1] = source = words[words.index("-o") + 1] + ".cpp"
     open(source, "w").write("static int nothing;")

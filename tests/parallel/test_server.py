@@ -90,6 +90,14 @@ def test_more_servers_than_there_is_to_hold_are_refused() -> None:
         divide_parameters({"a": 10, "b": 1}, 3, whole=True)
 
 
+def test_a_run_that_was_ended_gives_out_no_more_pieces() -> None:
+    clock = begun(Pace(2, bound=None, piece=4, end=40))
+    assert clock.join(1)[1].piece is not None
+    clock.end(0)
+    news = clock.advance(1, 4)
+    assert (news.piece, news.stop) == (None, False)
+
+
 def test_workers_meet_and_all_see_who_came() -> None:
     clock = begun(Pace(2))
     first = Waiting(clock.meet, 0, 0, [1.0, 16.0, 16.0], 8)

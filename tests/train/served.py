@@ -66,7 +66,7 @@ class ServedRun:
         self, resume: bool = False, before_each_push: Callable[[], object] = lambda: None
     ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """All of them, to the end; (the main worker's records, its weights)."""
-        workers = [self.worker(rank, lambda: _false_after(before_each_push)) for rank in range(self.workers)]
+        self.started = workers = [self.worker(rank, lambda: _false_after(before_each_push)) for rank in range(self.workers)]
         failures: list[BaseException] = []
 
         def train(worker: Worker) -> None:

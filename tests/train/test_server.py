@@ -11,6 +11,7 @@ import torch
 
 from shoal.core.errors import InputError, Interrupted
 from shoal.core.recipe import Recipe
+from shoal.core.recipe_file import merged
 from shoal.core.run_directory import RunDirectory
 from shoal.data.audit import audit
 from shoal.data.ledger import read_ledger
@@ -188,16 +189,53 @@ def test_workers_that_begin_with_random_weights_share_a_tokenizer(tmp_path: Path
     assert found["eval_bleu"] == pytest.approx(told["eval_bleu"])
 
 
-def test_workers_end_together_when_patience_ends_and_the_best_is_written(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_workers_end_together_when_patience_ends_and_the_best_is_written(corpus: Path, tmp_path: Path, ema: float) -> None:
     # no evaluation is better by so much, so that the first is the best
     evaluation = {"every": 2, "patience": 2, "min_improvement": 9.0}
-    run = ServedRun(served(corpus, evaluation=evaluation, checkpoint={"keep": 1}), tmp_path / "run", 2)
+    recipe = served(corpus, evaluation=evaluation, checkpoint={"keep": 1}, regular={"ema": ema})
+    run = ServedRun(recipe, tmp_path / "run", 2)
     records, weights = run.train()
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [worker.parts.progress.step for worker in run.started] == [6, 6]
     saved = Saved.open(run.run.checkpoints / "step-00000002")
-    assert all(torch.equal(evaluated_weight(saved, name), value) for name, value in weights.items())
+    assert all(torch.equal(saved.read("model", name), value) for name, value in weights.items())
     evaluations = read_metrics(run.run.metrics)[1]
     assert evaluations[-1]["eval_loss"] == evaluations[0]["eval_loss"] != evaluations[1]["eval_loss"]
+    # what is written is what was evaluated last
+    fresh = build_parts(tiny_recipe(corpus), tmp_path / "fresh", alone())
+    fresh.model.load_state_dict({name: evaluated_weight(saved, name) for name in weights})
+    assert fresh.evaluate(fresh.model)["eval_loss"] == pytest.approx(evaluations[-1]["eval_loss"], rel=1e-6)
+
+
+def test_patience_that_ended_a_run_is_known_to_all_when_it_is_resumed(corpus: Path, tmp_path: Path) -> None:
+    recipe = served(corpus, evaluation={"every": 2, "patience": 2, "min_improvement": 9.0})
+    records, _ = ServedRun(recipe, tmp_path, 2).train()
+    again = ServedRun(recipe, tmp_path, 2)
+    assert again.train(resume=True)[0] == records
+    assert [worker.parts.progress.step for worker in again.started] == [6, 6]
+
+
+def test_averages_and_a_metric_of_its_own_leave_the_weights_that_a_run_begins_with(corpus: Path, tmp_path: Path) -> None:
+    plain, _ = run_training(alone(), tiny_recipe(corpus), tmp_path / "plain")
+    evaluation = {"every": 10, "patience": 9, "metric": "eval_bpb"}
+    records, _ = ServedRun(served(corpus, evaluation=evaluation, regular={"ema": 0.9}), tmp_path / "run", 1).train()
+    assert losses(records) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_workers_go_on_in_the_order_in_which_a_run_began(labelled: tuple[Path, Path], tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "parallel": {"sync": "server"},
+        "train": {"precision": "bf16"},
+    }  # rows are padded, and grouped
+    run = RunDirectory(tmp_path / "run")
+    gather = partial(finetuning, run=run)
+    first = labelled_recipe(*labelled, **merged(changes, {"train": {"steps": 3, "global_batch": 8}}))
+    ServedRun(first, run.root, 2, gather).train()
+    second = labelled_recipe(*labelled, **merged(changes, {"train": {"steps": 12, "global_batch": 12}}))
+    ServedRun(second, run.root, 2, gather).train(resume=True)
+    found = audit(read_ledger(run.ledger))
+    assert (found.consumed, found.faults) == (3 * 8 + 9 * 12, [])
 
 
 def test_without_a_common_step_the_main_worker_s_patience_ends_the_run(corpus: Path, tmp_path: Path) -> None:

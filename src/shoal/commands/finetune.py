@@ -71,6 +71,7 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
         raise InputError("--seeds and --search start runs of their own, one after the other: give one, without --resume")
 
     def train(one: Recipe) -> dict[str, Any]:
+        check_cluster(one, start.workers.most, start.workers.elastic)  # a trial's batch is another
         result = _finetune(replace(start, overwrite=True), one)
         assert result is not None
         return result

@@ -115,8 +115,3 @@ def _check(recipe: Recipe) -> None:
             f"'schedule.batch_start' is {start}, of which 'train.global_batch' ({train.global_batch}) is no multiple: the "
             "batch grows in multiples of its first size"
         )
-    if recipe.parallel.sync == "server":
-        raise RecipeError(
-            "'schedule.batch_start' lets the batch grow with the run, and parameter servers count in steps of one size: "
-            "leave it at 0, or 'parallel.sync' other than server"
-        )

@@ -1,7 +1,8 @@
 """What fine-tuning starts from: a model's folder with its tokenizer, or random weights and a tokenizer of their own.
 
 A tokenizer that is trained on the examples is trained once, by the main rank, which keeps it in the run's folder for when
-the run goes on. The other ranks get it by the wire, as they may not see that folder.
+the run goes on. The other ranks get it by the wire, as they may not see that folder; workers of parameter servers find it
+there.
 """
 
 from collections.abc import Sequence

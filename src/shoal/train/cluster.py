@@ -1,8 +1,9 @@
 """Training through parameter servers on Ray: it places servers and workers, carries what they say, and restarts workers.
 
 The process that the user started is the main worker, so what it tells, saves, and does on Ctrl-C is what every run does;
-the others are Ray actors. With `RAY_ADDRESS` set, they are placed on that cluster (whose machines must see the corpus under
-the same path); else a Ray is started on this machine, for this run alone: no dashboard, no usage statistics.
+the others are Ray actors. With `RAY_ADDRESS` set, they are placed on that cluster (whose machines must see the corpus and
+the run's folder under the same path); else a Ray is started on this machine, for this run alone: no dashboard, no usage
+statistics.
 """
 
 import logging
@@ -32,7 +33,7 @@ from shoal.train.loop import memory_bytes
 from shoal.train.material import Gather, pretraining
 from shoal.train.optimizers import Optimizer, build_delayed_optimizer, build_optimizer
 from shoal.train.run import Session, finish
-from shoal.train.server import Seat, Worker, check_served, divide_model, gathered, make_codec, pace_of
+from shoal.train.server import Seat, Worker, check_served, divide_model, gathered, make_codec, pace_of, signs_of_life
 from shoal.train.setup import matrix_peak, watch_signals
 from shoal.train.tuning import rate_multiples
 
@@ -121,7 +122,10 @@ class RemoteWorker:
         """Train to the end; Ray calls it again when this process died. An error of its own ends the run for all."""
         seat = place(rank, clock=remote(clock), servers=[remote(server) for server in servers])
         try:
-            Worker(gathered(self.recipe, self.gather), self.run_directory, seat).train()
+            # what is gathered may take minutes, as what a frozen trunk gives
+            with signs_of_life(seat.clock, rank, self.recipe.parallel.server.lease):
+                material = gathered(self.recipe, self.gather)
+            Worker(material, self.run_directory, seat).train()
         except Interrupted:
             pass
         except ShoalError as error:

@@ -1,5 +1,6 @@
 """What fine-tuning learns from and with: labelled examples, a model to start from, and a task's head on it."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -36,7 +37,7 @@ from shoal.models.lora import Changes, changes_of, fold
 from shoal.models.transformer import Transformer
 from shoal.models.vocabulary import with_tokens
 from shoal.parallel.mesh import Axis
-from shoal.parallel.wire import Wire
+from shoal.parallel.wire import Wire, digest
 from shoal.parallel.world import World
 from shoal.tasks import LABELLED, WRITERS, LabelledTask, check_labelled
 from shoal.train.augmentation import check_augmentation, make_augmentation
@@ -136,9 +137,12 @@ def finetuning(
             fold(trained)
         write_finetuned(folder, recipe, task, examined.length, task.tokenizer, trained, result)
 
+    identity = {"examples": rows.fingerprint}
+    if recipe.tuning.what != "all":
+        identity["frozen weights"] = _fingerprint(base)
     return Material(
         recipe,
-        {"examples": rows.fingerprint},
+        identity,
         model,
         task,
         Plan(rows, order, sizes),
@@ -151,6 +155,14 @@ def finetuning(
         _facts(examined),
         alike=not task.writes and not 0 < recipe.evaluation.sequences < len(examined.validation.examples),
     )
+
+
+def _fingerprint(model: Transformer) -> str:
+    """Tells two models' weights apart."""
+    told = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        told.update(name.encode() + digest(value))
+    return told.hexdigest()[:32]
 
 
 def resolve(recipe: Recipe, task: LabelledTask, rows: LabelledRows) -> Recipe:

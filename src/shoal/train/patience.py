@@ -4,7 +4,8 @@ What is held out decides when to stop, so it is no longer quite held out: the lo
 too good. Where that matters, evaluate on text that neither split has.
 
 The state is part of every checkpoint, and an evaluation comes before the checkpoint of its step: a resumed run stops where
-one that never stopped would have. All ranks go by rank 0's figure. The checkpoint of the best evaluation is never removed.
+one that never stopped would have. All ranks that meet go by rank 0's figure. The checkpoint of the best evaluation is
+never removed.
 """
 
 import math
@@ -89,11 +90,16 @@ class Patience:
 
 def check_regular(recipe: Recipe) -> None:
     """`RecipeError` for regularisation that can't be had with the rest of the recipe."""
-    regular, evaluation = recipe.regular, recipe.evaluation
+    if recipe.evaluation.patience and not recipe.evaluation.every:
+        raise RecipeError("'evaluation.patience' counts evaluations, and there are none: set 'evaluation.every' (steps)")
+    check_pulls(recipe)
+
+
+def check_pulls(recipe: Recipe) -> None:
+    """As `check_regular`, before it is known how often the run is evaluated."""
+    regular = recipe.regular
     pulled = [name for name, strength in (("l1", regular.l1), ("l2", regular.l2)) if strength]
     served = recipe.parallel.sync == "server"
-    if evaluation.patience and not evaluation.every:
-        raise RecipeError("'evaluation.patience' counts evaluations, and there are none: set 'evaluation.every' (steps)")
     if served and recipe.parallel.server.mode != "synchronous" and (pulled or regular.ema):
         raise RecipeError(
             f"'regular.{pulled[0] if pulled else 'ema'}' acts once a step, and with 'parallel.server.mode' "

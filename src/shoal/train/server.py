@@ -38,13 +38,13 @@ from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.loop import Parts, train
 from shoal.train.material import Evaluate, Gather, Material
 from shoal.train.model_setup import compile_blocks, recompute_blocks, soften_loss, use_native_kernels
-from shoal.train.patience import Patience, check_regular
+from shoal.train.patience import Patience, check_pulls, check_regular
 from shoal.train.schedule import Budget, SharedBudget
-from shoal.train.setup import checked_patience, make_precision, matrix_peak, put_back
+from shoal.train.setup import checked_patience, make_precision, matrix_peak, put_back, told_size
 from shoal.train.telemetry import Silence, Telemetry
 
 FIRST_SIGN_SECONDS = 180.0
-"""How long a worker may take to start: a new process, its imports, the first compilation of kernels."""
+"""How long a worker may take to start: a new process, and its imports."""
 
 NEARLY_DONE = 1 - 1e-9
 """The share of the budget that is used while a worker still has a piece to compute."""
@@ -93,6 +93,12 @@ def check_served(recipe: Recipe, workers: int, elastic: bool) -> None:
             f"'train.global_batch' is {recipe.train.global_batch}, which {workers} workers can't share equally; with "
             f"'parallel.server.mode' {server.mode} they must: give a multiple of {workers}"
         )
+    if recipe.schedule.batch_start not in (0, recipe.train.global_batch):
+        raise RecipeError(
+            "'schedule.batch_start' lets the batch grow with the run, and parameter servers count in steps of one size: "
+            "leave it at 0, or 'parallel.sync' other than server"
+        )
+    check_pulls(recipe)
     make_codec(recipe)
 
 
@@ -153,13 +159,15 @@ class StepBatches:
         return self.inner.close(step, shares)
 
     def go_to(self, standing: Standing) -> None:
-        """Read on from there."""
-        self.inner.load_state_dict(self.inner.state_dict() | {"position": standing.position})
+        """Read on from there; who has read nothing yet, in the main worker's order, which may be a former session's."""
+        fresh = self.inner.position == 0
+        state = standing.begun["batches"] if fresh else self.inner.state_dict()
+        self.inner.load_state_dict(state | {"position": standing.position})
 
     @property
     def standing(self) -> Standing:
         """Where the next step begins."""
-        return Standing(position=self.inner.position)
+        return Standing(position=self.inner.position, begun={"batches": self.inner.state_dict()})
 
 
 class PieceBatches:
@@ -273,10 +281,12 @@ class Worker:
             path, told = found
             put_back(parts, self.run, Saved.open(path))
             notes = [*self.material.notes, *told, f"going on from step {progress.step}"]
-        self.client.seed(progress.step, self.optimizer.loaded)
+        self.optimizer.seed(progress.step)
         kept = self.sync.kept_by_rank(self.world.size) if isinstance(self.sync, MeetAtServers) else {}
+        standing = self.batches.standing
+        begun = {**standing.begun, "patience": parts.patience.state_dict()}
         standing = replace(
-            self.batches.standing, step=progress.step, tokens=progress.tokens, seconds=progress.seconds
+            standing, step=progress.step, tokens=progress.tokens, seconds=progress.seconds, begun=begun
         )  # fmt: skip
         self.client.finish([self.client.clock("seed", standing, kept)])
         expected = None  # without a common step, nobody knows how many will be the main worker's
@@ -290,7 +300,7 @@ class Worker:
 
     def train(self) -> dict[str, float]:
         """Join the others and train to the end of the budget; a worker that was dropped meanwhile joins anew."""
-        with _signs_of_life(self.client, self.recipe.parallel.server.lease):
+        with signs_of_life(self.client.clock, self.client.rank, self.recipe.parallel.server.lease):
             while True:
                 try:
                     self._join()
@@ -308,6 +318,8 @@ class Worker:
         progress = self.parts.progress
         progress.tokens, progress.seconds = standing.tokens, standing.seconds
         progress.step = max(progress.step, standing.step)
+        if not self.world.is_main:
+            self.parts.patience.load_state_dict(standing.begun["patience"])
         self.batches.go_to(standing)
         if isinstance(self.sync, MeetAtServers):
             self.sync.step = standing.step
@@ -322,7 +334,7 @@ class Worker:
         count = len(self.client.servers)
         bound = f" by up to {server.bound} steps" if server.mode == "stale" else ""
         return (
-            f"{parts.parameters / 1e6:.1f}M parameters on {count} server{'s' * (count > 1)}, {server.mode}{bound}, "
+            f"{told_size(parts, self.material)} on {count} server{'s' * (count > 1)}, {server.mode}{bound}, "
             f"{self.world.size} worker{'s' * (self.world.size > 1)} × {threads} thread{'s' * (threads > 1)}, "
             f"{self.compiled}; {self.client.step_bytes / 1e6:,.2f} MB pushed and pulled a step"
         )
@@ -334,14 +346,14 @@ def _unevaluated(model: Transformer, **how: Any) -> dict[str, float]:
 
 
 @contextmanager
-def _signs_of_life(client: Client, lease: float) -> Iterator[None]:
-    """Renew this worker's lease while it lives, whatever it waits for or computes."""
+def signs_of_life(clock: Remote, rank: int, lease: float) -> Iterator[None]:
+    """Renew a worker's lease while it lives, whatever it waits for or computes."""
     over = threading.Event()
 
     def renew() -> None:
         while not over.wait(lease / 4):
             try:
-                client.clock("renew", client.rank)()
+                clock("renew", rank)()
             except Exception:  # the clock, or Ray, is gone: whoever trains will notice
                 return
 

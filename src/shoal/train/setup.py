@@ -107,7 +107,7 @@ def build(
         parts = replace(parts, telemetry=Telemetry(run, parts.progress.step if resume else None, expected, quiet))
     threads = torch.get_num_threads()
     notes.append(
-        f"{_told(parts, material)} on {world.size} rank{'s' if world.size > 1 else ''} × "
+        f"{told_size(parts, material)} on {world.size} rank{'s' if world.size > 1 else ''} × "
         f"{threads} thread{'s' if threads > 1 else ''}{describe(recipe, mesh)}, {compiled}; "
         f"matrix peak {peak_flops / 1e9:,.0f} GFLOP/s"
     )
@@ -139,7 +139,7 @@ def _by_itself(evaluate: Evaluate, sync: Sync) -> Evaluate:
     return evaluated
 
 
-def _told(parts: Parts, material: Material) -> str:
+def told_size(parts: Parts, material: Material) -> str:
     """How many parameters there are, how many of them are trained, and the memory that this takes a rank."""
     if parts.parameters == material.parameters:
         return f"{_millions(material.parameters)} parameters"

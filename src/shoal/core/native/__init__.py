@@ -12,7 +12,9 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         path = library_path(compiler)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):  # one rank of a machine builds, on all cores; the others wait
+            with _one_at_a_time(path.with_suffix(".lock")):  # one rank of a machine builds, on all cores; the others wait
                 if not path.exists():
                     build(compiler, path)
         return ctypes.CDLL(str(path)), ""
@@ -46,6 +48,18 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{compiler} failed: {getattr(error, 'stderr', None) or error}"
     except OSError as error:
         return None, f"no compiled library: {error}"
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold a lock; nothing where the file system has none: then all build, each under a name of its own."""
+    lock = FileLock(path)
+    with suppress(OSError, NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def library_path(compiler: str) -> Path:

@@ -11,7 +11,7 @@ one for all, and faster workers read more of it. A dead worker's piece is given 
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,7 +44,8 @@ class Pace:
 class Standing:
     """How far the run is: steps that all have taken, samples given out, tokens and seconds used.
 
-    `unread`: first samples of pieces that were given out, and lost with who had them.
+    `unread`: first samples of pieces that were given out, and lost with who had them. `begun`: what else the main worker has
+    begun with, and others that come are to begin with, by what it is.
     """
 
     step: int = 0
@@ -52,6 +53,7 @@ class Standing:
     tokens: int = 0
     seconds: float = 0.0
     unread: tuple[int, ...] = ()
+    begun: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

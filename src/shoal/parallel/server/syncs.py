@@ -30,7 +30,8 @@ class ServedOptimizer:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.share: float | None = None
-        self.loaded: dict[str, Tensor] = {}
+        self.loaded: dict[str, Tensor] | None = {}
+        """State that the servers don't have: what they are to begin with, or, after training, the best checkpoint's."""
 
     def step(self, share: float) -> None:
         """The step that ends now is to be taken."""
@@ -41,12 +42,19 @@ class ServedOptimizer:
         share, self.share = self.share, None
         return share
 
+    def seed(self, step: int) -> None:
+        """Give the servers what they begin with: the model's parameters, and the state that was loaded."""
+        self.client.seed(step, self.loaded or {})
+        self.loaded = None
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The state on all servers; the model gets the parameters of the same moment."""
+        """The state on all servers, and the model gets the parameters of the same moment; or what was loaded."""
+        if self.loaded is not None:
+            return self.loaded
         return self.client.collect() if self.client.wire.world.is_main else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Keep it, for the servers to begin with."""
+        """Keep it."""
         self.loaded = state
 
 
@@ -214,13 +222,15 @@ class PassByServers(Sync):
         return value if self.wire.world.is_main else None
 
     def settle(self) -> None:
-        """Nobody needs to wait for this worker; the main one, which may have had enough before the budget's end, lets all
-        others come to theirs, and has what they have made.
+        """Nobody needs to wait for this worker; the main one waits for all, and has what they have made.
+
+        Where it has had enough before the budget's end, that ends for all.
         """
         if not self.wire.world.is_main:
             self.client.ask("leave")
             return
-        self.client.ask("end")
+        if self.news.piece is not None:
+            self.client.ask("end")
         self.client.ask("wait_for_others")
         self.client.pull()
 
