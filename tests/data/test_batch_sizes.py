@@ -67,7 +67,6 @@ def test_without_a_start_all_steps_are_alike() -> None:
     [
         ({"train": {"global_batch": 10, "steps": 5}}, "is 4, of which 'train.global_batch' (10) is no multiple"),
         ({"train": {"global_batch": 8, "minutes": 5.0}}, "not by the clock, which never repeats: set 'train.steps'"),
-        ({"train": {"global_batch": 8, "steps": 5}, "parallel": {"sync": "server"}}, "parameter servers count in steps"),
     ],
 )
 def test_what_can_not_grow_is_told(keys: dict[str, Any], told: str) -> None:

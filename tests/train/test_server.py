@@ -133,6 +133,8 @@ def test_a_run_goes_on_with_other_servers_and_without(corpus: Path, tmp_path: Pa
         ({"mode": "stale"}, 3, False, "'train.global_batch' is 8, which 3 workers can't share equally"),
         ({}, 2, True, "start one process with --workers N"),
         ({"parallel": {"link": {"megabits": 1.0}}}, 2, False, "'parallel.link' slows down"),
+        ({"schedule": {"batch_start": 4}}, 2, False, "parameter servers count in steps of one size"),
+        ({"mode": "stale", "regular": {"ema": 0.9}}, 2, False, "'regular.ema' acts once a step"),
         ({}, 2, False, r"pip install 'shoal\[cluster\]'"),
     ],
 )
