@@ -151,5 +151,5 @@ def publish(
     lines += [f"- Raw numbers: `{name}.json`. Made by `{command}`."]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    record = {"command": command, "machine": machine, "rounds": rounds}
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record = json.dumps({"command": command, "machine": machine, "rounds": rounds}, indent=1).replace(f"{ROOT}/", "")
+    (RESULTS / f"{name}.json").write_text(record + "\n", encoding="utf-8")
