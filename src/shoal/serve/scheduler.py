@@ -41,8 +41,8 @@ LONGEST_STOP = 1000
 def undivided() -> Iterator[None]:
     """Inside, PyTorch's operations use one thread.
 
-    So few numbers take microseconds; divided, they wait for a second thread, for 8 milliseconds where its core is just then
-    another's: the server's own, or a client's.
+    So few numbers take microseconds; divided, they wait for a second thread, for a whole time slice of the system's where
+    its core is just then another's: the server's own, or a client's.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -149,8 +149,7 @@ class Scheduler:
             for text in texts:
                 self._fail(text, error)
         else:
-            with undivided():
-                self._go_on(texts, logits_RV, [len(tokens) for tokens in last])
+            self._go_on(texts, logits_RV, [len(tokens) for tokens in last])
 
     def _read(self) -> None:
         room = self._chunk or sys.maxsize
@@ -194,9 +193,9 @@ class Scheduler:
         for text in texts:
             text.reading = False
         if texts:
-            with undivided():
-                self._go_on(texts, logits_PV[whole], [1] * len(texts))
+            self._go_on(texts, logits_PV[whole], [1] * len(texts))
 
+    @undivided()
     def _go_on(self, texts: Sequence[Text], logits_RV: Tensor, rows: Sequence[int]) -> None:
         """Let each text have what follows it, by so many rows of the logits."""
         logits_RV = logits_RV[:, : self._vocabulary]  # a model's may be rounded up

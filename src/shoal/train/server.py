@@ -280,7 +280,7 @@ class Worker:
                 raise InputError(f"{self.run.checkpoints}: no checkpoint to go on from; leave --resume out to begin")
             path, told = found
             put_back(parts, self.run, Saved.open(path))
-            notes = [*self.material.notes, *told, f"going on from step {progress.step}"]
+            notes += [*told, f"going on from step {progress.step}"]
         self.optimizer.seed(progress.step)
         kept = self.sync.kept_by_rank(self.world.size) if isinstance(self.sync, MeetAtServers) else {}
         standing = self.batches.standing
