@@ -45,6 +45,8 @@ class Settings:
     compile: bool = False
     stage: int = 0  # DeepSpeed's
     packed: bool = False  # of masked pre-training: rows without padding
+    device: str = "cpu"
+    precision: str = "fp32"  # or bf16, by autocast
 
     @classmethod
     def from_command_line(cls, description: str) -> "Settings":
@@ -110,15 +112,21 @@ class Clock:
             self.first_step_seconds = process_seconds()
 
 
+def peak_memory_bytes(device: str) -> int:
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.cuda.max_memory_allocated()
+
+
 def print_result(peer: str, settings: Settings, clock: Clock, losses: list[float], parameters: int) -> None:
-    """Prints the measurement as one line of JSON. Peak memory is this process's, its children's not counted."""
+    """Prints the measurement as one line of JSON. Peak memory is this process's, on a GPU its tensors'."""
     median_step = statistics.median(clock.step_seconds[settings.warmup :])
     result = {
         "peer": peer,
         "tokens_per_second": settings.batch * settings.context / median_step,
         "step_seconds": clock.step_seconds,
         "first_step_seconds": clock.first_step_seconds,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory_bytes(settings.device),
         "losses": [losses[0], losses[-1]],
         "threads": settings.threads,
         "parameters": parameters,

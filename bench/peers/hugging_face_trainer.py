@@ -76,7 +76,8 @@ def build_model(settings: Settings) -> GPT2LMHeadModel:
 def build_arguments(settings: Settings, directory: str) -> TrainingArguments:
     return TrainingArguments(
         output_dir=directory,
-        use_cpu=True,
+        use_cpu=settings.device == "cpu",
+        bf16=settings.precision == "bf16",
         per_device_train_batch_size=settings.batch,
         max_steps=settings.steps,
         train_sampling_strategy="sequential",  # what is read is shuffled already
@@ -88,7 +89,7 @@ def build_arguments(settings: Settings, directory: str) -> TrainingArguments:
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=GRADIENT_CLIP,
         torch_compile=settings.compile,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=settings.device != "cpu",
         logging_steps=1,
         save_strategy="no",
         report_to="none",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from shoal.core.machine import cpp_compiler
 from shoal.core.native import matrices
 from shoal.models import loss
-from shoal.models.loss import IGNORED, Softening, linear_cross_entropy, softened
+from shoal.models.loss import IGNORED, LossKernel, Softening, chunked, fused_chunk, linear_cross_entropy, softened
 from shoal.parallel.mesh import Axis
 from shoal.parallel.tensor import TensorRanks, vocabulary_cross_entropy
 from shoal.parallel.wire import Wire
@@ -42,18 +42,26 @@ def assert_near(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(mine.double(), right, rtol=1e-5, atol=2e-5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=80)
 @given(
     rows=st.integers(1, 17), vocabulary=st.integers(1, 9), chunk_rows=st.integers(1, 20), seed=st.integers(0, 1000),
     ignored=st.sampled_from([0.0, 0.3, 1.0]), smoothing=st.floats(0, 0.9), z=st.floats(0, 0.1),
+    kernel=st.sampled_from([None, chunked(fused_chunk)]),
 )  # fmt: skip
 def test_loss_and_gradients_are_those_of_the_float64_formula(
-    rows: int, vocabulary: int, chunk_rows: int, seed: int, ignored: float, smoothing: float, z: float
+    rows: int,
+    vocabulary: int,
+    chunk_rows: int,
+    seed: int,
+    ignored: float,
+    smoothing: float,
+    z: float,
+    kernel: LossKernel | None,
 ) -> None:
     inputs, soft = make(rows, vocabulary, 5, ignored, seed), Softening(smoothing, z)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "CHUNK_BYTES", 4 * vocabulary * chunk_rows)
-        assert_near(of(softened(soft, None), *inputs), reference(*inputs, soft))
+        assert_near(of(softened(soft, kernel), *inputs), reference(*inputs, soft))
 
 
 @native

@@ -6,18 +6,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from shoal.models import loss
 from shoal.models.token_losses import token_losses
 from shoal.models.vocabulary import with_tokens
 from tests.models.shapes import GPT2, LLAMA, random_model, random_tokens
 
 
 @pytest.mark.parametrize("chunk_bytes", [4 * 11 * 3, 1 << 20])
-def test_losses_and_weighted_gradients_are_those_of_a_float64_formula(chunk_bytes: int) -> None:
+def test_losses_and_weighted_gradients_are_those_of_a_float64_formula(
+    monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK_BYTES", chunk_bytes)
     random = torch.Generator().manual_seed(1)
     hidden, weight = (torch.randn(size, 5, generator=random, requires_grad=True) for size in (7, 11))
     targets, share = torch.randint(11, (7,), generator=random), torch.randn(7, generator=random)
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
-    losses = token_losses(hidden, weight, targets, chunk_bytes)
+    losses = token_losses(hidden, weight, targets)
     expected = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="none")
     torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=1e-6)
     (losses * share).sum().backward()

@@ -76,5 +76,21 @@ def test_a_prefix_that_sees_itself_both_ways_is_read_so(family: str) -> None:
     torch.testing.assert_close(runner.read(1, text[6:], 6), expected_V, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_halved_for_a_gpu_gives_nearly_the_same_logits_and_keeps_its_rotary_angles(family: str) -> None:
+    config, text = FAMILIES[family], [3, 1, 4, 1, 5, 9, 2, 6]
+    model = random_model(config)
+    exact, halved = TorchRunner(random_model(config), 3, GPT2.context), TorchRunner(model, 3, GPT2.context, half=True)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in model.buffers()} <= {torch.float32}
+    for runner in (exact, halved):
+        runner.read(0, text[:5], 0)
+        runner.read(2, text, 0)
+    for token in (7, 2):  # texts of different lengths, in rows that are no neighbours
+        found, expected = halved.step([0, 2], [token, token]), exact.step([0, 2], [token, token])
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() < 0.02 * expected.norm()
+
+
 def test_a_slot_is_no_longer_than_the_context() -> None:
     assert TorchRunner(MODELS["gpt2"], 1, 1000).capacity == GPT2.context

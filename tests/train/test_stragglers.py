@@ -32,9 +32,10 @@ def observe(size: int, steps: list[list[Row]]) -> list[str]:
 
 def test_a_rank_adds_its_own_row_of_the_last_step() -> None:
     stragglers = Stragglers(1, 3)
-    assert stragglers.rows(finite=True) == [0.0] * 15
+    assert stragglers.rows() == [0.0] * 15
     stragglers.keep(0.5, 0.1, 0.2, 1000)
-    rows = stragglers.rows(finite=False)
+    rows = stragglers.rows()
+    rows[stragglers.place_of_fault] = 1.0
     assert rows == [0, 0, 0, 0, 0, 0.5, 0.1, 0.2, 1000, 1, 0, 0, 0, 0, 0]
     assert stragglers.not_finite(rows) == [1]
 

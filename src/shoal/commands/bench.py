@@ -12,6 +12,7 @@ plain training in fp64. It fails when one differs by more than 1e-5.
 method next to what as many ranks do alone. Rows are kept in a file as they come; what it has is not measured again.
 """
 
+import os
 import signal
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +47,8 @@ class Arguments:
     """network: what to train."""
     ranks: tuple[int, ...] = (1, 2, 4)
     """parity: numbers of ranks to try."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """parity: where to compute; with more ranks than GPUs, ranks share one."""
     hosts: tuple[int, ...] = (2, 4)
     """network: numbers of hosts."""
     links: tuple[float, ...] = (0.0, 100.0, 10.0, 1.0)
@@ -116,7 +120,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def _parity(arguments: Arguments) -> dict[str, Any] | None:
     """Try all cases; returns their differences. `ShoalError` when one is not the same training."""
     if arguments.scratch is not None and is_rank():
-        _as_rank(arguments.scratch)
+        _as_rank(arguments.scratch, arguments.device)
         return None
     possible = sorted({case.ranks for case in parity.CASES})
     if not arguments.ranks or not set(arguments.ranks) <= set(possible):
@@ -124,7 +128,7 @@ def _parity(arguments: Arguments) -> dict[str, Any] | None:
     rows: list[dict[str, Any]] = []
     for size in arguments.ranks:
         with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
-            launch(size, ["bench", "parity", "--scratch", folder])
+            launch(size, ["bench", "parity", "--device", arguments.device, "--scratch", folder])
             rows += read_json(Path(folder) / "found.json")
     if not arguments.json:
         _show(rows)
@@ -134,8 +138,11 @@ def _parity(arguments: Arguments) -> dict[str, Any] | None:
     return {"tolerance": parity.TOLERANCE, "cases": rows}
 
 
-def _as_rank(scratch: Path) -> None:
-    with join("cpu", threads=1) as world:
+def _as_rank(scratch: Path, device: str) -> None:
+    if device == "cuda" and torch.cuda.device_count() < int(os.environ["WORLD_SIZE"]):
+        # NCCL refuses two ranks of one host on one GPU
+        os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "NCCL_HOSTID": os.environ["RANK"]}
+    with join(device, threads=1) as world:
         cases = [case for case in parity.CASES if case.ranks == world.size]
         kinds = {case.optimizer for case in cases} if world.is_main else ()
         references = {kind: parity.reference(optimizer=kind) for kind in kinds}

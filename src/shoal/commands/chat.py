@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from shoal.core.device import Device, find_device
 from shoal.core.errors import InputError, ShoalError
 from shoal.core.files import write_text
 from shoal.core.native.decode import Format
@@ -64,6 +65,8 @@ class Arguments:
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     weights: Format = "fp32"
     """How weights are kept: fewer bits are read faster, and compute something a little else."""
+    device: Device = "auto"
+    """Where to compute; `auto`: on a GPU where there is one."""
     seed: int = 0
     """The same seed gives the same answers to the same messages."""
     stop: tuple[str, ...] = field(default_factory=tuple)
@@ -99,7 +102,7 @@ def _open(arguments: Arguments) -> "Session":
             f"{model}: was fine-tuned for '{task}', which is no conversation; shoal generate, or shoal evaluate with --data "
             "FILE, tells what it makes of a text"
         )
-    language = load_language_model(model)
+    language = load_language_model(model, find_device(arguments.device))
     if not language.model.config.causal:
         raise InputError(f"{model}: an encoder, which sees both ways and writes no text")
     context = min(language.model.config.context, CAPACITY)

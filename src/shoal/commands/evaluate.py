@@ -24,6 +24,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from shoal.core.device import Device, find_device
 from shoal.core.errors import InputError
 from shoal.core.extras import library
 from shoal.core.model_directory import find_model_directory
@@ -83,6 +84,8 @@ class Arguments:
     """Questions of each task of --harness, at most."""
     batch: int = 32
     """Sequences, or labelled examples, at once."""
+    device: Device = "auto"
+    """Where to compute; `auto`: on a GPU where there is one."""
     json: bool = False
     """Print one JSON object, and nothing else, on stdout."""
     debug: bool = False
@@ -100,8 +103,8 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
             raise InputError(f"--{name} is of the tasks of --harness, and there are none: leave it out")
     if is_labelled(arguments.model):
         given = {key: value for key in ("judge", "against") if (value := getattr(arguments, key))}
-        return _evaluate_labelled(arguments, read_labelled_model(arguments.model, given))
-    language = load_language_model(arguments.model)
+        return _evaluate_labelled(arguments, read_labelled_model(arguments.model, given, find_device(arguments.device)))
+    language = load_language_model(arguments.model, find_device(arguments.device))
     if arguments.data:
         raise InputError(f"{arguments.model}: was not fine-tuned, and --data is for labelled examples; give --text")
     recipe = _recipe(arguments, language)
@@ -184,7 +187,9 @@ def _evaluate(
 ) -> dict[str, float]:
     check_task(recipe, language.model.config)
     task = TASKS[recipe.task](recipe, language.tokenizer, streams)
-    return Evaluator(task, held_out, batch, Wire(World()), Axis(), nullcontext())(language.model)
+    return Evaluator(task, held_out, batch, Wire(World(device=language.model.head_weight.device)), Axis(), nullcontext())(
+        language.model
+    )
 
 
 def _in_stream(stream: TokenStream, language: LanguageModel, stride: int | None = None) -> HeldOut:
@@ -219,7 +224,7 @@ def _evaluate_by_harness(arguments: Arguments) -> dict[str, Any]:
     library("lm_eval", "harness")
     from shoal.serve.harness.tasks import run_tasks
 
-    language = load_language_model(arguments.model)
+    language = load_language_model(arguments.model, find_device(arguments.device))
     found = run_tasks(language, arguments.harness, arguments.batch, arguments.fewshot, arguments.limit)
     if not arguments.json:
         table = Table("task", "questions", "measure", "value", "±", box=None)

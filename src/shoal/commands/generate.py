@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from shoal.core.device import Device, find_device
 from shoal.core.errors import InputError
 from shoal.core.files import read_json
 from shoal.core.native.decode import Format
@@ -44,6 +45,8 @@ class Arguments:
     """Above 1: search for the likeliest text, by so many beginnings at once, and draw nothing."""
     weights: Format = "fp32"
     """How weights are kept: fewer bits are read faster, and compute something a little else."""
+    device: Device = "auto"
+    """Where to compute; `auto`: on a GPU where there is one."""
     seed: int = 0
     """The same seed gives the same text."""
     stop: tuple[str, ...] = field(default_factory=tuple)
@@ -69,11 +72,11 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     constraint = _read_constraint(arguments)
     prompt = _read_prompt(arguments.prompt)
     if is_labelled(arguments.model):
-        labelled = read_labelled_model(arguments.model)
+        labelled = read_labelled_model(arguments.model, device=find_device(arguments.device))
         if labelled.name not in ("chat", "prefer"):  # these go on with a text as any decoder does
             _refuse_what_goes_on(arguments, constraint, f"and a model of task '{labelled.name}' answers as it was trained")
             return _answer(arguments, labelled, prompt)
-    language = load_language_model(arguments.model)
+    language = load_language_model(arguments.model, find_device(arguments.device))
     layout = read_layout(arguments.model)
     if not language.model.config.causal or (layout is not None and BLANK in prompt):
         _refuse_what_goes_on(arguments, constraint, "not for blanks")

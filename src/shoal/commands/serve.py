@@ -22,6 +22,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from shoal.core.device import Device, find_device
 from shoal.core.errors import InputError, Interrupted
 from shoal.core.extras import library
 from shoal.core.model_directory import find_model_directory
@@ -68,6 +69,8 @@ class Arguments:
     """Tokens of a prompt and its answer (0: as many as the model sees, 4096 at most)."""
     weights: Format = "fp32"
     """How a decoder's weights are kept."""
+    device: Device = "auto"
+    """Where to compute; `auto`: on a GPU where there is one."""
     queue: int = 64
     """Texts, or requests to an encoder, that may wait; more are told to come again (429)."""
     requests: int = 256
@@ -145,7 +148,7 @@ def read_served(arguments: Arguments) -> Served:
     config = folder / "config.json"
     created = int(config.stat().st_mtime) if config.exists() else 0
     if is_labelled(arguments.model):
-        labelled = read_labelled_model(arguments.model)
+        labelled = read_labelled_model(arguments.model, device=find_device(arguments.device))
         if isinstance(labelled.task, Classify | Tag):
             return _labelling(labelled, labelled.task, name, created)
         if isinstance(labelled.task, Continuation):
@@ -155,7 +158,7 @@ def read_served(arguments: Arguments) -> Served:
                 f"{arguments.model}: was fine-tuned for '{labelled.name}', which has no place in OpenAI's interface; "
                 f"shoal evaluate {arguments.model} --data FILE tells what it predicts"
             )
-    language = load_language_model(arguments.model)
+    language = load_language_model(arguments.model, find_device(arguments.device))
     if not language.model.config.causal:
         embedder = Embedder(language.model, _framing(language), takes_first_token(folder))
         return Served(name, "embeddings", language.model.config.context, created, embedder=embedder)

@@ -74,7 +74,7 @@ class TrainingBatches:
 
     def _read(self, positions: Positions, samples: Positions) -> Sequences:
         self.recorder.enter(positions, samples)
-        return self.rows.read(samples, row_keys(self.order.seed, self.order.at(positions).epochs, samples))
+        return self.rows.read(samples, row_keys(self.order.seed, self.order.epochs(positions), samples))
 
     def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger:
         """What all ranks have read by the end of `step`; all call it, and `gather` collects a value of each data rank."""

@@ -72,6 +72,10 @@ class Order:
             )
         return readings
 
+    def epochs(self, positions: Positions) -> Positions:
+        """As `at` tells them; of one corpus, without what else it computes."""
+        return positions // self.samples if self.mixture is None else self.at(positions).epochs
+
     def read_before(self, end: int) -> list[int]:
         """How many samples of each part the positions before `end` read."""
         return [end] if self.mixture is None else self.mixture.read_before(end, self.seed).tolist()

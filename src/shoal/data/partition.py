@@ -9,6 +9,7 @@ The shuffle is a Feistel network over the smallest even number of bits that hold
 a sample on every rank.
 """
 
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -48,7 +49,7 @@ def shuffled(indices: Positions, samples: int, key: int) -> Positions:
     """Where a keyed permutation of `[0, samples)` sends each index."""
     half = max(1, (max(samples - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = [np.uint64(derive_seed(key, "round", number)) for number in range(ROUNDS)]
+    keys = _round_keys(key)
     values = indices.astype(np.uint64)
     outside = np.ones(len(values), dtype=bool)
     while outside.any():
@@ -58,6 +59,11 @@ def shuffled(indices: Positions, samples: int, key: int) -> Positions:
         values[outside] = (left << np.uint64(half)) | right
         outside = values >= np.uint64(samples)
     return values.astype(np.int64)
+
+
+@lru_cache(maxsize=16)
+def _round_keys(key: int) -> list[np.uint64]:
+    return [np.uint64(derive_seed(key, "round", number)) for number in range(ROUNDS)]
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

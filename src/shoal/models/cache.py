@@ -37,7 +37,7 @@ class LayerCache(NamedTuple):
                 there[rows, :, self.at] = new
             else:
                 row = torch.arange(len(new), device=new.device) if self.rows is None else self.rows
-                there[row[:, None], :, self.at] = new.transpose(1, 2)
+                there[row[:, None], :, self.at] = new.transpose(1, 2).to(there.dtype)
         return self.keys[rows, :, : self.end], self.values[rows, :, : self.end]
 
 

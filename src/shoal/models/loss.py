@@ -1,8 +1,8 @@
 """The vocabulary's cross entropy without its logits.
 
-At 4,096 tokens and 8,192 words, fp32 logits and their gradient are 268 MB; here they exist one chunk at a time (8 MB by
-default, which stays in a CPU's cache), and the chunk's gradient is formed while it is there, in place, so nothing is
-computed twice. The idea is known from Liger (Hsu et al. 2024, arXiv:2410.10989) and Cut Cross-Entropy (Wijmans et al.
+At 4,096 tokens and 8,192 words, fp32 logits and their gradient are 268 MB; here they exist one chunk at a time (8 MB on a
+CPU, which stays in its cache), and the chunk's gradient is formed while it is there, in place, so nothing is computed
+twice. The idea is known from Liger (Hsu et al. 2024, arXiv:2410.10989) and Cut Cross-Entropy (Wijmans et al.
 2024, arXiv:2411.09009).
 """
 
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 IGNORED = -100
 """A target that does not count."""
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES, GPU_CHUNK_BYTES = 8 << 20, 1 << 30
+"""Of fp32 logits. On a CPU what stays in its cache; a GPU needs work enough for each of its kernels."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,39 @@ def softened(soft: Softening, kernel: LossKernel | None) -> LossKernel:
     return loss_of
 
 
+def rows_at_once(weight_VD: Tensor) -> int:
+    """How many tokens' logits exist at a time, by the projection and its device; on a GPU a power of two.
+
+    Its matrix units want round numbers, and of the usual numbers of tokens nothing is left over, which would be compiled
+    for itself.
+    """
+    if weight_VD.device.type == "cpu":
+        return max(1, CHUNK_BYTES // (4 * len(weight_VD)))
+    return 1 << max(1, GPU_CHUNK_BYTES // (4 * len(weight_VD))).bit_length() - 1
+
+
+def chunked(of_chunk: "Chunk") -> LossKernel:
+    """As without a kernel, but each chunk of logits is left to `of_chunk`: a compiled one, say."""
+
+    def loss_of(
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        wanted: bool,
+        bias: Tensor | None = None,
+        smoothing: float = 0.0,
+        z: float = 0.0,
+    ) -> Gradients:
+        return by_chunks(hidden_ND, weight_VD, targets_N, wanted, Softening(smoothing, z), bias, of_chunk)
+
+    return loss_of
+
+
+Chunk = Callable[[Tensor, Tensor, bool, Softening], tuple[Tensor, Tensor | None]]
+"""Logits [n, vocabulary], targets [n], whether the gradient is wanted, and the softening to the summed loss and the
+gradient by the logits."""
+
+
 def by_chunks(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -104,37 +138,67 @@ def by_chunks(
     wanted: bool,
     soft: Softening = PLAIN,
     bias: Tensor | None = None,
+    of_chunk: Chunk | None = None,
 ) -> Gradients:
-    """Loss, and where `wanted` its gradients, over chunks of `CHUNK_BYTES` of logits."""
+    """Loss, and where `wanted` its gradients, over chunks of logits."""
+    of_chunk = of_chunk or plain_chunk
     computed = torch.get_autocast_dtype(hidden_ND.device.type) if _autocast(hidden_ND) else hidden_ND.dtype
     hidden, weight = hidden_ND.to(computed), weight_VD.to(computed)
     hidden_gradient = torch.empty_like(hidden) if wanted else None
     weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
     bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if wanted and bias is not None else None
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    rows = rows_at_once(weight)
     with torch.autocast(hidden.device.type, enabled=False):
         for start in range(0, hidden.shape[0], rows):
             chunk, targets = hidden[start : start + rows], targets_N[start : start + rows]
             logits = chunk @ weight.T if bias is None else torch.addmm(bias.to(computed), chunk, weight.T)
-            log_probability = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-            loss += F.nll_loss(log_probability, targets, reduction="sum", ignore_index=IGNORED)
-            denominator = None
-            if soft:
-                denominator = logits[:, 0].float() - log_probability[:, 0]
-                loss += _softening(soft, log_probability, denominator, targets)
-            if hidden_gradient is None or weight_gradient is None:
+            its_loss, gradient = of_chunk(logits, targets, wanted, soft)
+            loss += its_loss
+            if hidden_gradient is None or weight_gradient is None or gradient is None:
                 continue
-            gradient = logit_gradient(log_probability, targets, soft, denominator)
             if bias_gradient is not None:
-                bias_gradient += gradient.sum(0)
+                bias_gradient += gradient.sum(0, dtype=torch.float32)
             gradient = gradient.to(computed)
             torch.mm(gradient, weight, out=hidden_gradient[start : start + rows])
             if computed == torch.float32:
                 weight_gradient.addmm_(gradient.T, chunk)
+            elif hidden.device.type == "cuda":  # added up in fp32 by the product itself
+                torch.addmm(weight_gradient, gradient.T, chunk, out_dtype=torch.float32, out=weight_gradient)
             else:
                 weight_gradient += gradient.T @ chunk
     return loss, hidden_gradient, weight_gradient, bias_gradient
+
+
+def plain_chunk(logits_NV: Tensor, targets_N: Tensor, wanted: bool, soft: Softening) -> tuple[Tensor, Tensor | None]:
+    """One operation after the other, the gradient in fp32 in the memory of the log-probabilities."""
+    log_probability_NV = F.log_softmax(logits_NV, dim=-1, dtype=torch.float32)
+    loss = F.nll_loss(log_probability_NV, targets_N, reduction="sum", ignore_index=IGNORED)
+    denominator_N = None
+    if soft:
+        denominator_N = logits_NV[:, 0].float() - log_probability_NV[:, 0]
+        loss = loss + _softening(soft, log_probability_NV, denominator_N, targets_N)
+    return loss, logit_gradient(log_probability_NV, targets_N, soft, denominator_N) if wanted else None
+
+
+def fused_chunk(logits_NV: Tensor, targets_N: Tensor, wanted: bool, soft: Softening) -> tuple[Tensor, Tensor | None]:
+    """The same for a compiler to fuse: no fp32 logits are kept, and the gradient is of the logits' own type."""
+    wide_NV, kept_N1 = logits_NV.float(), (targets_N != IGNORED)[:, None]
+    target_N1 = torch.where(kept_N1, targets_N[:, None], 0)
+    denominator_N1 = wide_NV.logsumexp(1, keepdim=True)
+    at_target_N1 = wide_NV.gather(1, target_N1)
+    loss_N1 = denominator_N1 - at_target_N1
+    if soft:
+        loss_N1 = (
+            loss_N1 + soft.smoothing * (at_target_N1 - wide_NV.mean(1, keepdim=True)) + soft.z * denominator_N1.square()
+        )
+    loss = torch.where(kept_N1, loss_N1, 0.0).sum()
+    if not wanted:
+        return loss, None
+    gradient_NV = (wide_NV - denominator_N1).exp() * (1 + 2 * soft.z * denominator_N1) - soft.smoothing / wide_NV.shape[1]
+    place_V = torch.arange(wide_NV.shape[1], device=wide_NV.device)
+    gradient_NV = gradient_NV - torch.where(place_V == target_N1, 1.0 - soft.smoothing, 0.0)
+    return loss, torch.where(kept_N1, gradient_NV, 0.0).to(logits_NV.dtype)
 
 
 def _softening(soft: Softening, log_probability_NV: Tensor, denominator_N: Tensor, targets_N: Tensor) -> Tensor:
@@ -158,7 +222,7 @@ def logit_gradient(
         gradient -= soft.smoothing / gradient.shape[1]
     kept = targets_N != IGNORED
     gradient[torch.arange(len(targets_N), device=targets_N.device), targets_N.where(kept, 0)] -= 1.0 - soft.smoothing
-    if not kept.all():
+    if gradient.device.type != "cpu" or not kept.all():  # a GPU would have to be waited for
         gradient *= kept[:, None]
     return gradient
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.models.loss import CHUNK_BYTES, logit_gradient
+from shoal.models.loss import logit_gradient, rows_at_once
 
 
-def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """The cross entropy [N] of `hidden @ weight.T` against each target, in fp32."""
-    return _TokenLosses.apply(hidden_ND, weight_VD, targets_N, max(1, chunk_bytes // (4 * len(weight_VD))))
+    return _TokenLosses.apply(hidden_ND, weight_VD, targets_N, rows_at_once(weight_VD))
 
 
 class _TokenLosses(torch.autograd.Function):

@@ -154,7 +154,7 @@ Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def vocabulary_cross_entropy(
-    ranks: TensorRanks, start: int, vocabulary: int, ignored: int, chunk_bytes: int = 32 << 20
+    ranks: TensorRanks, start: int, vocabulary: int, ignored: int, chunk_bytes: int
 ) -> Callable[..., Gradients]:
     """A function for the summed cross entropy, and its gradients, of a projection of which this rank has rows from `start`.
 

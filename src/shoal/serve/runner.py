@@ -48,12 +48,16 @@ class TorchRunner:
     """A runner for every decoder that Shoal reads, on any device: the training model itself, with a cache.
 
     `prefix`: the first so many tokens of a text see each other both ways (None: all that its slot is first given to read);
-    they are to be read in one. Logits are those of the whole text at once, but for the order of sums, which depends on how
-    many rows are computed together.
+    they are to be read in one. `half`: the model's weights, and the cache, are in bf16 from now on. Logits are those of the
+    whole text at once, but for the order of sums, which depends on how many rows are computed together.
     """
 
-    def __init__(self, model: Transformer, slots: int, capacity: int, prefix: int | None = 0) -> None:
+    def __init__(self, model: Transformer, slots: int, capacity: int, prefix: int | None = 0, half: bool = False) -> None:
         config = model.config
+        if half:
+            for parameter in model.parameters():  # and no buffers: rotary angles need their bits
+                parameter.data = parameter.data.bfloat16()
+        self._precision = torch.autocast(model.head_weight.device.type, torch.bfloat16, enabled=half)
         self.slots, self.capacity = slots, min(capacity, config.context)
         self._model, self._prefix = model, prefix
         self._cache = make_cache(config.layers, slots, config.kv_heads, self.capacity, config.head_dim, model.head_weight)
@@ -66,8 +70,7 @@ class TorchRunner:
         prefix = self._prefix if self._prefix is not None else len(tokens) if start == 0 else 0
         if start < prefix:
             reach = Reach.of_prefix(torch.tensor([prefix], device=self._model.head_weight.device), len(tokens))
-        hidden_D = self._forward([slot], [tokens], reach)[0]
-        return self._model.project(hidden_D).float()
+        return self._logits([slot], [tokens], reach)[0]
 
     def read_together(self, parts: Sequence[Part]) -> Tensor:
         """As `Runner.read_together`: one after another, as a matrix product of a prompt's tokens is large enough."""
@@ -76,7 +79,7 @@ class TorchRunner:
     @torch.inference_mode()
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """As `Runner.step`."""
-        return self._model.project(self._forward(slots, [[token] for token in tokens])).float()
+        return self._logits(slots, [[token] for token in tokens])
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
@@ -85,12 +88,14 @@ class TorchRunner:
             tensor[target, :, :length] = tensor[source, :, :length]
         self._cache.lengths[target] = length
 
-    def _forward(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], reach: Reach | None = None) -> Tensor:
-        """The hidden state of the last token of each slot [slots, dim]."""
+    def _logits(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], reach: Reach | None = None) -> Tensor:
+        """What follows the last token of each slot [slots, vocabulary], on the CPU, where tokens are chosen."""
         part = self._cache.part(slots)
-        hidden_RTD = self._model(torch.tensor(tokens, device=self._model.head_weight.device), part, reach)
+        with self._precision:
+            hidden_RTD = self._model(torch.tensor(tokens, device=self._model.head_weight.device), part, reach)
+            logits_RV = self._model.project(hidden_RTD[:, -1])
         self._cache.lengths[list(slots)] = part.lengths
-        return hidden_RTD[:, -1]
+        return logits_RV.float().cpu()
 
 
 def make_runner(model: Transformer, slots: int, capacity: int, weights: Format = "fp32", both_ways: bool = False) -> Runner:
@@ -102,8 +107,9 @@ def make_runner(model: Transformer, slots: int, capacity: int, weights: Format =
         native = None if both_ways else native_runner(model, slots, capacity, weights)
         if native is not None:
             return native
-        if weights == "fp32":
-            return TorchRunner(model, slots, capacity, None if both_ways else 0)
+        half = weights == "bf16" and model.head_weight.device.type == "cuda"
+        if weights == "fp32" or half:
+            return TorchRunner(model, slots, capacity, None if both_ways else 0, half)
     except RuntimeError as error:  # PyTorch's, for memory that isn't there
         config = model.config
         asked = 8 * config.layers * config.kv_heads * config.head_dim * slots * capacity / 1e9
@@ -112,6 +118,6 @@ def make_runner(model: Transformer, slots: int, capacity: int, weights: Format =
             "ask for fewer, or shorter ones"
         ) from error
     raise InputError(
-        f"weights in {weights} are computed with by Shoal's own library alone, which needs a CPU, a C++ compiler, and a "
-        "model of a shape that it knows, without prefix attention; leave them in fp32"
+        f"weights in {weights} are computed with by Shoal's own library alone, which needs a CPU (--device cpu), a C++ "
+        "compiler, and a model of a shape that it knows, without prefix attention; leave them in fp32, or on a GPU in bf16"
     )

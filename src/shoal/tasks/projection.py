@@ -6,12 +6,10 @@ Hidden states are gathered first: where 15% of the tokens are masked, the projec
 import torch
 from torch import Tensor
 
-from shoal.models.loss import linear_cross_entropy
+from shoal.models.loss import linear_cross_entropy, rows_at_once
 from shoal.models.token_losses import token_losses
 from shoal.models.transformer import Transformer
 from shoal.tasks.task import Batch
-
-CHUNK_BYTES = 16 << 20
 
 
 def loss_at(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, places_N: Tensor) -> Tensor:
@@ -24,7 +22,7 @@ def loss_at(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, places_N
 def correct_at(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, places_N: Tensor) -> Tensor:
     """How many of the targets at `places` are the likeliest token there."""
     hidden_ND, targets_N = _gathered(model, hidden_BTD, targets_BT, places_N)
-    rows = max(1, CHUNK_BYTES // (4 * len(model.head_weight)))
+    rows = rows_at_once(model.head_weight)
     found = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
     for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
         logits = torch.nn.functional.linear(hidden, model.head_weight, model.head_bias)

@@ -98,4 +98,6 @@ def added(corpora: Sequence[Found]) -> dict[str, float]:
 
 def on_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
     """The numbers as a tensor there."""
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    tensor = torch.from_numpy(array)
+    # from pinned memory a GPU fetches it by itself, while what comes before is still computed
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

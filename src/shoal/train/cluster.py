@@ -105,7 +105,7 @@ def train_on_servers(
 def build_server_optimizer(recipe: Recipe, workers: int, multiples: Mapping[str, float], shards: Shards) -> Optimizer:
     """What a server steps: by the sum of all workers' gradients, or by one worker's at a time."""
     if recipe.parallel.server.mode == "synchronous":
-        return build_optimizer(shards, recipe.optimizer, recipe.regular, multiples)
+        return build_optimizer(shards, recipe.optimizer, recipe.regular, multiples, precision=recipe.train.precision)
     return build_delayed_optimizer(workers, recipe.optimizer, shards, multiples)
 
 

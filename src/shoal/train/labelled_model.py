@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from shoal.core.errors import InputError
 from shoal.core.files import read_json
 from shoal.core.model_directory import find_model_directory
@@ -53,13 +55,15 @@ def _said_in(directory: Path) -> Mapping[str, Any]:
     return _said(read_json(config)) if config.exists() else {}
 
 
-def read_labelled_model(directory: Path, given: Mapping[str, Any] | None = None) -> LabelledModel:
+def read_labelled_model(
+    directory: Path, given: Mapping[str, Any] | None = None, device: str | torch.device = "cpu"
+) -> LabelledModel:
     """A model's folder, or a run's; `InputError` says what is wrong with it.
 
     `given`: keys of the task's section that the user says, among them those that a folder must not.
     """
     folder = find_model_directory(directory)
-    model = read_model(build_recipe({"model": {"init_from": str(folder)}}).model).eval()
+    model = read_model(build_recipe({"model": {"init_from": str(folder)}}).model).to(device).eval()
     tokenizer = framing_tokenizer(read_tokenizer(folder), model.config.causal)
     said = _said(read_json(folder / "config.json"))
     if said.get("name") not in LABELLED:
@@ -101,7 +105,7 @@ def evaluate_labelled(
 
     These are a JSON object a line. What can't be used is for `faults`.
     """
-    task, wire, found = labelled.task, Wire(World()), []
+    task, wire, found = labelled.task, Wire(World(device=labelled.model.head_weight.device)), []
     for name, examples in splits.items():
         encoded = Encoded.of(task, examples, faults).completed(task, wire)
         if not encoded.examples:

@@ -128,11 +128,14 @@ def train(parts: Parts) -> dict[str, float]:
         # ranks decide together: all leave at the same step, by rank 0's clock
         totals[0, 3] = float(parts.stop_requested())
         totals[0, 4] = time.perf_counter() - began if world.is_main else 0.0
-        totals[0, 5:] = torch.tensor(stragglers.rows(bool(totals[:, 0].isfinite().all())), dtype=torch.float64)
+        totals[0, 5:] = torch.tensor(stragglers.rows(), dtype=torch.float64)
+        totals[0, 5 + stragglers.place_of_fault] = totals[:, 0].isfinite().all().logical_not()
         sync.before_step()
-        total_loss, targets, tokens, stop, seconds, *figures = sync.sum_totals(totals).tolist()
+        # all that is to be computed is given to a GPU before it is waited for
+        summed, gradient_norm = sync.sum_totals(totals), sync.grad_norm()
+        total_loss, targets, tokens, stop, seconds, *figures = summed.tolist()
         targets = targets or 1.0  # a step may read nothing but what is too short to learn from: its sums are 0
-        loss, norm = total_loss / targets, sync.grad_norm().item() / targets
+        loss, norm = total_loss / targets, gradient_norm.item() / targets
         share = learning_rate_share(recipe.schedule, done, progress.step)
         if math.isfinite(loss) and math.isfinite(norm):
             # one pass: from the sum over targets to their mean, and clipped

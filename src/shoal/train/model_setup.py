@@ -20,12 +20,15 @@ from shoal.core.native.dropout import dropout
 from shoal.models.config import TransformerConfig
 from shoal.models.foreign import Foreign
 from shoal.models.layers import MLP, Dropout, Linear
-from shoal.models.loss import IGNORED, Softening, softened
+from shoal.models.loss import GPU_CHUNK_BYTES, IGNORED, Softening, chunked, fused_chunk, softened
 from shoal.models.transformer import Attention, Block, Transformer
 from shoal.parallel.mesh import Mesh
 from shoal.parallel.shards import Shards, whole_shards
 from shoal.parallel.tensor import Alike, Pair, TensorRanks, Vocabulary, vocabulary_cross_entropy
 from shoal.parallel.wire import Wire
+
+TENSOR_CHUNK_BYTES = 32 << 20
+"""Of fp32 logits of tensor ranks, which exchange messages for each chunk: larger than what is alone."""
 
 
 def use_native_kernels(model: Transformer, precision: str, tokens: int) -> None:
@@ -51,6 +54,12 @@ def use_native_kernels(model: Transformer, precision: str, tokens: int) -> None:
         elif isinstance(module, MLP):
             module.kernel = matrices.mlp
     model.loss_kernel = matrices.cross_entropy
+
+
+def compile_loss(model: Transformer, choice: str) -> None:
+    """On a GPU, and where compiling is wanted, make one pass over a chunk's logits of what are many operations."""
+    if model.head_weight.device.type == "cuda" and choice != "off" and model.loss_kernel is None:
+        model.loss_kernel = chunked(torch.compile(fused_chunk))
 
 
 def soften_loss(model: Transformer, settings: recipe.Regular) -> None:
@@ -113,7 +122,8 @@ def divide_products(model: Transformer, wire: Wire, mesh: Mesh) -> Shards:
             module.heads //= mesh.tensor.size
             module.kv_heads //= mesh.tensor.size
     start = mesh.tensor.rank * model.config.vocabulary // mesh.tensor.size
-    model.loss_kernel = vocabulary_cross_entropy(ranks, start, model.config.vocabulary, IGNORED)
+    most = TENSOR_CHUNK_BYTES if model.head_weight.device.type == "cpu" else GPU_CHUNK_BYTES
+    model.loss_kernel = vocabulary_cross_entropy(ranks, start, model.config.vocabulary, IGNORED, most)
     return ranks.shards(model)
 
 

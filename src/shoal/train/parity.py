@@ -147,13 +147,13 @@ def _largest(values: Iterable[float], expected: Iterable[float]) -> float:
     return max(abs(value / wanted - 1) for value, wanted in zip(values, expected, strict=True))
 
 
-def make_recipe(case: Case, preset: str = "qwen3-tiny") -> Recipe:
+def make_recipe(case: Case, preset: str = "qwen3-tiny", device: str = "cpu") -> Recipe:
     """The small model's recipe with a case's keys."""
     tree: dict[str, Any] = {
         "name": "parity",
         "model": {"preset": preset, "context": CONTEXT, "layers": 2, "dim": 32, "heads": 4, "kv_heads": 4, "head_dim": 8}
         | {"hidden": 48},
-        "train": {"steps": STEPS, "global_batch": GLOBAL_BATCH, "compile": "off", "device": "cpu", "clip": 0.5},
+        "train": {"steps": STEPS, "global_batch": GLOBAL_BATCH, "compile": "off", "device": device, "clip": 0.5},
         "optimizer": {"learning_rate": 1e-3, "epsilon": 1e-6},
         "parallel": {},
     }
@@ -212,7 +212,7 @@ class _Records(Silence):
 
 def trace(world: World, case: Case, folder: Path, preset: str = "qwen3-tiny", task: Task | None = None) -> Trace | None:
     """Train a case on this rank, through a checkpoint in `folder`; the whole of it on the main rank."""
-    recipe = make_recipe(case, preset)
+    recipe = make_recipe(case, preset, world.device.type)
     wire = Wire(world)
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
     model = build_model(recipe, VOCABULARY, world.device)

@@ -35,7 +35,14 @@ from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
 from shoal.train.exact import resolve
 from shoal.train.loop import Parts, restore
 from shoal.train.material import Evaluate, Gather, Material, pretraining
-from shoal.train.model_setup import compile_blocks, divide_products, recompute_blocks, soften_loss, use_native_kernels
+from shoal.train.model_setup import (
+    compile_blocks,
+    compile_loss,
+    divide_products,
+    recompute_blocks,
+    soften_loss,
+    use_native_kernels,
+)
 from shoal.train.optimizers import build_optimizer
 from shoal.train.patience import Patience, check_regular
 from shoal.train.strategies import describe, make_sync, mesh_sizes
@@ -88,7 +95,9 @@ def build(
     )  # fmt: skip
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
     multiples = rate_multiples(model, sync.shards, recipe.tuning)
-    optimizer = build_optimizer(sync.shards, recipe.optimizer, recipe.regular, multiples, (wire, mesh.copy))
+    optimizer = build_optimizer(
+        sync.shards, recipe.optimizer, recipe.regular, multiples, (wire, mesh.copy), train.precision
+    )  # fmt: skip
     evaluate = material.evaluator(together, wire, mesh.data, precision)
     if getattr(task, "writes", False):
         evaluate = _by_itself(evaluate, sync)
@@ -180,6 +189,7 @@ def lay_out_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
     wire.make_equal(tensor.data for tensor in (*model.parameters(), *model.buffers()))
     use_native_kernels(model, recipe.train.precision, tokens)
     divided = divide_products(model, wire, mesh)
+    compile_loss(model, recipe.train.compile)
     soften_loss(model, recipe.regular)
     recompute_blocks(model, recipe.train.recompute)
     return learnt(divided), compile_blocks(model, recipe.train.compile)

@@ -34,11 +34,16 @@ class Stragglers:
         self._seen: deque[tuple[int, list[float], list[float]]] = deque(maxlen=WINDOW)
         self._named: set[int] = set()
 
-    def rows(self, finite: bool) -> list[float]:
-        """What this rank adds to the totals: its own row, of the last step and its loss now, and zeros for the others."""
+    def rows(self) -> list[float]:
+        """What this rank adds to the totals: its own row, of the last step, and zeros for the others."""
         rows = [0.0] * (FIGURES * self.size)
-        rows[self._start : self._start + FIGURES] = (*self._last, float(not finite))
+        rows[self._start : self._start + len(TOLD)] = self._last
         return rows
+
+    @property
+    def place_of_fault(self) -> int:
+        """Where among the rows this rank tells that its loss is not finite now."""
+        return self._start + len(TOLD)
 
     def not_finite(self, rows: Sequence[float]) -> list[int]:
         """The ranks whose loss was not finite."""

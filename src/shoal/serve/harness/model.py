@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shoal.core.errors import InputError
 from shoal.models.decoding import Decoding, decode
-from shoal.models.loss import CHUNK_BYTES
+from shoal.models.loss import rows_at_once
 from shoal.models.transformer import Transformer
 from shoal.serve.generation import LanguageModel
 
@@ -171,7 +171,7 @@ class HarnessModel(TemplateLM):
 
 def _told(model: Transformer, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
     """(logarithmic probability of each target, whether it is the likeliest token), never with all logits at once."""
-    rows = max(1, CHUNK_BYTES // (4 * model.config.vocabulary))
+    rows = rows_at_once(model.head_weight)
     told, likeliest = [], []
     for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
         logits = model.project(hidden).float()

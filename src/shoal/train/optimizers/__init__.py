@@ -68,11 +68,12 @@ def build_optimizer(
     regular: recipe.Regular = PLAIN,
     multiples: Mapping[str, float] = ALIKE,
     meeting: tuple[Wire, Axis] | None = None,
+    precision: str = "fp32",
 ) -> Optimizer:
     """The recipe's optimizer over this rank's parts of all parameters, with what pulls at and averages them.
 
     `multiples`: of the settings' learning rates, by parameter. `meeting`: how the ranks that hold a copy of the model among
-    them reach each other, where it is divided.
+    them reach each other, where it is divided. `precision`: the recipe's, of matrix products.
     """
     named = {name: shard.value for name, shard in shards.items()}
     matrices = {name for name, shard in shards.items() if len(shard.shape) == 2}
@@ -84,7 +85,7 @@ def build_optimizer(
         peaks |= {name: settings.muon_learning_rate * multiples.get(name, 1.0) for name in whole}
         divided = Matrices(*meeting, whole) if meeting is not None and meeting[1].size > 1 else None
         # a parameter server may have none of one kind
-        parts: list[Optimizer] = [Muon(whole, settings, multiples, divided)] if whole else []
+        parts: list[Optimizer] = [Muon(whole, settings, multiples, divided, precision == "bf16")] if whole else []
         optimizer = Together([*parts, AdamW(rest, settings, matrices, multiples)] if rest else parts)
     elif settings.kind == "onebit_adam":
         optimizer = OneBitAdam(named, settings, matrices, multiples)

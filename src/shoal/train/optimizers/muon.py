@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal before they are applied (Jordan et al. 2024).
 
-Matrices of one shape are orthogonalised together as one batch. The Newton–Schulz iteration runs in bf16 on a GPU, where it
-is fast, and in fp32 on a CPU, where bf16 products are some 70 times slower.
+Matrices of one shape are orthogonalised together as one batch. Where a recipe trains in bf16, the Newton–Schulz iteration
+does, too, on a GPU; not on a CPU, where bf16 products are some 70 times slower.
 """
 
 from collections.abc import Mapping
@@ -34,6 +34,7 @@ class Muon:
     With `muon_row_decay`, each row is also divided by the running root mean square of its updates, the matrix's norm kept
     (NorMuon, Li et al. 2025, arXiv:2510.05491). `multiples`: of the learning rate, by parameter. `matrices`: where ranks
     hold parts only; momentum is then divided as they are, and a matrix is one rank's to make orthogonal, with its rows.
+    `half`: a GPU may iterate in bf16.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Muon:
         settings: recipe.Optimizer,
         multiples: Mapping[str, float] = ALIKE,
         matrices: Matrices | None = None,
+        half: bool = False,
     ) -> None:
-        self.settings, self.matrices = settings, matrices
+        self.settings, self.matrices, self.half = settings, matrices, half
         self.parameters = {name: shard.value for name, shard in shards.items()}
         self.multiples = [multiples.get(name, 1.0) for name in shards]
         self.scales = {name: max(1.0, shard.shape[0] / shard.shape[1]) ** 0.5 for name, shard in shards.items()}
@@ -95,7 +97,8 @@ class Muon:
         wholes = directions if self.matrices is None else self.matrices.collect(directions)
         found: dict[str, Tensor] = {}
         for shape, names in self.groups.items():
-            update = orthogonalise(torch.stack([wholes[name] for name in names]), self.settings.muon_iterations)
+            stacked = torch.stack([wholes[name] for name in names])
+            update = orthogonalise(stacked, self.settings.muon_iterations, self.half)
             if self.settings.muon_row_decay:
                 update = self._even_rows(update, self.rows[shape])
             found |= zip(names, update, strict=True)
@@ -111,13 +114,13 @@ class Muon:
         return update * (before / (update.norm(dim=(1, 2), keepdim=True) + 1e-12))
 
 
-def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, iterations: int = 5, half: bool = False) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly: [batch, rows, columns] to the same, by Newton–Schulz.
 
     Singular values are first brought below one by the Schatten-4 norm, the root of the Gram matrix's norm: it is nearer to
-    the largest singular value than the Frobenius norm, and the Gram matrix is needed anyway.
+    the largest singular value than the Frobenius norm, and the Gram matrix is needed anyway. `half`: in bf16 on a GPU.
     """
-    x = matrices.bfloat16() if matrices.device.type == "cuda" else matrices
+    x = matrices.bfloat16() if half and matrices.device.type == "cuda" else matrices
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
