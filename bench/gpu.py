@@ -26,6 +26,7 @@ from report import (
     shown,
     take_turns,
 )
+from shoal.core.machine import cores
 from train import compiler_cache
 
 SHOAL, PLAIN = "shoal", "plain loop, compiled"
@@ -41,10 +42,10 @@ SHAPE = ("--layers", 12, "--dim", 768, "--heads", 12, "--vocabulary", 50304, "--
 def peer_contender(name: str, corpus: Path, batch: int, steps: int, warmup: int) -> Callable[[int], Result]:
     script, *options = PEERS[name]
     command = peer_command(
-        *(script, "--corpus", corpus, *SHAPE, "--device", "cuda", "--precision", "bf16", "--threads", 8),
+        *(script, "--corpus", corpus, *SHAPE, "--device", "cuda", "--precision", "bf16", "--threads", cores()),
         *("--batch", batch, "--steps", steps, "--warmup", warmup, *options),
     )
-    return lambda round_number: run_json(command, **compiler_cache(name, round_number))
+    return lambda round_number: run_json(command, CUDA_VISIBLE_DEVICES="0", **compiler_cache(name, round_number))
 
 
 def shoal_contender(recipe: Path, corpus: Path, batch: int, steps: int, warmup: int) -> Callable[[int], Result]:
@@ -114,8 +115,8 @@ def main(
     contenders |= {name: peer_contender(name, corpus, batch, steps, warmup) for name in PEERS}
     results = take_turns({name: contenders[name] for name in only or contenders}, rounds)
     notes = [
-        f"Medians over {rounds} rounds of {steps} steps of {batch} × 1,024 tokens; cold is the first round, cached the "
-        "later ones. Memory is that of tensors on the GPU.",
+        f"Medians over {rounds} round{'s' * (rounds > 1)} of {steps} steps of {batch} × 1,024 tokens; cold is the first, "
+        "cached the later rounds. Memory is that of tensors on the GPU.",
         f"{torch.cuda.get_device_name()}; MFU by the matrix peak that Shoal measured there in bf16.",
     ]
     sizes = {name: ran[0]["parameters"] for name, ran in results.items()}

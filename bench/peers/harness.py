@@ -49,8 +49,8 @@ class Settings:
     precision: str = "fp32"  # or bf16, by autocast
 
     @classmethod
-    def from_command_line(cls, description: str) -> "Settings":
-        """Parses the command line, and seeds and sizes PyTorch by it."""
+    def from_command_line(cls, description: str, devices: tuple[str, ...] = ("cpu",)) -> "Settings":
+        """Parses the command line, and seeds and sizes PyTorch by it; `devices`: those that the peer can compute on."""
         parser = argparse.ArgumentParser(description=description.splitlines()[0])
         for option in fields(cls):
             name = "--" + option.name.replace("_", "-")
@@ -59,6 +59,8 @@ class Settings:
             else:
                 parser.add_argument(name, type=option.type, default=option.default, required=option.name == "corpus")
         settings = cls(**vars(parser.parse_args()))
+        if settings.device not in devices:
+            parser.error(f"--device is {settings.device}; accepted: {', '.join(devices)}")
         if settings.warmup >= settings.steps:
             parser.error("--warmup must be less than --steps")
         torch.set_num_threads(settings.threads)

@@ -98,7 +98,7 @@ def build_arguments(settings: Settings, directory: str) -> TrainingArguments:
 
 
 def main() -> None:
-    settings = Settings.from_command_line(__doc__)
+    settings = Settings.from_command_line(__doc__, ("cpu", "cuda"))
     model = build_model(settings)
     observer = Observer()
     with tempfile.TemporaryDirectory() as directory:

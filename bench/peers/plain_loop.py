@@ -84,7 +84,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def main() -> None:
-    settings = Settings.from_command_line(__doc__)
+    settings = Settings.from_command_line(__doc__, ("cpu", "cuda"))
     torch.set_float32_matmul_precision("high")  # as nanoGPT does; it means nothing to a CPU
     model = build_model(settings).to(settings.device)
     optimizer = build_optimizer(model, settings.learning_rate)

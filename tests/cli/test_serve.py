@@ -16,6 +16,7 @@ from weakref import ReferenceType, ref
 
 import httpx
 import pytest
+import torch
 
 from shoal.commands.serve import Arguments, read_served
 from shoal.core.files import read_json, write_json
@@ -89,8 +90,8 @@ def test_a_model_that_was_taught_answers_is_asked_as_it_was_taught(tmp_path: Pat
 def test_weights_in_fewer_bits_take_the_place_of_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models: list[ReferenceType[Transformer]] = []
 
-    def load(folder: Path) -> LanguageModel:
-        language = load_language_model(folder)
+    def load(folder: Path, device: torch.device) -> LanguageModel:
+        language = load_language_model(folder, device)
         models.append(ref(language.model))
         return language
 

@@ -69,6 +69,7 @@ def test_any_position_can_be_asked_for_by_itself(
     whole = order.at(np.arange(300, dtype=np.int64))
     some = np.array(data.draw(st.lists(st.integers(0, 299), max_size=20)), dtype=np.int64)
     got = order.at(some)
+    assert np.array_equal(order.epochs(some), got.epochs)
     assert np.array_equal(got.samples, whole.samples[some])
     assert np.array_equal(got.epochs, whole.epochs[some])
     far = order.at(np.array([10**12], dtype=np.int64))  # without a replay, which would take days

@@ -10,7 +10,16 @@ from torch.nn import functional as F
 from shoal.core.machine import cpp_compiler
 from shoal.core.native import matrices
 from shoal.models import loss
-from shoal.models.loss import IGNORED, LossKernel, Softening, chunked, fused_chunk, linear_cross_entropy, softened
+from shoal.models.loss import (
+    IGNORED,
+    LossKernel,
+    Softening,
+    chunked,
+    fused_chunk,
+    linear_cross_entropy,
+    plain_chunk,
+    softened,
+)
 from shoal.parallel.mesh import Axis
 from shoal.parallel.tensor import TensorRanks, vocabulary_cross_entropy
 from shoal.parallel.wire import Wire
@@ -62,6 +71,25 @@ def test_loss_and_gradients_are_those_of_the_float64_formula(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "CHUNK_BYTES", 4 * vocabulary * chunk_rows)
         assert_near(of(softened(soft, kernel), *inputs), reference(*inputs, soft))
+
+
+@pytest.mark.parametrize("soft", [Softening(), *SOFT], ids=str)
+def test_a_fused_chunk_of_bf16_logits_gives_what_single_operations_give(soft: Softening) -> None:
+    random = torch.Generator().manual_seed(3)
+    logits, targets = torch.randn(40, 65, generator=random).bfloat16(), torch.randint(65, (40,), generator=random)
+    targets[::5] = IGNORED
+    loss_sum, gradient = fused_chunk(logits, targets, True, soft)
+    expected, right = plain_chunk(logits, targets, True, soft)
+    torch.testing.assert_close(loss_sum, expected, rtol=1e-5, atol=1e-4)
+    assert gradient is not None and right is not None and gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(gradient, right.bfloat16(), rtol=1e-2, atol=1e-3)
+    assert fused_chunk(logits, targets, False, soft)[1] is None
+
+
+def test_a_gpu_has_round_numbers_of_tokens_at_once() -> None:
+    weight = torch.empty(50304, 768, device="meta")
+    assert loss.rows_at_once(weight) == 1024 and loss.rows_at_once(weight, compiled=True) == 4096
+    assert loss.rows_at_once(torch.empty(1 << 40, 1, device="meta")) == 1
 
 
 @native

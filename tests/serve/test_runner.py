@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.core.machine import cpp_compiler
+from shoal.models.cache import make_cache
 from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
 from shoal.serve.native_runner import native_runner
@@ -90,6 +91,18 @@ def test_a_model_halved_for_a_gpu_gives_nearly_the_same_logits_and_keeps_its_rot
         found, expected = halved.step([0, 2], [token, token]), exact.step([0, 2], [token, token])
         assert found.dtype == torch.float32
         assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("rows", [[0, 2], [0, 1]], ids=["apart", "neighbours"])
+@pytest.mark.parametrize("lengths", [[4, 4], [4, 3]], ids=["level", "of different lengths"])
+def test_a_cache_takes_up_keys_of_another_type(rows: list[int], lengths: list[int]) -> None:
+    cache = make_cache(1, 3, 2, 8, 4, torch.zeros(1, dtype=torch.bfloat16))
+    cache.lengths[rows] = torch.tensor(lengths)
+    _, (layer,) = cache.part(rows).layers(1)
+    new = torch.randn(2, 2, 1, 4, generator=torch.Generator().manual_seed(1))
+    keys, _ = layer.extend(new, new)
+    for row, length in enumerate(lengths):
+        assert torch.equal(keys[row, :, length], new[row, :, 0].bfloat16())
 
 
 def test_a_slot_is_no_longer_than_the_context() -> None:

@@ -15,8 +15,8 @@ from shoal.parallel.mesh import Axis, Mesh
 from shoal.parallel.momentum import Momentum
 from shoal.parallel.shards import whole_shards
 from shoal.parallel.wire import Wire
-from shoal.train.optimizers import Optimizer, build_delayed_optimizer, build_optimizer
-from shoal.train.optimizers.muon import orthogonalise
+from shoal.train.optimizers import Optimizer, Together, build_delayed_optimizer, build_optimizer
+from shoal.train.optimizers.muon import Muon, orthogonalise
 from tests.ranks import alone
 
 SETTINGS = {
@@ -157,6 +157,13 @@ def test_muon_takes_the_blocks_matrices_and_nothing_else() -> None:
     model = Small()
     state = build_optimizer(whole_shards(model), SETTINGS["muon"]).state_dict()
     assert {name for name in state if name.endswith("/momentum")} == {f"blocks.{i}.weight/momentum" for i in range(4)}
+
+
+def test_muon_may_iterate_in_bf16_only_where_the_recipe_trains_so() -> None:
+    for precision in ("fp32", "bf16"):
+        together = build_optimizer(whole_shards(Small()), SETTINGS["muon"], precision=precision)
+        assert isinstance(together, Together) and isinstance(together.parts[0], Muon)
+        assert together.parts[0].half == (precision == "bf16")
 
 
 def test_lookahead_pulls_halfway_every_third_step() -> None:

@@ -29,6 +29,7 @@ from shoal.bench import losses, network
 from shoal.bench.methods import METHODS, PEERS, QUICK
 from shoal.bench.picture import draw
 from shoal.bench.raw import Raw
+from shoal.core.device import find_device
 from shoal.core.errors import InputError, Interrupted, ShoalError
 from shoal.core.files import read_json, write_json
 from shoal.core.recipe_file import read_recipe
@@ -48,7 +49,7 @@ class Arguments:
     ranks: tuple[int, ...] = (1, 2, 4)
     """parity: numbers of ranks to try."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """parity: where to compute; with more ranks than GPUs, ranks share one."""
+    """parity: where to compute; with more ranks than GPUs, all share the first."""
     hosts: tuple[int, ...] = (2, 4)
     """network: numbers of hosts."""
     links: tuple[float, ...] = (0.0, 100.0, 10.0, 1.0)
@@ -125,6 +126,7 @@ def _parity(arguments: Arguments) -> dict[str, Any] | None:
     possible = sorted({case.ranks for case in parity.CASES})
     if not arguments.ranks or not set(arguments.ranks) <= set(possible):
         raise InputError(f"--ranks is {' '.join(map(str, arguments.ranks))}; accepted: {', '.join(map(str, possible))}")
+    find_device(arguments.device)
     rows: list[dict[str, Any]] = []
     for size in arguments.ranks:
         with tempfile.TemporaryDirectory(prefix="shoal-") as folder:

@@ -102,7 +102,7 @@ def _open(arguments: Arguments) -> "Session":
             f"{model}: was fine-tuned for '{task}', which is no conversation; shoal generate, or shoal evaluate with --data "
             "FILE, tells what it makes of a text"
         )
-    language = load_language_model(model, find_device(arguments.device))
+    language = load_language_model(model, find_device(arguments.device, arguments.weights))
     if not language.model.config.causal:
         raise InputError(f"{model}: an encoder, which sees both ways and writes no text")
     context = min(language.model.config.context, CAPACITY)

@@ -72,11 +72,11 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     constraint = _read_constraint(arguments)
     prompt = _read_prompt(arguments.prompt)
     if is_labelled(arguments.model):
-        labelled = read_labelled_model(arguments.model, device=find_device(arguments.device))
+        labelled = read_labelled_model(arguments.model, device=find_device(arguments.device, arguments.weights))
         if labelled.name not in ("chat", "prefer"):  # these go on with a text as any decoder does
             _refuse_what_goes_on(arguments, constraint, f"and a model of task '{labelled.name}' answers as it was trained")
             return _answer(arguments, labelled, prompt)
-    language = load_language_model(arguments.model, find_device(arguments.device))
+    language = load_language_model(arguments.model, find_device(arguments.device, arguments.weights))
     layout = read_layout(arguments.model)
     if not language.model.config.causal or (layout is not None and BLANK in prompt):
         _refuse_what_goes_on(arguments, constraint, "not for blanks")

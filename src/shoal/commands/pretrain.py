@@ -19,7 +19,6 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from shoal.core.device import find_device
 from shoal.core.errors import InputError
 from shoal.core.files import write_json
 from shoal.core.machine import command_started
@@ -97,7 +96,7 @@ def run(arguments: Arguments, overrides: list[str]) -> dict[str, Any] | None:
 def _samples(recipe: Recipe, folder: RunDirectory) -> list[dict[str, str]]:
     if not recipe.samples.prompts:
         return []
-    language = load_language_model(folder.model, find_device(recipe.train.device))
+    language = load_language_model(folder.model)
     settings = recipe.samples
     layout = infill_layout(recipe) if recipe.task == "infill" else None
     return make_samples(language, settings.prompts, settings.tokens, Sampling(settings.temperature), recipe.seed, layout)

@@ -148,7 +148,7 @@ def read_served(arguments: Arguments) -> Served:
     config = folder / "config.json"
     created = int(config.stat().st_mtime) if config.exists() else 0
     if is_labelled(arguments.model):
-        labelled = read_labelled_model(arguments.model, device=find_device(arguments.device))
+        labelled = read_labelled_model(arguments.model, device=find_device(arguments.device, arguments.weights))
         if isinstance(labelled.task, Classify | Tag):
             return _labelling(labelled, labelled.task, name, created)
         if isinstance(labelled.task, Continuation):
@@ -158,7 +158,7 @@ def read_served(arguments: Arguments) -> Served:
                 f"{arguments.model}: was fine-tuned for '{labelled.name}', which has no place in OpenAI's interface; "
                 f"shoal evaluate {arguments.model} --data FILE tells what it predicts"
             )
-    language = load_language_model(arguments.model, find_device(arguments.device))
+    language = load_language_model(arguments.model, find_device(arguments.device, arguments.weights))
     if not language.model.config.causal:
         embedder = Embedder(language.model, _framing(language), takes_first_token(folder))
         return Served(name, "embeddings", language.model.config.context, created, embedder=embedder)

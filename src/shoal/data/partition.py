@@ -61,9 +61,9 @@ def shuffled(indices: Positions, samples: int, key: int) -> Positions:
     return values.astype(np.int64)
 
 
-@lru_cache(maxsize=16)
-def _round_keys(key: int) -> list[np.uint64]:
-    return [np.uint64(derive_seed(key, "round", number)) for number in range(ROUNDS)]
+@lru_cache(maxsize=256)
+def _round_keys(key: int) -> tuple[np.uint64, ...]:
+    return tuple(np.uint64(derive_seed(key, "round", number)) for number in range(ROUNDS))
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

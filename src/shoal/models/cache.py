@@ -32,12 +32,12 @@ class LayerCache(NamedTuple):
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put in the tokens' [rows, kv_heads, tokens, head_dim]; return all up to `end`."""
         rows = slice(None) if self.rows is None else self.rows
-        for there, new in ((self.keys, keys), (self.values, values)):
+        for there, new in ((self.keys, keys.to(self.keys.dtype)), (self.values, values.to(self.values.dtype))):
             if isinstance(self.at, slice):
                 there[rows, :, self.at] = new
             else:
                 row = torch.arange(len(new), device=new.device) if self.rows is None else self.rows
-                there[row[:, None], :, self.at] = new.transpose(1, 2).to(there.dtype)
+                there[row[:, None], :, self.at] = new.transpose(1, 2)
         return self.keys[rows, :, : self.end], self.values[rows, :, : self.end]
 
 

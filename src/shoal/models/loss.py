@@ -17,8 +17,9 @@ from torch.nn import functional as F
 IGNORED = -100
 """A target that does not count."""
 
-CHUNK_BYTES, GPU_CHUNK_BYTES = 8 << 20, 1 << 30
-"""Of fp32 logits. On a CPU what stays in its cache; a GPU needs work enough for each of its kernels."""
+CHUNK_BYTES, GPU_CHUNK_BYTES, COMPILED_CHUNK_BYTES = 8 << 20, 256 << 20, 1 << 30
+"""Of fp32 logits. On a CPU what stays in its cache; a GPU needs work enough for each of its kernels, and where these are
+compiled, most of the logits are not kept in fp32."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 LossKernel = Callable[..., Gradients | None]
 """(hidden, weight, targets, whether gradients are wanted, `bias` by name, and, where they are softened, `smoothing` and `z`)
 to `Gradients`, or None where it doesn't serve."""
+
+Chunk = Callable[[Tensor, Tensor, bool, Softening], tuple[Tensor, Tensor | None]]
+"""Logits [n, vocabulary], targets [n], whether the gradient is wanted, and the softening to the summed loss and the
+gradient by the logits."""
 
 
 def linear_cross_entropy(
@@ -98,7 +103,7 @@ def softened(soft: Softening, kernel: LossKernel | None) -> LossKernel:
     return loss_of
 
 
-def rows_at_once(weight_VD: Tensor) -> int:
+def rows_at_once(weight_VD: Tensor, compiled: bool = False) -> int:
     """How many tokens' logits exist at a time, by the projection and its device; on a GPU a power of two.
 
     Its matrix units want round numbers, and of the usual numbers of tokens nothing is left over, which would be compiled
@@ -106,11 +111,12 @@ def rows_at_once(weight_VD: Tensor) -> int:
     """
     if weight_VD.device.type == "cpu":
         return max(1, CHUNK_BYTES // (4 * len(weight_VD)))
-    return 1 << max(1, GPU_CHUNK_BYTES // (4 * len(weight_VD))).bit_length() - 1
+    most = (COMPILED_CHUNK_BYTES if compiled else GPU_CHUNK_BYTES) // (4 * len(weight_VD))
+    return 1 << (max(1, most).bit_length() - 1)
 
 
-def chunked(of_chunk: "Chunk") -> LossKernel:
-    """As without a kernel, but each chunk of logits is left to `of_chunk`: a compiled one, say."""
+def chunked(of_chunk: Chunk) -> LossKernel:
+    """As without a kernel, but each chunk of logits that is learnt from is left to `of_chunk`: a compiled one."""
 
     def loss_of(
         hidden_ND: Tensor,
@@ -121,14 +127,10 @@ def chunked(of_chunk: "Chunk") -> LossKernel:
         smoothing: float = 0.0,
         z: float = 0.0,
     ) -> Gradients:
-        return by_chunks(hidden_ND, weight_VD, targets_N, wanted, Softening(smoothing, z), bias, of_chunk)
+        inputs = (hidden_ND, weight_VD, targets_N, wanted, Softening(smoothing, z), bias)
+        return by_chunks(*inputs, of_chunk if wanted else None)  # evaluations are not compiled
 
     return loss_of
-
-
-Chunk = Callable[[Tensor, Tensor, bool, Softening], tuple[Tensor, Tensor | None]]
-"""Logits [n, vocabulary], targets [n], whether the gradient is wanted, and the softening to the summed loss and the
-gradient by the logits."""
 
 
 def by_chunks(
@@ -141,14 +143,14 @@ def by_chunks(
     of_chunk: Chunk | None = None,
 ) -> Gradients:
     """Loss, and where `wanted` its gradients, over chunks of logits."""
-    of_chunk = of_chunk or plain_chunk
     computed = torch.get_autocast_dtype(hidden_ND.device.type) if _autocast(hidden_ND) else hidden_ND.dtype
     hidden, weight = hidden_ND.to(computed), weight_VD.to(computed)
     hidden_gradient = torch.empty_like(hidden) if wanted else None
     weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
     bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if wanted and bias is not None else None
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    rows = rows_at_once(weight)
+    rows = rows_at_once(weight, compiled=of_chunk is not None)
+    of_chunk = of_chunk or plain_chunk
     with torch.autocast(hidden.device.type, enabled=False):
         for start in range(0, hidden.shape[0], rows):
             chunk, targets = hidden[start : start + rows], targets_N[start : start + rows]
@@ -163,7 +165,7 @@ def by_chunks(
             torch.mm(gradient, weight, out=hidden_gradient[start : start + rows])
             if computed == torch.float32:
                 weight_gradient.addmm_(gradient.T, chunk)
-            elif hidden.device.type == "cuda":  # added up in fp32 by the product itself
+            elif hidden.device.type == "cuda" and computed != torch.float64:  # added up in fp32 by the product itself
                 torch.addmm(weight_gradient, gradient.T, chunk, out_dtype=torch.float32, out=weight_gradient)
             else:
                 weight_gradient += gradient.T @ chunk

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from shoal.core.device import moved
 from shoal.core.errors import InputError, ShoalError
 from shoal.core.files import read_json
 from shoal.core.model_directory import adapter_of, find_model_directory, read_adapter_directory, read_model_directory
@@ -42,7 +43,7 @@ def load_language_model(directory: Path, device: str | torch.device = "cpu") -> 
     try:
         if adapter is not None:
             config, weights = merged(config, weights, Adapter.parse(*read_adapter_directory(adapter)))
-        model = hugging_face.build(config, weights).to(device).eval()
+        model = moved(hugging_face.build(config, weights), device, directory).eval()
     except ValueError as error:
         raise InputError(f"{directory}: {error}") from None
     tokenizer = read_tokenizer(directory)

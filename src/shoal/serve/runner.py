@@ -57,7 +57,6 @@ class TorchRunner:
         if half:
             for parameter in model.parameters():  # and no buffers: rotary angles need their bits
                 parameter.data = parameter.data.bfloat16()
-        self._precision = torch.autocast(model.head_weight.device.type, torch.bfloat16, enabled=half)
         self.slots, self.capacity = slots, min(capacity, config.context)
         self._model, self._prefix = model, prefix
         self._cache = make_cache(config.layers, slots, config.kv_heads, self.capacity, config.head_dim, model.head_weight)
@@ -91,9 +90,8 @@ class TorchRunner:
     def _logits(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], reach: Reach | None = None) -> Tensor:
         """What follows the last token of each slot [slots, vocabulary], on the CPU, where tokens are chosen."""
         part = self._cache.part(slots)
-        with self._precision:
-            hidden_RTD = self._model(torch.tensor(tokens, device=self._model.head_weight.device), part, reach)
-            logits_RV = self._model.project(hidden_RTD[:, -1])
+        hidden_RTD = self._model(torch.tensor(tokens, device=self._model.head_weight.device), part, reach)
+        logits_RV = self._model.project(hidden_RTD[:, -1])
         self._cache.lengths[list(slots)] = part.lengths
         return logits_RV.float().cpu()
 
@@ -112,7 +110,9 @@ def make_runner(model: Transformer, slots: int, capacity: int, weights: Format =
             return TorchRunner(model, slots, capacity, None if both_ways else 0, half)
     except RuntimeError as error:  # PyTorch's, for memory that isn't there
         config = model.config
-        asked = 8 * config.layers * config.kv_heads * config.head_dim * slots * capacity / 1e9
+        asked = (
+            2 * model.head_weight.element_size() * config.layers * config.kv_heads * config.head_dim * slots * capacity / 1e9
+        )
         raise InputError(
             f"{slots} texts of {capacity} tokens have keys and values of {asked:,.0f} GB, for which there is no memory: "
             "ask for fewer, or shorter ones"

@@ -33,7 +33,7 @@ from shoal.data.tokenizer import TextTokenizer
 from shoal.models.transformer import Transformer
 from shoal.tasks.labelled import Head, LabelledTask, labelled_batch, no_loss, settled
 from shoal.tasks.squad_score import score
-from shoal.tasks.task import Batch, Pieces
+from shoal.tasks.task import Batch, Pieces, scalar
 
 CONTEXTS = 1024
 """Contexts of which the tokens are kept: those of one text's questions stand together."""
@@ -199,7 +199,7 @@ def _by_piece(model: Transformer, hidden_BTD: Tensor, pieces: Pieces) -> Tensor:
 
 def _loss(scores_PL2: Tensor, pieces: Pieces) -> tuple[Tensor, Tensor]:
     span_P2 = pieces.values["span"]
-    return F.cross_entropy(scores_PL2, span_P2, reduction="sum") / 2, torch.tensor(len(span_P2), device=span_P2.device)
+    return F.cross_entropy(scores_PL2, span_P2, reduction="sum") / 2, scalar(len(span_P2), span_P2.device)
 
 
 def _means(scores: np.ndarray[Any, Any]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from shoal.models.transformer import Transformer
 from shoal.tasks.judge import Judge, dialogue_key, read_replies, win_rate
 from shoal.tasks.labelled import LabelledTask, next_token_batch, settled
 from shoal.tasks.projection import loss_at, losses_by_piece
-from shoal.tasks.task import Batch
+from shoal.tasks.task import Batch, scalar
 
 MESSAGES = Role("messages", ("messages", "conversations", "conversation", "dialogue"))
 
@@ -180,4 +180,4 @@ class Chat(LabelledTask):
 def _count(batch: Batch) -> Tensor:
     """Targets of a batch."""
     assert batch.at is not None
-    return torch.tensor(len(batch.at), device=batch.at.device)
+    return scalar(len(batch.at), batch.at.device)

@@ -27,7 +27,7 @@ from shoal.data.tokenizer import TextTokenizer
 from shoal.models.transformer import Transformer
 from shoal.tasks.labelled import Head, LabelledTask, labelled_batch, no_loss, settled
 from shoal.tasks.labels import Numbering, check_labels, found_labels, label_names, ordered
-from shoal.tasks.task import Batch, Pieces
+from shoal.tasks.task import Batch, Pieces, scalar
 
 TEXT = Role(
     "text", ("text", "text_a", "text1", "sentence1", "question1", "premise", "question", "sentence", "review", "content")
@@ -240,4 +240,4 @@ def _filled(example: Example, role: str) -> str:
 
 
 def _count(losses: Tensor) -> Tensor:
-    return torch.tensor(losses.numel(), device=losses.device)
+    return scalar(losses.numel(), losses.device)

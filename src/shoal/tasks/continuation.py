@@ -25,7 +25,7 @@ from shoal.models.decoding import Decoding, cache_bytes, decode
 from shoal.models.transformer import Transformer
 from shoal.tasks.labelled import LabelledTask, labelled_batch, no_loss
 from shoal.tasks.projection import loss_at
-from shoal.tasks.task import Batch, on_device
+from shoal.tasks.task import Batch, on_device, scalar
 
 CACHE_BYTES = 1 << 30
 """Memory that texts which are written together take, about."""
@@ -112,7 +112,7 @@ class Continuation(LabelledTask):
         hidden_BTD = model(batch.tokens, reach=batch.reach)
         if batch.at is None:
             return no_loss(hidden_BTD)
-        count = torch.tensor(len(batch.at), device=hidden_BTD.device)
+        count = scalar(len(batch.at), hidden_BTD.device)
         return loss_at(model, hidden_BTD, batch.targets, batch.at), count
 
     def sums(self, model: Transformer, batch: Batch) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from shoal.models.reach import Reach
 from shoal.models.transformer import Transformer
 from shoal.tasks.blanks import Ids, Middle, Rewritten, Spans
 from shoal.tasks.projection import loss_at
-from shoal.tasks.task import Batch, Found, added, on_device
+from shoal.tasks.task import Batch, Found, added, on_device, scalar
 
 LEAST = 8
 """Tokens below which a piece of a document is left out of a row."""
@@ -178,7 +178,7 @@ class Infill:
             "loss": loss,
             "count": count,
             "filled_loss": filled,
-            "filled": torch.tensor(len(batch.at), device=loss.device),
+            "filled": scalar(len(batch.at), loss.device),
             "bytes": text,
         }
 
@@ -191,7 +191,7 @@ class Infill:
         if weight:
             loss = filled + weight * loss_at(model, hidden_BTD, batch.targets, batch.aside)
         count = len(batch.at) + weight * len(batch.aside)
-        return loss, torch.tensor(count, dtype=torch.float32, device=loss.device), filled
+        return loss, scalar(count, loss.device, torch.float32), filled
 
     def metrics(self, corpora: Sequence[Found]) -> dict[str, float]:
         """Nats a target as in training, nats a token that is filled in, and bits a byte of these."""

@@ -37,7 +37,7 @@ from shoal.models.transformer import Transformer
 from shoal.tasks.masking import Replacement, borders, choose, replace_masked, span_begins
 from shoal.tasks.projection import correct_at, loss_at
 from shoal.tasks.relations import LEAST, Relations
-from shoal.tasks.task import Batch, Found, added, on_device
+from shoal.tasks.task import Batch, Found, added, on_device, scalar
 
 
 class Masked:
@@ -158,4 +158,4 @@ def reach_both_ways(tokens: NDArray[np.int64], documents: NDArray[np.int32] | No
 
 
 def _number(count: int, like: Tensor) -> Tensor:
-    return torch.tensor(count, dtype=torch.int64, device=like.device)
+    return scalar(count, like.device, torch.int64)

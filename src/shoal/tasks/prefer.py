@@ -36,7 +36,7 @@ from shoal.models.transformer import Transformer
 from shoal.parallel.wire import Wire
 from shoal.tasks.labelled import LabelledTask, next_token_batch, settled
 from shoal.tasks.projection import losses_by_piece
-from shoal.tasks.task import Batch
+from shoal.tasks.task import Batch, scalar
 
 PROMPT = Role("prompt", ("prompt", "question", "instruction"))
 CHOSEN = Role("chosen", ("chosen", "preferred"))
@@ -163,7 +163,7 @@ class Prefer(LabelledTask):
     def _summed(self, rewards_S2: Tensor) -> tuple[Tensor, Tensor]:
         """(summed loss, number of pairs)."""
         chosen_S, rejected_S = rewards_S2.unbind(1)
-        return self.losses(chosen_S - rejected_S).sum(), torch.tensor(len(chosen_S), device=chosen_S.device)
+        return self.losses(chosen_S - rejected_S).sum(), scalar(len(chosen_S), chosen_S.device)
 
     def _readings(self, example: Example) -> list[Reading]:
         prompt, *answers = (example.values.get(role.name) for role in self.roles)

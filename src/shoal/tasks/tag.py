@@ -42,7 +42,7 @@ from shoal.data.sequences import Sequences
 from shoal.data.tokenizer import TextTokenizer
 from shoal.models.transformer import Transformer
 from shoal.tasks.labelled import Head, LabelledTask, labelled_batch, no_loss, settled
-from shoal.tasks.task import Batch
+from shoal.tasks.task import Batch, scalar
 
 SENTENCE_ENDS = frozenset("。！？；!?;.…")
 
@@ -211,7 +211,7 @@ def _figures(precision: Any, recall: Any, f1: Any, entities: Any) -> dict[str, A
 
 
 def _count(at: Tensor) -> Tensor:
-    return torch.tensor(len(at), device=at.device)
+    return scalar(len(at), at.device)
 
 
 def _check_seqeval() -> None:

@@ -96,6 +96,11 @@ def added(corpora: Sequence[Found]) -> dict[str, float]:
     return {name: sum(sums[name] for sums, _ in corpora) for name in corpora[0][0]}
 
 
+def scalar(value: float, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The number there, as a kernel writes it: one that is copied there would have to be waited for."""
+    return torch.full((), value, dtype=dtype, device=device)
+
+
 def on_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
     """The numbers as a tensor there."""
     tensor = torch.from_numpy(array)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from shoal.core.device import moved
 from shoal.core.errors import InputError
 from shoal.core.files import read_json
 from shoal.core.model_directory import find_model_directory
@@ -63,7 +64,8 @@ def read_labelled_model(
     `given`: keys of the task's section that the user says, among them those that a folder must not.
     """
     folder = find_model_directory(directory)
-    model = read_model(build_recipe({"model": {"init_from": str(folder)}}).model).to(device).eval()
+    model = read_model(build_recipe({"model": {"init_from": str(folder)}}).model)
+    model = moved(model, device, folder).eval()
     tokenizer = framing_tokenizer(read_tokenizer(folder), model.config.causal)
     said = _said(read_json(folder / "config.json"))
     if said.get("name") not in LABELLED:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from shoal.parallel.shards import Shards
 from shoal.parallel.sync import Sync
 from shoal.parallel.world import World
 from shoal.tasks import Task
+from shoal.tasks.task import on_device
 from shoal.train.auto import Auto
 from shoal.train.checkpoint import Checkpoints, Part, Saved, SavedElsewhere, Snapshot, of_copy
 from shoal.train.optimizers import Optimizer
@@ -128,7 +130,7 @@ def train(parts: Parts) -> dict[str, float]:
         # ranks decide together: all leave at the same step, by rank 0's clock
         totals[0, 3] = float(parts.stop_requested())
         totals[0, 4] = time.perf_counter() - began if world.is_main else 0.0
-        totals[0, 5:] = torch.tensor(stragglers.rows(), dtype=torch.float64)
+        totals[0, 5:] = on_device(np.array(stragglers.rows()), world.device)
         totals[0, 5 + stragglers.place_of_fault] = totals[:, 0].isfinite().all().logical_not()
         sync.before_step()
         # all that is to be computed is given to a GPU before it is waited for

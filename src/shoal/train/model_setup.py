@@ -28,7 +28,7 @@ from shoal.parallel.tensor import Alike, Pair, TensorRanks, Vocabulary, vocabula
 from shoal.parallel.wire import Wire
 
 TENSOR_CHUNK_BYTES = 32 << 20
-"""Of fp32 logits of tensor ranks, which exchange messages for each chunk: larger than what is alone."""
+"""Of fp32 logits of tensor ranks on CPUs, which exchange messages for each chunk: so they are larger than a rank's alone."""
 
 
 def use_native_kernels(model: Transformer, precision: str, tokens: int) -> None:
@@ -56,12 +56,6 @@ def use_native_kernels(model: Transformer, precision: str, tokens: int) -> None:
     model.loss_kernel = matrices.cross_entropy
 
 
-def compile_loss(model: Transformer, choice: str) -> None:
-    """On a GPU, and where compiling is wanted, make one pass over a chunk's logits of what are many operations."""
-    if model.head_weight.device.type == "cuda" and choice != "off" and model.loss_kernel is None:
-        model.loss_kernel = chunked(torch.compile(fused_chunk))
-
-
 def soften_loss(model: Transformer, settings: recipe.Regular) -> None:
     """Let the model minimise a softened cross entropy; whatever computes it stays the same."""
     if soft := Softening(settings.label_smoothing, settings.z_loss):
@@ -69,7 +63,7 @@ def soften_loss(model: Transformer, settings: recipe.Regular) -> None:
 
 
 def compile_blocks(model: Transformer, choice: str) -> str:
-    """Compile every block with one graph, where wanted and possible; says in a word what was done.
+    """Compile every block with one graph, where wanted and possible, and on a GPU the loss; says in a word what was done.
 
     Blocks, not the whole model: one block's code serves all, so compiling takes a sixth of the time at six layers.
     """
@@ -94,6 +88,8 @@ def compile_blocks(model: Transformer, choice: str) -> str:
         assert isinstance(block, Block)
         # not its call: the hooks of sharding, and whether the block is left out, stay outside
         block.compute = torch.compile(block.compute)  # type: ignore[method-assign]
+    if device.type == "cuda" and model.loss_kernel is None:
+        model.loss_kernel = chunked(torch.compile(fused_chunk))
     return "compiled by block"
 
 

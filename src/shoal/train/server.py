@@ -221,9 +221,9 @@ class Worker:
         share = -(-settings.global_batch // seat.workers)
         together = min(share, settings.micro_batch or share)
         use_native_kernels(model, settings.precision, together * context)
-        soften_loss(model, recipe.regular)
         recompute_blocks(model, settings.recompute)
         self.compiled = compile_blocks(model, settings.compile)
+        soften_loss(model, recipe.regular)
 
         codec = recipe.parallel.codec
         feedback = codec.feedback and codec.kind != "none"

@@ -37,7 +37,6 @@ from shoal.train.loop import Parts, restore
 from shoal.train.material import Evaluate, Gather, Material, pretraining
 from shoal.train.model_setup import (
     compile_blocks,
-    compile_loss,
     divide_products,
     recompute_blocks,
     soften_loss,
@@ -189,10 +188,10 @@ def lay_out_model(model: Transformer, recipe: Recipe, wire: Wire, mesh: Mesh, to
     wire.make_equal(tensor.data for tensor in (*model.parameters(), *model.buffers()))
     use_native_kernels(model, recipe.train.precision, tokens)
     divided = divide_products(model, wire, mesh)
-    compile_loss(model, recipe.train.compile)
-    soften_loss(model, recipe.regular)
     recompute_blocks(model, recipe.train.recompute)
-    return learnt(divided), compile_blocks(model, recipe.train.compile)
+    compiled = compile_blocks(model, recipe.train.compile)
+    soften_loss(model, recipe.regular)
+    return learnt(divided), compiled
 
 
 def make_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
