@@ -4,9 +4,7 @@ Everyone trains GPT-2's 124M shape in bf16 (autocast; weights and AdamW in fp32)
 one batch a step, in a process of its own. Compiled code of one round serves the next.
 """
 
-import json
 import math
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +16,17 @@ from report import (
     ROOT,
     Result,
     Rounds,
+    comparable,
+    first_step_cells,
     median,
+    median_speed,
     peer_command,
     publish,
+    read_steps,
     run_json,
     shoal_command,
     shown,
+    speed_cells,
     take_turns,
 )
 from shoal.core.machine import cores
@@ -59,30 +62,21 @@ def shoal_contender(recipe: Path, corpus: Path, batch: int, steps: int, warmup: 
             *("--name", f"bench-gpu-{stamp}-{round_number + 1}"),
         )
         result = run_json(command, **compiler_cache(SHOAL, round_number))
-        lines = (ROOT / result["run"] / "metrics.jsonl").read_text().splitlines()
-        measured = [line for line in map(json.loads, lines) if "tokens_per_second" in line]
-        speed = statistics.median(line["tokens_per_second"] for line in measured[warmup:])
-        memory = max(line["memory_bytes"] for line in measured)
-        return result | {"tokens_per_second": speed, "peak_memory_bytes": memory}
+        measured = read_steps(result)
+        memory = max(step["memory_bytes"] for step in measured)
+        return result | {"tokens_per_second": median_speed(measured, warmup), "peak_memory_bytes": memory}
 
     return measure
 
 
 def summary_row(name: str, rounds: Rounds) -> list[str]:
     results = rounds[name]
-    speeds = [result["tokens_per_second"] for result in results]
-    best_peer = max((median(rounds[peer], "tokens_per_second") for peer in PEERS if peer in rounds), default=math.nan)
     own = rounds.get(SHOAL)
     a_token = median(own, "mfu_median") / median(own, "tokens_per_second") if own else math.nan
-    speed = median(results, "tokens_per_second")
     return [
-        name,
-        shown(speed),
-        f"{min(speeds):,.0f}–{max(speeds):,.0f}",
-        shown(speed / best_peer, "{:.2f} ×"),
-        shown(a_token * speed, "{:.1%}"),
-        shown(results[0]["first_step_seconds"], "{:.1f} s"),
-        shown(median(results[1:], "first_step_seconds"), "{:.1f} s"),
+        *speed_cells(name, rounds, PEERS),
+        shown(a_token * median(results, "tokens_per_second"), "{:.1%}"),
+        *first_step_cells(results),
         shown(median(results, "peak_memory_bytes") / 1e9, "{:.1f} GB"),
     ]
 
@@ -119,9 +113,7 @@ def main(
         "cached the later rounds. Memory is that of tensors on the GPU.",
         f"{torch.cuda.get_device_name()}; MFU by the matrix peak that Shoal measured there in bf16.",
     ]
-    sizes = {name: ran[0]["parameters"] for name, ran in results.items()}
-    if len(set(sizes.values())) > 1:
-        notes.append(f"NOT COMPARABLE: the models differ in parameters: {sizes}.")
+    notes += comparable(results)
     publish(
         "gpu",
         "Training speed on a GPU, GPT-2 124M in bf16",

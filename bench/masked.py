@@ -7,7 +7,6 @@ each other. Everyone masks 15% of the tokens as BERT does, trains in fp32 with A
 """
 
 import json
-import statistics
 import sysconfig
 import time
 from collections.abc import Callable
@@ -15,7 +14,21 @@ from pathlib import Path
 
 import tyro
 
-from report import ROOT, SCRATCH, Result, median, peer_command, publish, run_json, shoal_command, shown, take_turns
+from report import (
+    ROOT,
+    SCRATCH,
+    Result,
+    comparable,
+    median,
+    median_speed,
+    peer_command,
+    publish,
+    read_steps,
+    run_json,
+    shoal_command,
+    shown,
+    take_turns,
+)
 from train import compiler_cache
 
 PEERS = {
@@ -57,9 +70,7 @@ def shoal_contender(recipe: Path, corpus: Path, steps: int, warmup: int) -> Call
             *("--data.directory", corpus, "--name", f"bench-masked-{stamp}-{round_number + 1}"),
         )
         result = run_json(command, **compiler_cache("masked shoal", round_number))
-        lines = [json.loads(line) for line in (ROOT / result["run"] / "metrics.jsonl").read_text().splitlines()]
-        trained = [line for line in lines if "tokens_per_second" in line]
-        speed = statistics.median(line["tokens_per_second"] for line in trained[warmup:])
+        speed = median_speed(read_steps(result), warmup)
         return result | {"tokens_per_second": speed, "real_share": result["tokens"] / (result["steps"] * 16 * 256)}
 
     return measure
@@ -107,9 +118,7 @@ def main(
     notes = [
         f"Medians over {rounds} rounds of {steps} steps; the first step with what the compiler kept of the first round."
     ]
-    sizes = {name: ran[0]["parameters"] for name, ran in results.items()}
-    if len(set(sizes.values())) > 1:
-        notes.append(f"NOT COMPARABLE: the models differ in parameters: {sizes}.")
+    notes += comparable(results)
     publish("masked", "Masked pre-training, BERT of 14M parameters in fp32", COLUMNS, rows, notes, results)
 
 

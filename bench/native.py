@@ -5,15 +5,25 @@
 In one process on two threads, in fp32. With dropout, as hashed masks, or as PyTorch draws its random numbers.
 """
 
-import json
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import tyro
 
-from report import ROOT, SCRATCH, Result, median, publish, run_json, shoal_command, shown, take_turns
+from report import (
+    ROOT,
+    SCRATCH,
+    Result,
+    median,
+    median_speed,
+    publish,
+    read_steps,
+    run_json,
+    shoal_command,
+    shown,
+    take_turns,
+)
 from train import compiler_cache
 
 WITHOUT = "import sys; from shoal.core.native import {0}; {0}.{1}; from shoal.cli import main; sys.exit(main())"
@@ -39,9 +49,7 @@ def contender(name: str, recipe: Path, corpus: Path, steps: int, warmup: int) ->
 
     def measure(round_number: int) -> Result:
         result = run_json(command, **compiler_cache(f"native {name}", round_number))
-        lines = (ROOT / result["run"] / "metrics.jsonl").read_text().splitlines()
-        speeds = [line["tokens_per_second"] for line in map(json.loads, lines) if "tokens_per_second" in line]
-        return result | {"tokens_per_second": statistics.median(speeds[warmup:])}
+        return result | {"tokens_per_second": median_speed(read_steps(result), warmup)}
 
     return measure
 

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,36 @@ def median(results: Sequence[Result], key: str) -> float:
     """The median of a key over rounds; not a number if a round lacks it or there are none."""
     values = [math.nan if result.get(key) is None else float(result[key]) for result in results]
     return math.nan if not values or any(map(math.isnan, values)) else statistics.median(values)
+
+
+def read_steps(result: Result) -> list[dict[str, Any]]:
+    """What a run of Shoal's tells of each step that it trained."""
+    lines = (ROOT / result["run"] / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if "tokens_per_second" in line]
+
+
+def median_speed(steps: Sequence[Mapping[str, Any]], warmup: int) -> float:
+    """Tokens/s of the median step after the warm-up: the peers' own rule, so that nobody's warm-up counts."""
+    return statistics.median(step["tokens_per_second"] for step in steps[warmup:])
+
+
+def speed_cells(name: str, rounds: Rounds, peers: Iterable[str]) -> list[str]:
+    """Of a contender its name, tokens/s, the lowest and the highest, and how many times the best peer's that is."""
+    speed, speeds = median(rounds[name], "tokens_per_second"), [result["tokens_per_second"] for result in rounds[name]]
+    best = max((median(rounds[peer], "tokens_per_second") for peer in peers if peer in rounds), default=math.nan)
+    return [name, shown(speed), f"{min(speeds):,.0f}–{max(speeds):,.0f}", shown(speed / best, "{:.2f} ×")]
+
+
+def first_step_cells(results: Sequence[Result]) -> list[str]:
+    """Time to the first step of the first round, and of later ones."""
+    later = median(results[1:], "first_step_seconds")
+    return [shown(results[0]["first_step_seconds"], "{:.1f} s"), shown(later, "{:.1f} s")]
+
+
+def comparable(rounds: Rounds) -> list[str]:
+    """A note where contenders' models are not of one size."""
+    sizes = {name: ran[0]["parameters"] for name, ran in rounds.items()}
+    return [f"NOT COMPARABLE: the models differ in parameters: {sizes}."] if len(set(sizes.values())) > 1 else []
 
 
 def fresh_directory(path: Path) -> Path:

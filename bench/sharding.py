@@ -5,8 +5,6 @@ Each is compared with its own replicate mode (DeepSpeed's stage 0). Memory: one 
 paper's formula (16 bytes a parameter, divided accordingly) and what `pretrain --dry-run --world` had foretold.
 """
 
-import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -20,9 +18,11 @@ from report import (
     Result,
     Rounds,
     median,
+    median_speed,
     peer_command,
     publish,
     rank_launcher,
+    read_steps,
     run_json,
     shoal_command,
     shown,
@@ -53,10 +53,8 @@ def shoal_contender(kind: str, recipe: Path, corpus: Path, steps: int, warmup: i
             *("--train.steps", steps, "--data.directory", corpus, "--name", f"bench-{stamp}-{kind}-{round_number + 1}"),
         )
         result = run_json(command, XDG_CACHE_HOME=str(SCRATCH / "compiler" / "sharding"))
-        lines = (ROOT / result["run"] / "metrics.jsonl").read_text().splitlines()
-        measured = [line for line in map(json.loads, lines) if "tokens_per_second" in line]
-        speed = statistics.median(line["tokens_per_second"] for line in measured[warmup:])
-        return result | {"tokens_per_second": speed, "step_bytes": measured[-1]["wire_bytes"]}
+        measured = read_steps(result)
+        return result | {"tokens_per_second": median_speed(measured, warmup), "step_bytes": measured[-1]["wire_bytes"]}
 
     return measure
 

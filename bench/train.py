@@ -5,9 +5,7 @@ for what the compiler keeps: empty in the first round (cold), as it was left in 
 of the median step after the warm-up, memory the peak of a process, and time to the first step counts from its start.
 """
 
-import json
 import math
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +18,18 @@ from report import (
     SCRATCH,
     Result,
     Rounds,
+    comparable,
+    first_step_cells,
     fresh_directory,
     median,
+    median_speed,
     peer_command,
     publish,
+    read_steps,
     run_json,
     shoal_command,
     shown,
+    speed_cells,
     take_turns,
 )
 
@@ -71,11 +74,9 @@ def shoal_contender(
             *("--name", f"bench-{stamp}-{workers}x{threads}x{batch}-{round_number + 1}"),
         )
         result = run_json([*pinned, *command], **compiler_cache(f"{name}{core or ''}", round_number))
-        lines = (ROOT / result["run"] / "metrics.jsonl").read_text().splitlines()
-        measured = [line for line in map(json.loads, lines) if "tokens_per_second" in line]
-        # The peers' own rule, so that nobody's warm-up counts.
-        speed = statistics.median(line["tokens_per_second"] for line in measured[warmup:])
-        return result | {"tokens_per_second": speed, "step_seconds": [line["step_seconds"] for line in measured]}
+        measured = read_steps(result)
+        told = {"tokens_per_second": median_speed(measured, warmup)}
+        return result | told | {"step_seconds": [step["step_seconds"] for step in measured]}
 
     return measure
 
@@ -101,19 +102,11 @@ def compiler_cache(name: str, round_number: int) -> dict[str, str]:
 
 
 def summary_row(name: str, rounds: Rounds) -> list[str]:
-    results = rounds[name]
-    speed = median(results, "tokens_per_second")
-    best_peer = max((median(rounds[peer], "tokens_per_second") for peer in PEERS if peer in rounds), default=math.nan)
-    speeds = [result["tokens_per_second"] for result in results]
     return [
-        name,
-        shown(speed),
-        f"{min(speeds):,.0f}–{max(speeds):,.0f}",
-        shown(speed / best_peer, "{:.2f} ×"),
+        *speed_cells(name, rounds, PEERS),
         shown(utilization(name, rounds), "{:.1%}"),
-        shown(results[0]["first_step_seconds"], "{:.1f} s"),
-        shown(median(results[1:], "first_step_seconds"), "{:.1f} s"),
-        shown(median(results, "peak_memory_bytes") / 1e6, "{:,.0f} MB"),
+        *first_step_cells(rounds[name]),
+        shown(median(rounds[name], "peak_memory_bytes") / 1e6, "{:,.0f} MB"),
     ]
 
 
@@ -171,9 +164,7 @@ def main(
     results = take_turns({name: contenders[name] for name in only or contenders}, rounds)
     notes = [f"Medians over {rounds} rounds of {steps} steps; cold is the first round, cached the later ones."]
     notes += ["MFU of the peers is by the peak that Shoal measured.", *scaling_note(results)]
-    sizes = {name: ran[0]["parameters"] for name, ran in results.items()}
-    if len(set(sizes.values())) > 1:
-        notes.append(f"NOT COMPARABLE: the models differ in parameters: {sizes}.")
+    notes += comparable(results)
     rows = [summary_row(name, results) for name in results]
     publish("train", "Training speed, GPT-2 shape in fp32", COLUMNS, rows, notes, results)
 

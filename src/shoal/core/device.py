@@ -15,7 +15,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 def find_device(choice: Device, weights: str = "fp32") -> torch.device:
     """The device of that name, for `weights` in a format that only a CPU may compute with; `InputError` for no such GPU."""
-    found = torch.cuda.is_available()
+    found = choice != "cpu" and torch.cuda.is_available()
     if choice == "cuda" and not found:
         raise InputError("--device is 'cuda', but torch finds no GPU here; `shoal doctor` tells more")
     wanted = choice == "cuda" or (choice == "auto" and weights in ("fp32", "bf16"))
