@@ -29,6 +29,7 @@ PROMISES: dict[str, tuple[int, int, Callable[[Tensor, Tensor], Tensor]]] = {
     "fp16": (256, 513, lambda values, largest: values.abs() * 2**-11 + largest * 2**-39),
     "int8": (128, 130, lambda values, largest: largest * 1.51 / 128),
     "int4": (64, 34, lambda values, largest: largest * 1.05 / 8),
+    "two_bit": (256, 68, lambda values, largest: largest * 1.01),
     "topk": (4096, 116, lambda values, largest: largest * 1.01),
     "sign": (256, 34, lambda values, largest: largest * 1.01),
 }
@@ -270,3 +271,15 @@ def test_sign_has_the_scale_of_least_squares() -> None:
     for block, row in zip(values.split(256), got.split(256), strict=True):
         assert same_bits(row.sign(), block.sign())
         torch.testing.assert_close(row.abs(), block.abs().mean().expand(256), rtol=2**-8, atol=0)
+
+
+def test_two_bits_have_the_means_of_small_and_large_values_and_near_the_least_error() -> None:
+    values = torch.randn(1024, generator=torch.Generator().manual_seed(5))
+    got = decoded(make("two_bit"), encoded(make("two_bit"), values), 1024)
+    for block, row in zip(values.split(256), got.split(256), strict=True):
+        assert same_bits(row.sign(), block.sign())
+        high = block.abs() > 1.25 * block.abs().mean()
+        for part in (high, ~high):
+            torch.testing.assert_close(row[part].abs(), block[part].abs().mean().expand(int(part.sum())), rtol=2**-8, atol=0)
+    # Lloyd's quantizer of four levels leaves 0.1175 of normal values' square
+    assert float((got - values).square().sum() / values.square().sum()) == pytest.approx(0.1175, rel=0.1)

@@ -55,6 +55,7 @@ WAYS = {
     "int8": _coded("int8", 3e-3),
     "int4": _coded("int4", 3e-2),
     "int4, forgetting": _coded("int4", 3e-2, feedback=False),
+    "two_bit": _coded("two_bit", 0.1),
     "topk": _coded("topk", 0.1, keep=1 / 8),
     "sign": _coded("sign", 0.1),
     "powersgd": _coded("powersgd", 0.1, rank=2),

@@ -47,8 +47,10 @@ def kill_at(process: subprocess.Popen[str], run: RunDirectory, step: int, rank: 
     return session
 
 
-@pytest.mark.parametrize("seed", [1])
-def test_a_run_whose_ranks_are_killed_ends_as_one_that_was_never_disturbed(corpus: Path, tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.thorough)])
+def test_a_run_whose_ranks_are_killed_ends_as_one_that_was_never_disturbed(
+    corpus: Path, tmp_path: Path, workers: int
+) -> None:
     recipe = tiny_recipe(
         corpus,
         name="killed",
@@ -57,21 +59,20 @@ def test_a_run_whose_ranks_are_killed_ends_as_one_that_was_never_disturbed(corpu
         parallel={"threads": 1},
         evaluation={"every": 40},
     )
-    choose = random.Random(seed)
+    choose = random.Random(1)
     run = RunDirectory(tmp_path / "runs" / "killed")
-    process = start(tmp_path, recipe, "--workers", "1:3", "--json")
-    session = kill_at(process, run, choose.randint(12, 50), choose.randrange(3))
-    began = time.monotonic()
-    session = follow(process, run, 1, session)
-    print(f"formed again {time.monotonic() - began:.1f} s after the kill")
-    kill_at(process, run, last_step(run) + choose.randint(12, 40), choose.randrange(2))
+    process = start(tmp_path, recipe, "--workers", f"1:{workers}", "--json")
+    session = kill_at(process, run, choose.randint(12, 50), choose.randrange(workers))
+    for left in range(workers - 1, 1, -1):
+        session = follow(process, run, 1, session)
+        kill_at(process, run, last_step(run) + choose.randint(12, 40), choose.randrange(left))
     output, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
 
     lines = re.findall(
         r"^shoal: (rank \d was killed by SIGKILL at step \d+; going on with \d ranks? from step \d+)$", told, re.M
     )
-    assert [re.search(r"with (\d rank)", line)[1] for line in lines] == ["2 rank", "1 rank"], told
+    assert [re.search(r"with (\d rank)", line)[1] for line in lines] == ["2 rank", "1 rank"][3 - workers :], told
     result = json.loads(output)
     assert result["reformed"] == lines == read_json(run.result)["reformed"]
     assert lines[0] in run.report.read_text()

@@ -156,17 +156,27 @@ template <int BITS, int COUNT> struct Integers {
     }
 };
 
+template <int WIDTH> inline void halve(float *sums) {
+    for (int i = 0; i < WIDTH; i++) sums[i] += sums[i + WIDTH];
+    if constexpr (WIDTH > 1) halve<WIDTH / 2>(sums);
+}
+
+// The sum of magnitudes, by halves.
+template <int COUNT> inline float sum_magnitudes(const float *values) {
+    float sums[COUNT / 2];
+    for (int i = 0; i < COUNT / 2; i++) sums[i] = std::fabs(values[i]) + std::fabs(values[i + COUNT / 2]);
+    halve<COUNT / 4>(sums);
+    return sums[0];
+}
+
 // Sign of parallel/codecs/sign.py.
 struct Sign {
     static constexpr int BLOCK = 256;
     static int64_t record(int64_t) { return 2 + BLOCK / 8; }
 
     static void pack(const float *values, uint8_t *record, int64_t count, int64_t) {
-        float sums[BLOCK / 2];
-        for (int i = 0; i < BLOCK / 2; i++) sums[i] = std::fabs(values[i]) + std::fabs(values[i + BLOCK / 2]);
-        halve<BLOCK / 4>(sums);
         const bool finite = largest_magnitude<BLOCK>(values) < INFINITE;
-        put(record, finite ? to_bf16(sums[0] / float(count)) : NOT_A_NUMBER);
+        put(record, finite ? to_bf16(sum_magnitudes<BLOCK>(values) / float(count)) : NOT_A_NUMBER);
         const Bits *bits = reinterpret_cast<const Bits *>(values);
         for (int byte = 0; byte < BLOCK / 8; byte++) {
             uint32_t signs = 0;
@@ -175,17 +185,54 @@ struct Sign {
         }
     }
 
-    template <int WIDTH> static void halve(float *sums) {
-        for (int i = 0; i < WIDTH; i++) sums[i] += sums[i + WIDTH];
-        if constexpr (WIDTH > 1) halve<WIDTH / 2>(sums);
-    }
-
     static void unpack(const uint8_t *record, float *values, int64_t) {
         const uint32_t scale = uint32_t(get(record)) << 16;
         Bits *bits = reinterpret_cast<Bits *>(values);
         for (int byte = 0; byte < BLOCK / 8; byte++) {
             const uint32_t signs = record[2 + byte];
             for (int i = 0; i < 8; i++) bits[8 * byte + i] = (signs << (31 - i) & SIGN) | scale;
+        }
+    }
+};
+
+// TwoBit of parallel/codecs/two_bit.py.
+struct TwoBit {
+    static constexpr int BLOCK = 256, BYTES = BLOCK / 8;
+    static int64_t record(int64_t) { return 4 + 2 * BYTES; }
+
+    static void pack(const float *values, uint8_t *record, int64_t count, int64_t) {
+        const Bits *bits = reinterpret_cast<const Bits *>(values);
+        const float threshold = sum_magnitudes<BLOCK>(values) / float(count) * 1.25f;
+        float low[BLOCK], high[BLOCK];
+        int32_t highs = 0;
+        for (int i = 0; i < BLOCK; i++) {
+            const float magnitude = std::fabs(values[i]);
+            const bool above = magnitude > threshold;
+            low[i] = above ? 0 : magnitude;
+            high[i] = above ? magnitude : 0;
+            highs += above;
+        }
+        const bool finite = largest_magnitude<BLOCK>(values) < INFINITE;
+        put(record, finite ? to_bf16(sum_magnitudes<BLOCK>(low) / float(count - highs)) : NOT_A_NUMBER);
+        put(record + 2, finite ? to_bf16(sum_magnitudes<BLOCK>(high) / float(std::max(highs, 1))) : NOT_A_NUMBER);
+        for (int byte = 0; byte < BYTES; byte++) {
+            uint32_t signs = 0, sizes = 0;
+            for (int i = 0; i < 8; i++) {
+                signs |= bits[8 * byte + i] >> 31 << i;
+                sizes |= uint32_t(high[8 * byte + i] > 0) << i;
+            }
+            record[4 + byte] = uint8_t(signs);
+            record[4 + BYTES + byte] = uint8_t(sizes);
+        }
+    }
+
+    static void unpack(const uint8_t *record, float *values, int64_t) {
+        const uint32_t low = uint32_t(get(record)) << 16, change = low ^ uint32_t(get(record + 2)) << 16;
+        Bits *bits = reinterpret_cast<Bits *>(values);
+        for (int byte = 0; byte < BYTES; byte++) {
+            const uint32_t signs = record[4 + byte], sizes = record[4 + BYTES + byte];
+            for (int i = 0; i < 8; i++)
+                bits[8 * byte + i] = (signs << (31 - i) & SIGN) | (low ^ (change & -(sizes >> i & 1)));
         }
     }
 };
@@ -338,4 +385,5 @@ FORMAT(fp16, Float16)
 FORMAT(int8, Integers<8, 128>)
 FORMAT(int4, Integers<4, 64>)
 FORMAT(sign, Sign)
+FORMAT(two_bit, TwoBit)
 FORMAT(topk, TopK)

@@ -12,8 +12,8 @@ from shoal.core.recipe.fields import Count, Fraction, Momentum, NonNegative, Pos
 class Codec:
     """How what ranks send is made small."""
 
-    kind: Literal["none", "bf16", "fp16", "int8", "int4", "topk", "powersgd", "sign"] = "none"
-    """Half precision, blocks of integers, the largest values alone, two thin matrices, or one bit a value."""
+    kind: Literal["none", "bf16", "fp16", "int8", "int4", "two_bit", "topk", "powersgd", "sign"] = "none"
+    """Half precision, blocks of integers, two bits a value, the largest alone, two thin matrices, or one bit a value."""
     feedback: Annotated[bool, Strict()] = True
     """Keep what a codec drops, and add it next time."""
     feedback_decay: Fraction = 1.0
