@@ -39,6 +39,21 @@ def finetune(shoal: Shoal, base: Path) -> Any:
     )  # fmt: skip
 
 
+def test_random_weights_are_a_beginning_with_a_tokenizer_of_their_own(shoal: Shoal) -> None:
+    write_sentences(Path("data.jsonl"), sentences(pairs=True))
+    words = (
+        "finetune", "--task", "classify", "--data", "data.jsonl", *QUICK, "--model.preset", "encoder-tiny", "--model.layers", "1",
+        "--model.dim", "16", "--model.heads", "2", "--model.hidden", "32", "--model.context", "64",
+        "--tokenizer.kind", "wordpiece", "--tokenizer.vocabulary", "40",
+    )  # fmt: skip
+    assert shoal(*words, "--name", "scratch").code == 0
+    result = read_json(Path("runs/scratch/result.json"))
+    again = json.loads(shoal("evaluate", "runs/scratch", "--json").out)
+    assert again["eval_loss"] == pytest.approx(result["eval_loss"], rel=1e-5)
+    assert "a shape: --model.preset encoder-tiny" in shoal("finetune", "--task", "classify", "--data", "data.jsonl").error
+    assert "'tuning.what' is for a model that has learnt" in shoal(*words, "--tuning.what", "frozen", "--overwrite").error
+
+
 def test_a_run_leaves_its_figures_predictions_and_pages_and_evaluates_the_same(shoal: Shoal, finetune: Any) -> None:
     rows = sentences(pairs=True)
     rows[3]["text"] = "<script>alert(1)</script> the"

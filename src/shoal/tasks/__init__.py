@@ -45,8 +45,8 @@ ENCODERS = frozenset({"masked"})
 DECODERS = frozenset({"translate", "generate", "chat", "prefer"})
 """Tasks of fine-tuning for models that see only what is before."""
 
-WRITERS = frozenset({"translate", "generate"})
-"""Those of them that may start from random weights."""
+FROM_RANDOM = frozenset({"classify", "translate", "generate"})
+"""Tasks of fine-tuning that may start from random weights."""
 
 
 def check_objective(recipe: Recipe) -> None:
@@ -116,9 +116,9 @@ def _shape(recipe: Recipe) -> str:
 __all__ = [
     "DECODERS",
     "ENCODERS",
+    "FROM_RANDOM",
     "LABELLED",
     "TASKS",
-    "WRITERS",
     "Answer",
     "Batch",
     "Causal",

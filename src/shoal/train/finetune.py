@@ -39,7 +39,7 @@ from shoal.models.vocabulary import with_tokens
 from shoal.parallel.mesh import Axis
 from shoal.parallel.wire import Wire, digest
 from shoal.parallel.world import World
-from shoal.tasks import LABELLED, WRITERS, LabelledTask, check_labelled
+from shoal.tasks import DECODERS, FROM_RANDOM, LABELLED, LabelledTask, check_labelled
 from shoal.train.augmentation import check_augmentation, make_augmentation
 from shoal.train.beginnings import Place, beginning
 from shoal.train.cards import finetuned_card
@@ -302,8 +302,11 @@ def check_finetuning(recipe: Recipe) -> None:
         )
     if recipe.model.init_from:
         return
-    if recipe.task not in WRITERS or not recipe.model.preset:
-        shape = ", or, to start from random weights, a shape: --model.preset llama-tiny" if recipe.task in WRITERS else ""
+    if recipe.task not in FROM_RANDOM or not recipe.model.preset:
+        example = "llama-tiny" if recipe.task in DECODERS else "encoder-tiny"
+        shape = (
+            f", or, to start from random weights, a shape: --model.preset {example}" if recipe.task in FROM_RANDOM else ""
+        )
         raise RecipeError(f"no model to start from: give its folder, or a run's, by --model DIR ('model.init_from'){shape}")
     if recipe.tuning.what != "all" or recipe.model.adapter:
         key = "model.adapter" if recipe.model.adapter else "tuning.what"
