@@ -42,8 +42,8 @@ def finetune(shoal: Shoal, base: Path) -> Any:
 def test_random_weights_are_a_beginning_with_a_tokenizer_of_their_own(shoal: Shoal) -> None:
     write_sentences(Path("data.jsonl"), sentences(pairs=True))
     words = (
-        "finetune", "--task", "classify", "--data", "data.jsonl", *QUICK, "--model.preset", "encoder-tiny", "--model.layers", "1",
-        "--model.dim", "16", "--model.heads", "2", "--model.hidden", "32", "--model.context", "64",
+        "finetune", "--task", "classify", "--data", "data.jsonl", *QUICK,
+        "--model.preset", "encoder-tiny", "--model.layers", "1", "--model.dim", "16", "--model.heads", "2", "--model.hidden", "32", "--model.context", "64",
         "--tokenizer.kind", "wordpiece", "--tokenizer.vocabulary", "40",
     )  # fmt: skip
     assert shoal(*words, "--name", "scratch").code == 0

@@ -12,7 +12,7 @@ from tests.train.encoders import SHAPES, Hiding, with_shapes
 
 CASES = {size: [case for case in parity.CASES if case.ranks == size and "compiled" not in case.name] for size in (1, 2, 4)}
 WHOLE_MESH = "zero3 over 2 × tensor 2, accumulating"
-FEW = {size: ("replicate", "zero1", "zero3", "tensor 2", WHOLE_MESH) for size in (1, 2)} | {4: (WHOLE_MESH,)}
+FEW = {1: (), 2: ("replicate", "zero1", "zero3", "tensor 2"), 4: (WHOLE_MESH,)}
 """What is enough for other presets than the one on which every division is tried."""
 
 Jobs = list[tuple[str, parity.Case]]
