@@ -41,11 +41,10 @@ def finetune(shoal: Shoal, base: Path) -> Any:
 
 def test_random_weights_are_a_beginning_with_a_tokenizer_of_their_own(shoal: Shoal) -> None:
     write_sentences(Path("data.jsonl"), sentences(pairs=True))
-    words = (
-        "finetune", "--task", "classify", "--data", "data.jsonl", *QUICK,
-        "--model.preset", "encoder-tiny", "--model.layers", "1", "--model.dim", "16", "--model.heads", "2", "--model.hidden", "32", "--model.context", "64",
-        "--tokenizer.kind", "wordpiece", "--tokenizer.vocabulary", "40",
-    )  # fmt: skip
+    shape = {"preset": "encoder-tiny", "layers": 1, "dim": 16, "heads": 2, "hidden": 32, "context": 64}
+    flags = [word for key, value in shape.items() for word in (f"--model.{key}", value)]
+    flags += ["--tokenizer.kind", "wordpiece", "--tokenizer.vocabulary", 40]
+    words = ("finetune", "--task", "classify", "--data", "data.jsonl", *QUICK, *flags)
     assert shoal(*words, "--name", "scratch").code == 0
     result = read_json(Path("runs/scratch/result.json"))
     again = json.loads(shoal("evaluate", "runs/scratch", "--json").out)
