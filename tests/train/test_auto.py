@@ -40,11 +40,11 @@ def test_a_fast_link_gives_plain_training() -> None:
 
 def test_slower_links_give_milder_codecs_first_and_local_updates_last() -> None:
     chosen = [(choice.sync, choice.codec) for choice in map(on_link, (10_000, 200, 100, 50, 10, 1))]
-    order = [("every", kind) for kind in ("none", "bf16", "int8", "int4")] + [("local", "int4")]
+    order = [("every", kind) for kind in ("none", "bf16", "int8", "int4")] + [("local", "int4"), ("local", "two_bit")]
     places = [order.index(pair) for pair in chosen]
     assert places == sorted(places)
-    assert len(set(places)) >= 4
-    assert chosen[-1][0] == "local"
+    assert len(set(places)) >= 5
+    assert chosen[-1] == ("local", "two_bit")
 
 
 def test_local_updates_take_the_fewest_steps_that_reach_it() -> None:

@@ -42,7 +42,9 @@ WORTH = 0.01
 
 MILDEST_FIRST = ("bf16", "int8", "int4")
 
-LOCAL_CODEC = "int4"
+LOCAL_CODECS = ("int4", "two_bit")
+"""Of local updates; the second where the first would need more than `FEW_STEPS` between meetings: at equal bytes, half the steps
+with half the bits lose less (docs/communication.md)."""
 
 MEETINGS = (2, 4, *range(8, 257, 4))
 """Steps between meetings, which fragments can share evenly."""
@@ -53,7 +55,7 @@ FEW_STEPS = 16
 FRAGMENTS = 4
 """Parts that the model is sent in; two where ranks meet very often."""
 
-ENCODED = {"bf16": 8e9, "int8": 5e9, "int4": 3.5e9}
+ENCODED = {"bf16": 7e9, "int8": 4.5e9, "int4": 3e9, "two_bit": 3e9}
 """Bytes of fp32 that a core encodes a second, feedback included, as bench/codecs.py measures it."""
 
 DECODED = 30e9
@@ -128,17 +130,17 @@ def choose(
         if share >= HIDDEN and share > plain + WORTH:
             why = f"auto: {kind} every step, the mildest codec that the link hides ({share:.0%} of ideal)"
             return Choice("every", kind, share, (measured, why))
-    every, overlap, share = _fewest_steps(link, compute, parameters, ranks, settings)
+    local_codec, every, overlap, share = _fewest_steps(link, compute, parameters, ranks, settings)
     best, kind = max((plain, "none"), *((share, kind) for kind, share in shares.items()))
     if not equal_shares or share <= best + WORTH:
         reason = "nothing is much faster" if equal_shares else "ranks with unequal shares of train.global_batch can't part"
         why = f"auto: {kind if kind != 'none' else 'plain'} every step ({best:.0%} of ideal): {reason}"
         return Choice("every", kind, best, (measured, why))
     why = (
-        f"auto: local updates every {every} steps, {LOCAL_CODEC}, {overlap} to travel ({share:.0%} of ideal); "
+        f"auto: local updates every {every} steps, {local_codec}, {overlap} to travel ({share:.0%} of ideal); "
         f"every step, {kind}: {best:.0%}"
     )
-    return Choice("local", LOCAL_CODEC, share, (measured, why), every, overlap)
+    return Choice("local", local_codec, share, (measured, why), every, overlap)
 
 
 def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel, last: float) -> Traffic:
@@ -149,9 +151,9 @@ def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel
     return Traffic(sent, hops, max(1, round(4 * parameters / bucket)), work, last=last)
 
 
-def local_update(parameters: int, ranks: int, every: int, overlap: int, settings: schema.Parallel) -> Traffic:
-    """What a local update sends from a meeting to the next."""
-    sent, work = meeting(parameters, ranks, LOCAL_CODEC, settings)
+def local_update(parameters: int, ranks: int, kind: str, every: int, overlap: int, settings: schema.Parallel) -> Traffic:
+    """What a local update sends from a meeting to the next, with a codec."""
+    sent, work = meeting(parameters, ranks, kind, settings)
     work += 4 * parameters * PASSES / MEMORY
     return Traffic(sent, 2, streaming(every, overlap)["fragments"], work, every, overlap)
 
@@ -168,19 +170,22 @@ def meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -
 
 def _fewest_steps(
     link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel
-) -> tuple[int, int, float]:
-    """(steps between meetings, steps to travel, share of ideal): the fewest that hide the link, or nearly, or the most."""
+) -> tuple[str, int, int, float]:
+    """(codec, steps between meetings, steps to travel, share of ideal): the fewest that hide the link, or nearly, or the most."""
     shares = {
-        (every, overlap): _share(link, compute, local_update(parameters, ranks, every, overlap, settings), ranks)
+        (kind, every, overlap): _share(link, compute, local_update(parameters, ranks, kind, every, overlap, settings), ranks)
+        for kind in LOCAL_CODECS
         for every in MEETINGS
         for overlap in range(1, every // streaming(every, 0)["fragments"] + 1)
     }
     for enough, most in ((HIDDEN, FEW_STEPS), (ENOUGH, MEETINGS[-1])):
-        for (every, overlap), share in shares.items():
-            if share >= enough and every <= most:
-                return every, overlap, share
-    (every, overlap), share = [*shares.items()][-1]
-    return every, overlap, share
+        # the last codec is for links that must have many steps
+        kinds = LOCAL_CODECS if most == FEW_STEPS else LOCAL_CODECS[-1:]
+        for (kind, every, overlap), share in shares.items():
+            if kind in kinds and share >= enough and every <= most:
+                return kind, every, overlap, share
+    (kind, every, overlap), share = [*shares.items()][-1]
+    return kind, every, overlap, share
 
 
 def _share(link: Link, compute: Compute, traffic: Traffic, ranks: int) -> float:
