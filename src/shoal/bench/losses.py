@@ -26,11 +26,6 @@ TOKENS_PER_PARAMETER = 20
 EVALUATIONS = 20
 """Points of a curve."""
 
-APART: Keys = {"optimizer.muon_learning_rate": 0.03}
-"""Each way is measured at a rate that suits it: where ranks step apart, each sees a part of the batch, hence more noise.
-Of 0.02, 0.03 and 0.04 on bench/network-loss.yaml this was as good as any with seed 1, as 0.04 was the best of 0.01, 0.02
-and 0.04 for plain training."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -78,7 +73,6 @@ def _train(plan: Plan, number: int, method: Keys, seed: int, facts: dict[str, An
         "parallel.threads": 1,
         "parallel.timeout": 7200.0,
         **method,
-        **(APART if method.get("parallel.sync") == "local" else {}),
     }
     flags = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder, places(number, 0.0, namespaces=False) as where:

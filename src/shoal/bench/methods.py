@@ -5,6 +5,7 @@ Keys = dict[str, object]
 EVERY: Keys = {"parallel.sync": "every"}
 LOCAL: Keys = {"parallel.sync": "local"}
 INT4: Keys = {"parallel.codec.kind": "int4"}
+TWO_BIT: Keys = {"parallel.codec.kind": "two_bit"}
 
 
 def streaming(every: int, fragments: int, overlap: int) -> Keys:
@@ -28,6 +29,7 @@ METHODS: dict[str, Keys] = {
     "local, H 15": {**LOCAL, "parallel.local.every": 15},
     "streaming, H 4, int4": {**LOCAL, **INT4, **streaming(4, 2, 1)},
     "streaming, H 8, int4": {**LOCAL, **INT4, **streaming(8, 4, 1)},
+    "streaming, H 16, two bits": {**LOCAL, **TWO_BIT, **streaming(16, 8, 2)},
     "streaming, H 32, int4": {**LOCAL, **INT4, **streaming(32, 8, 4)},
     "auto": {"parallel.sync": "auto"},
 }

@@ -52,8 +52,8 @@ MEETINGS = (2, 4, *range(8, 257, 4))
 FEW_STEPS = 16
 """Up to so many steps between meetings cost little loss; more are taken only where the link must have them."""
 
-FRAGMENTS = 4
-"""Parts that the model is sent in; two where ranks meet very often."""
+FRAGMENTS = 8
+"""Parts that the model is sent in, at most, each with two steps or more to travel: the smaller, the sooner it is there."""
 
 ENCODED = {"bf16": 7e9, "int8": 4.5e9, "int4": 3e9, "two_bit": 3e9}
 """Bytes of fp32 that a core encodes a second, feedback included, as bench/codecs.py measures it."""
@@ -99,7 +99,7 @@ class Choice:
 
 def streaming(every: int, overlap: int) -> dict[str, int]:
     """Settings of local updates that meet so often, in parts that travel so many steps."""
-    return {"every": every, "fragments": FRAGMENTS if every >= 2 * FRAGMENTS else 2, "overlap": overlap}
+    return {"every": every, "fragments": max(2, min(FRAGMENTS, every // 2)), "overlap": overlap}
 
 
 def choose(
