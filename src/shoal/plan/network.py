@@ -77,7 +77,8 @@ def find_meeting(recipe: Recipe, group: Group, rehearsal: Rehearsal, batch: int,
         equal = (recipe.schedule.batch_start or batch) % ranks == 0
         choice = choose(group.link, compute, group.parameters, ranks, parallel, group.last, equal)
         if choice.sync == "local":
-            sent = local_update(group.parameters, ranks, choice.codec, choice.every, choice.overlap, parallel).sent / choice.every
+            update = local_update(group.parameters, ranks, choice.codec, choice.every, choice.overlap, parallel)
+            sent = update.sent / choice.every
         else:
             sent = every_step(group.parameters, ranks, choice.codec, parallel, group.last).sent
         return Meeting(choice.sync, choice.codec, sent, compute.total / choice.share - compute.total, choice.reasons)

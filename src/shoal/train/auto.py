@@ -43,8 +43,8 @@ WORTH = 0.01
 MILDEST_FIRST = ("bf16", "int8", "int4")
 
 LOCAL_CODECS = ("int4", "two_bit")
-"""Of local updates; the second where the first would need more than `FEW_STEPS` between meetings: at equal bytes, half the steps
-with half the bits lose less (docs/communication.md)."""
+"""Of local updates; the second where the first would need more than `FEW_STEPS` between meetings: at equal bytes, half the
+steps with half the bits lose less (docs/communication.md)."""
 
 MEETINGS = (2, 4, *range(8, 257, 4))
 """Steps between meetings, which fragments can share evenly."""
@@ -171,7 +171,7 @@ def meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -
 def _fewest_steps(
     link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel
 ) -> tuple[str, int, int, float]:
-    """(codec, steps between meetings, steps to travel, share of ideal): the fewest that hide the link, or nearly, or the most."""
+    """(codec, steps between meetings, steps to travel, share of ideal): the fewest steps that hide the link, or nearly."""
     shares = {
         (kind, every, overlap): _share(link, compute, local_update(parameters, ranks, kind, every, overlap, settings), ranks)
         for kind in LOCAL_CODECS
