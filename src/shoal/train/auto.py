@@ -46,8 +46,11 @@ LOCAL_CODECS = ("int4", "two_bit")
 """Of local updates; the second where the first would need more than `FEW_STEPS` between meetings: at equal bytes, half the
 steps with half the bits lose less (docs/communication.md)."""
 
-MEETINGS = (2, 4, *range(8, 257, 4))
-"""Steps between meetings, which fragments can share evenly."""
+OUTER: dict[str, Any] = {"outer": "nesterov", "learning_rate": 0.9, "momentum": 0.3}
+"""The outer step of ranks that meet rarely, with the second codec."""
+
+MEETINGS = (2, 4, *range(8, 257, 2))
+"""Steps between meetings that are tried."""
 
 FEW_STEPS = 16
 """Up to so many steps between meetings cost little loss; more are taken only where the link must have them."""
@@ -94,6 +97,8 @@ class Choice:
         parallel["sync"], parallel["codec"]["kind"] = self.sync, self.codec
         if self.sync == "local":
             parallel["local"] |= streaming(self.every, self.overlap)
+            if self.codec == LOCAL_CODECS[-1]:
+                parallel["local"] |= OUTER
         return build_recipe(tree)
 
 
