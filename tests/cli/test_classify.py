@@ -40,16 +40,20 @@ def finetune(shoal: Shoal, base: Path) -> Any:
 
 
 def test_random_weights_are_a_beginning_with_a_tokenizer_of_their_own(shoal: Shoal) -> None:
-    write_sentences(Path("data.jsonl"), sentences(pairs=True))
+    rows = sentences(pairs=True)
+    write_sentences(Path("data.jsonl"), [{**row, "label": row["label"].replace("o", "ŏ")} for row in rows])
     shape = {"preset": "encoder-tiny", "layers": 1, "dim": 16, "heads": 2, "hidden": 32, "context": 64}
     flags = [word for key, value in shape.items() for word in (f"--model.{key}", value)]
     flags += ["--tokenizer.kind", "wordpiece", "--tokenizer.vocabulary", 40]
     words = ("finetune", "--task", "classify", "--data", "data.jsonl", *QUICK, *flags)
     assert shoal(*words, "--name", "scratch").code == 0
+    assert "ŏ" not in Path("runs/scratch/model/tokenizer.json").read_text()  # a label is no text
     result = read_json(Path("runs/scratch/result.json"))
     again = json.loads(shoal("evaluate", "runs/scratch", "--json").out)
     assert again["eval_loss"] == pytest.approx(result["eval_loss"], rel=1e-5)
     assert "a shape: --model.preset encoder-tiny" in shoal("finetune", "--task", "classify", "--data", "data.jsonl").error
+    vague = ("--augment.share", 0.5, "--augment.masked", 0.2, "--overwrite")
+    assert "'augment.masked' needs a model that has learnt words" in shoal(*words, *vague).error
     assert "'tuning.what' is for a model that has learnt" in shoal(*words, "--tuning.what", "frozen", "--overwrite").error
 
 

@@ -126,6 +126,7 @@ def test_feedback_keeps_what_decoding_lacks(kind: str, values: Tensor, decay: fl
 @given(values=rows(), bad=st.sampled_from([0.0, math.nan, -math.inf]), keep=st.sampled_from([1e-4, 1 / 64, 0.1001, 1.0]))
 @example(values=torch.full((4096,), -0.0), bad=0.0, keep=0.25)
 @example(values=torch.full((4096,), 3.0), bad=0.0, keep=0.25)
+@example(values=torch.full((300,), 3e36), bad=0.0, keep=0.25)  # whose sums are not finite
 def test_native_code_gives_the_bits_of_torch(kind: str, values: Tensor, bad: float, keep: float) -> None:
     codec = make(kind, keep=keep)
     values = values.clone()

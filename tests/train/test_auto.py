@@ -61,6 +61,24 @@ def test_local_updates_are_chosen_with_parts_that_travel_one_after_the_other(cor
     assert local.every == choice.every >= local.fragments * local.overlap > 0
 
 
+def test_two_bits_come_with_outer_momentum_unless_the_recipe_has_an_outer_step(corpus: Path) -> None:
+    choice = on_link(1)
+    assert choice.codec == "two_bit"
+    local = choice.apply(tiny_recipe(corpus)).parallel.local
+    assert (local.outer, local.learning_rate, local.momentum) == ("nesterov", 0.9, 0.3)
+    assert "outer momentum" in choice.reasons[1]
+    own = schema.Local(outer="nesterov", learning_rate=0.5, momentum=0.8)
+    kept = on_link(1, local=own).apply(tiny_recipe(corpus, parallel={"local": asdict(own)})).parallel.local
+    assert (kept.outer, kept.learning_rate, kept.momentum) == ("nesterov", 0.5, 0.8)
+    assert on_link(10).outer == {}
+
+
+def test_int4_is_kept_where_two_bits_would_need_as_many_steps() -> None:
+    quick = Compute(forward=0.06, backward=0.13, update=0.01)  # encoding and copying are what costs, not the link
+    choice = choose(Link(100e6 / 8, 1e-4), quick, PARAMETERS, 2, schema.Parallel())
+    assert (choice.sync, choice.codec) == ("local", "int4")
+
+
 def test_ranks_with_unequal_shares_do_not_part() -> None:
     link = Link(1e6 / 8, 1e-4)
     choice = choose(link, COMPUTE, PARAMETERS, 3, schema.Parallel(), equal_shares=False)
@@ -96,6 +114,12 @@ def test_a_run_goes_on_with_what_its_checkpoint_was_made_with(corpus: Path) -> N
     parallel = auto.decide(model, Causal(), nullcontext(), 1, 1).parallel
     assert (parallel.sync, parallel.codec.kind, parallel.local.every) == ("local", choice.codec, choice.every)
     assert auto.state == asdict(choice)
+
+
+def test_a_run_of_before_parts_were_kept_goes_on_with_those_that_it_had(corpus: Path) -> None:
+    saved = {"sync": "local", "codec": "int4", "share": 0.96, "reasons": ["one", "two"], "every": 16, "overlap": 4}
+    local = Choice.of_state(saved).apply(tiny_recipe(corpus)).parallel.local
+    assert (local.every, local.fragments, local.overlap, local.outer) == (16, 4, 4, "sgd")
 
 
 def test_timing_a_step_leaves_no_trace() -> None:

@@ -54,6 +54,8 @@ def check_augmentation(recipe: Recipe, task: LabelledTask) -> None:
         check_translators(recipe)
     if settings.synonyms:
         find_wordnet()
+    if settings.masked and not (settings.masked_model or recipe.model.init_from):
+        raise RecipeError("'augment.masked' needs a model that has learnt words: name one as 'augment.masked_model'")
 
 
 def make_augmentation(

@@ -1,8 +1,9 @@
 """`parallel.sync: auto`: how ranks should meet, from what the link carries and how long a step computes.
 
 Plain synchronous training where the link can hide it; else the mildest codec every step that can be hidden; else local
-updates in parts that travel behind the computing, with the fewest steps between meetings that lose 5% at most. Top-k is not
-among them: at one value in 64 it trained worse than anything else here (docs/communication.md). What is measured is
+updates in parts that travel behind the computing, with the fewest steps between meetings that lose 5% at most: in int4, or
+in two bits where int4 would need many. Top-k is not among them: at one value in 64 it trained worse than anything else here
+(docs/communication.md). What is measured is
 thrown away: a batch of nothing in particular goes forward and backward before gradients are watched, so training is what
 it would have been. Ranks inside one machine always train plainly, and measure nothing.
 """
@@ -11,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,14 @@ WORTH = 0.01
 MILDEST_FIRST = ("bf16", "int8", "int4")
 
 LOCAL_CODECS = ("int4", "two_bit")
-"""Of local updates; the second where the first would need more than `FEW_STEPS` between meetings: at equal bytes, half the
-steps with half the bits lose less (docs/communication.md)."""
+"""Of local updates: the second where the first would need more than `FEW_STEPS` between meetings, and it needs fewer. At
+equal bytes, half the steps with half the bits lose less (docs/communication.md)."""
+
+FEWER = 0.75
+"""Share of the first codec's steps that the second may take at most to be worth its error."""
 
 OUTER: dict[str, Any] = {"outer": "nesterov", "learning_rate": 0.9, "momentum": 0.3}
-"""The outer step of ranks that meet rarely, with the second codec."""
+"""The outer step of ranks that meet rarely, in the second codec, where the recipe has the default one."""
 
 MEETINGS = (2, 4, *range(8, 257, 2))
 """Steps between meetings that are tried."""
@@ -89,6 +93,16 @@ class Choice:
     """Steps between meetings, of local updates."""
     overlap: int = 0
     """Steps that a part of the model may take to travel, then."""
+    fragments: int = 0
+    """How many parts there are, then."""
+    outer: dict[str, Any] = field(default_factory=dict)
+    """Settings of the outer step, where it is not the recipe's, then."""
+
+    @classmethod
+    def of_state(cls, kept: dict[str, Any]) -> "Choice":
+        """From a checkpoint; those of before there were `fragments` had four, or two where ranks met often."""
+        before = {"fragments": (4 if kept["every"] >= 8 else 2) if kept["sync"] == "local" else 0}
+        return cls(**{**before, **kept, "reasons": tuple(kept["reasons"])})
 
     def apply(self, recipe: Recipe) -> Recipe:
         """The recipe with it."""
@@ -96,15 +110,14 @@ class Choice:
         parallel = tree["parallel"]
         parallel["sync"], parallel["codec"]["kind"] = self.sync, self.codec
         if self.sync == "local":
-            parallel["local"] |= streaming(self.every, self.overlap)
-            if self.codec == LOCAL_CODECS[-1]:
-                parallel["local"] |= OUTER
+            travel = {"every": self.every, "fragments": self.fragments, "overlap": self.overlap}
+            parallel["local"] |= travel | self.outer
         return build_recipe(tree)
 
 
-def streaming(every: int, overlap: int) -> dict[str, int]:
-    """Settings of local updates that meet so often, in parts that travel so many steps."""
-    return {"every": every, "fragments": max(2, min(FRAGMENTS, every // 2)), "overlap": overlap}
+def parts(every: int) -> int:
+    """How many the model is sent in by ranks that meet so often."""
+    return max(2, min(FRAGMENTS, every // 2))
 
 
 def choose(
@@ -135,17 +148,21 @@ def choose(
         if share >= HIDDEN and share > plain + WORTH:
             why = f"auto: {kind} every step, the mildest codec that the link hides ({share:.0%} of ideal)"
             return Choice("every", kind, share, (measured, why))
-    local_codec, every, overlap, share = _fewest_steps(link, compute, parameters, ranks, settings)
+    apart = _apart(link, compute, parameters, ranks, settings)
     best, kind = max((plain, "none"), *((share, kind) for kind, share in shares.items()))
-    if not equal_shares or share <= best + WORTH:
+    if not equal_shares or apart.share <= best + WORTH:
         reason = "nothing is much faster" if equal_shares else "ranks with unequal shares of train.global_batch can't part"
         why = f"auto: {kind if kind != 'none' else 'plain'} every step ({best:.0%} of ideal): {reason}"
         return Choice("every", kind, best, (measured, why))
+    default = schema.Local()
+    own = (settings.local.outer, settings.local.learning_rate) != (default.outer, default.learning_rate)
+    outer = OUTER if apart.codec == LOCAL_CODECS[-1] and not own else {}
+    with_outer = ", with outer momentum" if outer else ""
     why = (
-        f"auto: local updates every {every} steps, {local_codec}, {overlap} to travel ({share:.0%} of ideal); "
-        f"every step, {kind}: {best:.0%}"
+        f"auto: local updates every {apart.every} steps, {apart.codec}, {apart.overlap} to travel{with_outer} "
+        f"({apart.share:.0%} of ideal); every step, {kind}: {best:.0%}"
     )
-    return Choice("local", local_codec, share, (measured, why), every, overlap)
+    return Choice("local", apart.codec, apart.share, (measured, why), apart.every, apart.overlap, parts(apart.every), outer)
 
 
 def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel, last: float) -> Traffic:
@@ -160,7 +177,7 @@ def local_update(parameters: int, ranks: int, kind: str, every: int, overlap: in
     """What a local update sends from a meeting to the next, with a codec."""
     sent, work = meeting(parameters, ranks, kind, settings)
     work += 4 * parameters * PASSES / MEMORY
-    return Traffic(sent, 2, streaming(every, overlap)["fragments"], work, every, overlap)
+    return Traffic(sent, 2, parts(every), work, every, overlap)
 
 
 def meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -> tuple[float, float]:
@@ -173,24 +190,36 @@ def meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -
     return 2 * (ranks - 1) * codec.nbytes(-(-parameters // ranks)), work
 
 
-def _fewest_steps(
-    link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel
-) -> tuple[str, int, int, float]:
-    """(codec, steps between meetings, steps to travel, share of ideal): the fewest steps that hide the link, or nearly."""
-    shares = {
-        (kind, every, overlap): _share(link, compute, local_update(parameters, ranks, kind, every, overlap, settings), ranks)
-        for kind in LOCAL_CODECS
+@dataclass(frozen=True)
+class _Apart:
+    """A way to step apart, and the share of ideal speed that it is foretold to reach."""
+
+    codec: str
+    every: int
+    overlap: int
+    share: float
+
+
+def _apart(link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel) -> _Apart:
+    """The mildest codec and the fewest steps between meetings that hide the link, or nearly, or come nearest to it."""
+    mild, coarse = (_fewest_steps(kind, link, compute, parameters, ranks, settings) for kind in LOCAL_CODECS)
+    if mild.share < ENOUGH:
+        return max(mild, coarse, key=lambda way: way.share)
+    return coarse if mild.every > FEW_STEPS and coarse.every <= FEWER * mild.every else mild
+
+
+def _fewest_steps(kind: str, link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel) -> _Apart:
+    ways = [
+        _Apart(kind, every, overlap, _share(link, compute, update, ranks))
         for every in MEETINGS
-        for overlap in range(1, every // streaming(every, 0)["fragments"] + 1)
-    }
+        for overlap in range(1, every // parts(every) + 1)
+        for update in [local_update(parameters, ranks, kind, every, overlap, settings)]
+    ]
     for enough, most in ((HIDDEN, FEW_STEPS), (ENOUGH, MEETINGS[-1])):
-        # the last codec is for links that must have many steps
-        kinds = LOCAL_CODECS if most == FEW_STEPS else LOCAL_CODECS[-1:]
-        for (kind, every, overlap), share in shares.items():
-            if kind in kinds and share >= enough and every <= most:
-                return kind, every, overlap, share
-    (kind, every, overlap), share = [*shares.items()][-1]
-    return kind, every, overlap, share
+        for way in ways:
+            if way.share >= enough and way.every <= most:
+                return way
+    return max(ways, key=lambda way: way.share)
 
 
 def _share(link: Link, compute: Compute, traffic: Traffic, ranks: int) -> float:
@@ -211,7 +240,7 @@ class Auto:
     def __init__(self, recipe: Recipe, wire: Wire, decided: dict[str, Any] | None = None) -> None:
         self.recipe, self.wire = recipe, wire
         kept = decided if self.asked else None
-        self.choice = None if kept is None else Choice(**{**kept, "reasons": tuple(kept["reasons"])})
+        self.choice = None if kept is None else Choice.of_state(kept)
         self.compute: Compute | None = None
         self.parameters, self.last = 0, 0.0
         self.seconds: list[tuple[float, float]] = []

@@ -77,7 +77,13 @@ def examine(recipe: Recipe, place: Place | None = None) -> Examined:
     """
     kind = LABELLED[recipe.task]
     splits = read_splits(recipe.examples, kind.roles)
-    texts = [value for example in splits.train for value in example.values.values() if isinstance(value, str)]
+    # a label is no text that the tokenizer is to learn
+    texts = [
+        value
+        for example in splits.train
+        for name, value in example.values.items()
+        if isinstance(value, str) and name in (kind.varied or [role.name for role in kind.roles])
+    ]
     base, tokenizer = beginning(recipe, texts, place)
     check_labelled(recipe, base.config)
     tokenizer = framing_tokenizer(tokenizer, base.config.causal)
@@ -269,6 +275,9 @@ DEFAULTS: dict[str, Any] = {
 RATES = {"frozen": 5e-3, "lora": 5e-4, "top": 1e-4}
 """Learning rates where less than all of a model is trained."""
 
+RANDOM_RATE = 5e-4
+"""Learning rate of random weights, which have nothing to forget."""
+
 TASK_RATES = {"prefer": 5e-6}
 """Learning rates of tasks that would soon forget what the model knows."""
 
@@ -282,6 +291,9 @@ def finetuning_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
         defaults["optimizer"]["learning_rate"] = TASK_RATES[tree["task"]]
     if what in RATES:
         defaults["optimizer"]["learning_rate"] = RATES[what]
+    model = tree.get("model")
+    if isinstance(model, Mapping) and model.get("preset") and not model.get("init_from"):
+        defaults["optimizer"]["learning_rate"] = RANDOM_RATE
     return defaults
 
 

@@ -33,7 +33,7 @@ class Local:
     outer: Literal["sgd", "nesterov"] = "sgd"
     """The outer optimizer: `sgd` at a rate of 1 takes the mean of the ranks' weights."""
     learning_rate: PositiveFloat = 1.0
-    """Of the outer optimizer; with `nesterov` 0.4 to 0.8."""
+    """Of the outer optimizer; with `nesterov` 0.4 to 0.9."""
     momentum: Momentum = 0.5
     """Of the outer optimizer, `nesterov` alone; the more ranks and steps between meetings, the more of it: up to 0.9."""
     warmup: Count = 0

@@ -10,9 +10,9 @@ class Codec(Protocol):
     """Encodes flat fp32 tensors; how many bytes that gives depends on their length alone, so ranks needn't tell each other.
 
     Numbers are taken in blocks of `block`, and a payload is the records of the blocks, one after the other. A block with a
-    value that is not finite decodes to values that are not either: whoever gets it must notice. So may values within a
-    hundredth of fp32's largest. All devices decode a payload to the same bits. Other than contiguous fp32 [n] and uint8
-    [nbytes(n)] is refused with `ValueError`.
+    value that is not finite decodes to values that are not either: whoever gets it must notice. So may values above a
+    256th of fp32's largest, whose sums are not finite. All devices decode a payload to the same bits. Other than contiguous
+    fp32 [n] and uint8 [nbytes(n)] is refused with `ValueError`.
     """
 
     block: int
