@@ -3,9 +3,9 @@
 Plain synchronous training where the link can hide it; else the mildest codec every step that can be hidden; else local
 updates in parts that travel behind the computing, with the fewest steps between meetings that lose 5% at most: in int4, or
 in two bits where int4 would need many. Top-k is not among them: at one value in 64 it trained worse than anything else here
-(docs/communication.md). What is measured is
-thrown away: a batch of nothing in particular goes forward and backward before gradients are watched, so training is what
-it would have been. Ranks inside one machine always train plainly, and measure nothing.
+(docs/communication.md). What is measured is thrown away: a batch of nothing in particular goes forward and backward before
+gradients are watched, so training is what it would have been. Ranks inside one machine always train plainly, and measure
+nothing.
 """
 
 import statistics
