@@ -37,6 +37,7 @@ def test_missing_is_who_is_silent_or_behind(signs: dict[int, Sign], missing: lis
     assert find_missing(signs, 0, 30, NOW, limit=2.5) == missing
 
 
+@pytest.mark.thorough
 def test_a_stopped_rank_ends_the_run_and_is_named(corpus: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(corpus, name="stopped", train={"steps": 10**6}, parallel={"timeout": 5, "threads": 1})
     process = start(tmp_path, recipe, "--workers", "2")

@@ -78,7 +78,7 @@ def test_an_error_on_a_rank_is_told_once(tmp_path: Path, corpus: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "number"), [pytest.param(1, signal.SIGINT, marks=pytest.mark.thorough), (2, signal.SIGTERM)]
+    ("workers", "number"), [(1, signal.SIGINT), pytest.param(2, signal.SIGTERM, marks=pytest.mark.thorough)]
 )
 def test_an_interrupted_run_saves_says_so_and_goes_on_bitwise(
     tmp_path: Path, corpus: Path, workers: int, number: signal.Signals
