@@ -1,6 +1,7 @@
 """`shoal plan`, as it is typed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -54,8 +55,10 @@ def test_more_machines_and_a_slow_link_change_how_ranks_meet(shoal: Shoal, corpu
     words = ["plan", "--data.directory", corpus, *TINY, "--train.steps", "40"]
     outcome = shoal(*words, "--machines", "2", "--megabits", "0.001", "--quiet")
     assert outcome.code == 0, outcome.err
-    for shown in ("parameters", "a rank", "tokens/s", "sync local, ", " on the wire", "plain fp32 would reach", "It fits"):
+    for shown in ("parameters", "a rank", "tokens/s", "plain fp32 would reach", "It fits"):
         assert shown in outcome.out
+    # which of the two depends on how fast this machine computes now
+    assert re.search(r"sync local, (int4|two_bit) on the wire", outcome.out)
     assert "Start it with" not in outcome.out  # one command would not start several machines
 
 

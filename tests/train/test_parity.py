@@ -12,9 +12,15 @@ from tests.train.encoders import SHAPES, Hiding, with_shapes
 
 CASES = {size: [case for case in parity.CASES if case.ranks == size and "compiled" not in case.name] for size in (1, 2, 4)}
 WHOLE_MESH = "zero3 over 2 × tensor 2, accumulating"
-FEW = {1: (), 2: ("replicate", "zero1", "zero3", "tensor 2"), 4: (WHOLE_MESH,)}
-"""What is enough for other presets than the one on which every division is tried."""
-
+FEW = ("replicate", "zero1", "zero3", "tensor 2", WHOLE_MESH)
+"""Divisions in which other presets are tried than the one on which all are."""
+SIZES = [
+    (1, FEW),
+    pytest.param(2, FEW, marks=pytest.mark.thorough),
+    (4, (WHOLE_MESH,)),
+    pytest.param(4, FEW, marks=pytest.mark.thorough),
+]
+"""Numbers of ranks, and which of the few: on four ranks the whole mesh alone, unless there is time."""
 Jobs = list[tuple[str, parity.Case]]
 """Presets, and how their training is divided."""
 
@@ -41,9 +47,9 @@ def different(size: int, jobs: Jobs, folder: Path, task: Task | None = None) -> 
     return {name: difference for name, difference in differences(size, jobs, folder, task).items() if not difference.fine}
 
 
-@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.thorough), 4])
-def test_every_division_trains_as_plain_fp64_does(size: int, tmp_path: Path) -> None:
-    biased = [("gpt2-small", case) for case in CASES[size] if case.name in FEW[size]]  # and with learned positions
+@pytest.mark.parametrize(("size", "few"), SIZES)
+def test_every_division_trains_as_plain_fp64_does(size: int, few: tuple[str, ...], tmp_path: Path) -> None:
+    biased = [("gpt2-small", case) for case in CASES[size] if case.name in few]  # and with learned positions
     assert different(size, [*(("qwen3-tiny", case) for case in CASES[size]), *biased], tmp_path) == {}
 
 
@@ -57,10 +63,12 @@ MEETING_OTHERWISE = {
 """How near the losses are, and keys of `parallel`."""
 
 
-@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.thorough), 4])
-def test_encoders_are_divided_right_too_with_heads_that_nothing_uses(size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "few"), SIZES)
+def test_encoders_are_divided_right_too_with_heads_that_nothing_uses(
+    size: int, few: tuple[str, ...], tmp_path: Path
+) -> None:
     otherwise = [parity.Case(name, 2, {"parallel": keys}) for name, (_, keys) in MEETING_OTHERWISE.items()]
-    cases = [case for case in CASES[size] if case.name in (*FEW[size], *OF_ENCODERS)] + (otherwise if size == 2 else [])
+    cases = [case for case in CASES[size] if case.name in (*few, *OF_ENCODERS)] + (otherwise if size == 2 else [])
     presets = list(SHAPES)[: 2 if size == 2 else 1]
     found = differences(size, [(preset, case) for preset in presets for case in cases], tmp_path, Hiding())
     for (preset, name), difference in found.items():

@@ -93,3 +93,25 @@ def bf16_scales(records: Tensor, begin: int, count: int) -> Tensor:
     """The reverse, of `count` scales that begin at a byte of each record."""
     # of their own, as bf16 can't be viewed at odd addresses
     return records[:, begin : begin + 2 * count].clone(memory_format=torch.contiguous_format).view(torch.bfloat16).float()
+
+
+def sum_by_halves(values: Tensor) -> Tensor:
+    """Sums of rows [blocks, n] as [blocks, 1], n a power of two: the same bits on any device, and exacter than in a row."""
+    while values.shape[1] > 1:
+        low, high = values.chunk(2, dim=1)
+        values = low + high
+    return values
+
+
+def pack_flags(flags: Tensor) -> Tensor:
+    """Booleans [blocks, n] as bits of bytes (uint8 [blocks, n / 8]), the first in the lowest bit."""
+    return (flags.view(len(flags), -1, 8) * _places(flags)).sum(2, dtype=torch.uint8)
+
+
+def unpack_flags(packed: Tensor) -> Tensor:
+    """The reverse."""
+    return (packed[:, :, None] & _places(packed)).flatten(1) != 0
+
+
+def _places(like: Tensor) -> Tensor:
+    return 1 << torch.arange(8, dtype=torch.uint8, device=like.device)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from shoal.parallel.codecs.blocks import bf16_bytes, bf16_scales
+from shoal.parallel.codecs.blocks import bf16_bytes, bf16_scales, pack_flags, sum_by_halves, unpack_flags
 
 THRESHOLD = 1.25
 
@@ -21,37 +21,20 @@ class TwoBit:
     block, record, native, keep = 256, 68, "two_bit", 0
 
     def pack(self, values: Tensor, last: int) -> Tensor:
-        """Sums by halves: the same bits on any device, and eight times as exact as one after the other."""
+        """Means are of the values that there are."""
         magnitudes = values.abs()
         counts = torch.full_like(magnitudes[:, :1], self.block)
         counts[-1] = last
-        high = magnitudes > _sum(magnitudes) / counts * THRESHOLD
+        high = magnitudes > sum_by_halves(magnitudes) / counts * THRESHOLD
         highs = high.sum(1, keepdim=True)
-        zero = torch.zeros_like(magnitudes)
-        low_mean = _sum(torch.where(high, zero, magnitudes)) / (counts - highs)
-        high_mean = _sum(torch.where(high, magnitudes, zero)) / highs.clamp(min=1)
+        low_mean = sum_by_halves(magnitudes.masked_fill(high, 0)) / (counts - highs)
+        high_mean = sum_by_halves(magnitudes.masked_fill(~high, 0)) / highs.clamp(min=1)
         levels = torch.where(values.isfinite().all(1, keepdim=True), torch.cat([low_mean, high_mean], 1), math.nan)
-        return torch.cat([bf16_bytes(levels), _bits(values.signbit()), _bits(high)], 1)
+        return torch.cat([bf16_bytes(levels), pack_flags(values.signbit()), pack_flags(high)], 1)
 
     def unpack(self, records: Tensor) -> Tensor:
         """Plus or minus one of the two."""
         levels = bf16_scales(records, 0, 2)
-        negative, high = (records[:, 4:, None] & _places(records)).flatten(1).bool().chunk(2, dim=1)
+        negative, high = unpack_flags(records[:, 4:]).chunk(2, dim=1)
         magnitudes = torch.where(high, levels[:, 1:], levels[:, :1])
         return torch.where(negative, -magnitudes, magnitudes)
-
-
-def _sum(values: Tensor) -> Tensor:
-    while values.shape[1] > 1:
-        low, high = values.chunk(2, dim=1)
-        values = low + high
-    return values
-
-
-def _bits(flags: Tensor) -> Tensor:
-    """[blocks, n] as bytes of eight, the first in the lowest bit."""
-    return (flags.view(len(flags), -1, 8) * _places(flags)).sum(2, dtype=torch.uint8)
-
-
-def _places(like: Tensor) -> Tensor:
-    return 1 << torch.arange(8, dtype=torch.uint8, device=like.device)
