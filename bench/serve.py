@@ -64,6 +64,11 @@ def prompts(count: int) -> list[str]:
     return [text[number * step : number * step + PROMPT_BYTES] for number in range(count)]
 
 
+def prompts_of(arguments: Arguments) -> Iterator[str]:
+    """As many as a measurement asks for, none twice: what was read of one would be there for the other."""
+    return iter(prompts(arguments.clients * (1 + arguments.requests)))
+
+
 @dataclass(frozen=True)
 class Server:
     port: int
@@ -163,9 +168,8 @@ async def ask(server: Server, prompt: str, tokens: int) -> Answer:
     return Answer(first, int(used[-1]))
 
 
-async def answers(server: Server, arguments: Arguments, requests: int) -> list[Answer]:
+async def answers(server: Server, arguments: Arguments, requests: int, texts: Iterator[str]) -> list[Answer]:
     """Of all clients, each asking so many times."""
-    texts = itertools.cycle(prompts(arguments.clients * arguments.requests))
 
     async def client() -> list[Answer]:
         return [await ask(server, next(texts), arguments.tokens) for _ in range(requests)]
@@ -174,9 +178,10 @@ async def answers(server: Server, arguments: Arguments, requests: int) -> list[A
 
 
 def measured(server: Server, arguments: Arguments) -> Result:
-    asyncio.run(answers(server, arguments, 1))
+    texts = prompts_of(arguments)
+    asyncio.run(answers(server, arguments, 1, texts))
     began = time.perf_counter()
-    found = asyncio.run(answers(server, arguments, arguments.requests))
+    found = asyncio.run(answers(server, arguments, arguments.requests, texts))
     seconds = time.perf_counter() - began
     first = [answer.first_token_seconds for answer in found]
     tokens = sum(answer.tokens for answer in found)
@@ -219,7 +224,7 @@ def engine_alone(arguments: Arguments) -> Result:
     torch.set_num_threads(arguments.threads)
     language = load_language_model(arguments.model)
     engine = make_engine(language, arguments.clients, queue=arguments.clients)
-    texts = itertools.cycle(prompts(arguments.clients * arguments.requests))
+    texts = prompts_of(arguments)
 
     def write(requests: int) -> int:
         """As many streams as there are clients, each with so many texts; returns the number of tokens."""
@@ -264,7 +269,7 @@ def compare(arguments: Arguments) -> None:
     if peers and SHOAL in rounds:
         ratio = median(rounds[SHOAL], "tokens_per_second") / max(peers)
         notes.append(f"{SHOAL}: {ratio:.2f} × the faster way of transformers serve.")
-    publish("serve", title, COLUMNS, rows, notes, rounds)
+    publish(f"serve-{arguments.model.name}", title, COLUMNS, rows, notes, rounds, "serve")
 
 
 def row(name: str, rounds: Rounds, engine: float) -> list[str]:
