@@ -30,3 +30,11 @@ def test_a_file_that_holds_no_results_is_left_alone(shoal: Shoal, tmp_path: Path
     assert refused.code == 2
     assert "not a file of results" in refused.err
     assert (tmp_path / "other.json").read_text() == '{"rows": 3}'
+
+
+def test_a_recipe_without_its_corpus_is_refused_once(shoal: Shoal, tmp_path: Path) -> None:
+    missing, results = tmp_path / "nothing", tmp_path / "results.json"
+    refused = shoal("bench", "network", "gpt-bench", "--data.directory", str(missing), "--results", str(results))
+    assert refused.code == 2
+    assert refused.err.count(f"{missing}: no corpus there") == 1
+    assert not results.exists()

@@ -70,7 +70,15 @@ def test_two_bits_come_with_outer_momentum_unless_the_recipe_has_an_outer_step(c
     own = schema.Local(outer="nesterov", learning_rate=0.5, momentum=0.8)
     kept = on_link(1, local=own).apply(tiny_recipe(corpus, parallel={"local": asdict(own)})).parallel.local
     assert (kept.outer, kept.learning_rate, kept.momentum) == ("nesterov", 0.5, 0.8)
-    assert on_link(10).outer == {}
+
+
+def test_ranks_that_meet_often_step_further_than_their_mean() -> None:
+    found = {choice.every: choice for choice in map(on_link, (20, 10, 5, 3, 2)) if choice.codec == "int4" and choice.every}
+    assert min(found) <= 4 < max(found)
+    for every, choice in found.items():
+        assert choice.outer == ({"outer": "sgd", "learning_rate": 1.2} if every <= 4 else {})
+        assert ("an outer step of 1.2" in choice.reasons[1]) == (every <= 4)
+    assert on_link(20, local=schema.Local(learning_rate=0.7)).outer == {}
 
 
 def test_int4_is_kept_where_two_bits_would_need_as_many_steps() -> None:

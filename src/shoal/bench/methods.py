@@ -13,6 +13,11 @@ def streaming(every: int, fragments: int, overlap: int) -> Keys:
     return {"parallel.local.every": every, "parallel.local.fragments": fragments, "parallel.local.overlap": overlap}
 
 
+def sgd(rate: float) -> Keys:
+    """The outer optimizer."""
+    return {"parallel.local.outer": "sgd", "parallel.local.learning_rate": rate}
+
+
 def nesterov(rate: float, momentum: float) -> Keys:
     """The outer optimizer."""
     return {
@@ -37,6 +42,7 @@ METHODS: dict[str, Keys] = {
     },
     "local, H 15": {**LOCAL, "parallel.local.every": 15},
     "streaming, H 4, int4": {**LOCAL, **INT4, **streaming(4, 2, 1)},
+    "streaming, H 4, int4, outer 1.2": {**LOCAL, **INT4, **streaming(4, 2, 1), **sgd(1.2)},
     "streaming, H 8, int4": {**LOCAL, **INT4, **streaming(8, 4, 1)},
     "streaming, H 14, two bits": {**LOCAL, **TWO_BIT, **streaming(14, 7, 2), **nesterov(0.9, 0.3)},
     "streaming, H 32, int4": {**LOCAL, **INT4, **streaming(32, 8, 4)},

@@ -23,6 +23,7 @@ from shoal.bench.places import Place, RanksFailed, places, run_ranks
 from shoal.bench.raw import Raw, Row
 from shoal.core.files import read_json
 from shoal.core.recipe import Recipe
+from shoal.data.shards import Corpus
 from shoal.parallel.cost import Compute, Traffic, step_seconds
 from shoal.parallel.link import Link
 from shoal.parallel.throttle import FRAMING
@@ -90,6 +91,7 @@ def describe(raw: Raw, key: Row) -> str:
 
 
 def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: str, namespaces: bool) -> Row:
+    Corpus.open(Path(plan.recipe.corpus_directory))  # where there is none, no method can be measured
     tokens = plan.recipe.train.global_batch * (plan.recipe.model.context or 1024) / len(where)
     computed = None if method == IDEAL else _computed(plan, raw, len(where), megabits, method)
     if computed is not None and computed["step_seconds"] * _steps(plan, method) > plan.longest:

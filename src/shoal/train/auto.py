@@ -50,11 +50,17 @@ equal bytes, half the steps with half the bits lose less (docs/communication.md)
 FEWER = 0.75
 """Share of the first codec's steps that the second may take at most to be worth its error."""
 
-OUTER: dict[str, Any] = {"outer": "nesterov", "learning_rate": 0.9, "momentum": 0.3}
-"""The outer step of ranks that meet rarely, in the second codec, where the recipe has the default one."""
+CLOSE = 4
+"""Steps between meetings up to which a longer outer step than the mean of the ranks' pays (docs/communication.md)."""
 
-MEETINGS = (2, 4, *range(8, 257, 2))
-"""Steps between meetings that are tried."""
+LONGER: dict[str, Any] = {"outer": "sgd", "learning_rate": 1.2}
+"""The outer step, then: what ranks have each learnt of a part of the batch cancels in part, so their mean falls short."""
+
+WITH_MOMENTUM: dict[str, Any] = {"outer": "nesterov", "learning_rate": 0.9, "momentum": 0.3}
+"""The outer step of ranks that meet rarely, in the second codec."""
+
+MEETINGS = (4, *range(8, 257, 2))
+"""Steps between meetings that are tried: every 2 costs no less loss than every 4."""
 
 FEW_STEPS = 16
 """Up to so many steps between meetings cost little loss; more are taken only where the link must have them."""
@@ -154,12 +160,9 @@ def choose(
         reason = "nothing is much faster" if equal_shares else "ranks with unequal shares of train.global_batch can't part"
         why = f"auto: {kind if kind != 'none' else 'plain'} every step ({best:.0%} of ideal): {reason}"
         return Choice("every", kind, best, (measured, why))
-    default = schema.Local()
-    own = (settings.local.outer, settings.local.learning_rate) != (default.outer, default.learning_rate)
-    outer = OUTER if apart.codec == LOCAL_CODECS[-1] and not own else {}
-    with_outer = ", with outer momentum" if outer else ""
+    outer, told = _outer_step(apart, settings.local)
     why = (
-        f"auto: local updates every {apart.every} steps, {apart.codec}, {apart.overlap} to travel{with_outer} "
+        f"auto: local updates every {apart.every} steps, {apart.codec}, {apart.overlap} to travel{told} "
         f"({apart.share:.0%} of ideal); every step, {kind}: {best:.0%}"
     )
     return Choice("local", apart.codec, apart.share, (measured, why), apart.every, apart.overlap, parts(apart.every), outer)
@@ -198,6 +201,18 @@ class _Apart:
     every: int
     overlap: int
     share: float
+
+
+def _outer_step(apart: _Apart, local: schema.Local) -> tuple[dict[str, Any], str]:
+    """Its settings, and how they are told, where the recipe leaves it as it comes."""
+    default = schema.Local()
+    if (local.outer, local.learning_rate) != (default.outer, default.learning_rate):
+        return {}, ""
+    if apart.codec == LOCAL_CODECS[-1]:
+        return WITH_MOMENTUM, ", with outer momentum"
+    if apart.every <= CLOSE:
+        return LONGER, f", an outer step of {LONGER['learning_rate']:g}"
+    return {}, ""
 
 
 def _apart(link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel) -> _Apart:
