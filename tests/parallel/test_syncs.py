@@ -1,5 +1,6 @@
 """Summed gradients, however the model is divided: over any number of ranks the same as one rank with all the data."""
 
+import os
 from typing import Any
 
 import pytest
@@ -13,12 +14,14 @@ from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.mesh import Mesh, make_mesh
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
 from shoal.parallel.shards import put, whole_shards
+from shoal.parallel.shared_memory import SharedAllReduce
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from tests.ranks import alone, run_ranks
 
-KINDS = ("replicate", "zero1", "zero2", "zero3")
+DIVIDED = ("zero1", "zero2", "zero3")
+KINDS = ("replicate", "shared", *DIVIDED)
 
 
 def small_model(seed: int) -> nn.Sequential:
@@ -28,11 +31,11 @@ def small_model(seed: int) -> nn.Sequential:
 
 def make(kind: str, world: World, model: nn.Module, bucket_bytes: int = 1 << 20, shard: int = 0) -> Sync:
     wire = Wire(world)
-    shard = 1 if kind == "replicate" else shard or world.size
+    shard = shard or world.size if kind in DIVIDED else 1
     mesh = make_mesh(world, (world.size // shard, shard, 1))
     sync: Sync
-    if kind == "replicate":
-        sync = AllReduce(wire, mesh, bucket_bytes)
+    if kind in ("replicate", "shared"):
+        sync = (SharedAllReduce if kind == "shared" else AllReduce)(wire, mesh, bucket_bytes)
     elif kind == "zero1":
         sync = ShardedOptimizer(wire, mesh, bucket_bytes)
     else:
@@ -97,22 +100,23 @@ def test_four_ranks_with_many_buckets_and_accumulation_do_what_one_rank_does(kin
     check_same_as_alone(4, kind, bucket_bytes=40, pieces=2)
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", DIVIDED)
 def test_two_copies_of_a_model_divided_in_two_do_what_one_rank_does(kind: str) -> None:
     check_same_as_alone(4, kind, bucket_bytes=40, pieces=2, shard=2)
 
 
-def unused_parameter(world: World) -> list[Tensor]:
+def unused_parameter(world: World, kind: str) -> list[Tensor]:
     model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
-    sync = make("replicate", world, model, 8)
+    sync = make(kind, world, model, 8)
     sync.begin_backward(last=True)
     model[world.rank](torch.ones(1, 2)).sum().backward()  # each rank uses another half
     sync.before_step()
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
-def test_parameters_that_took_no_part_on_a_rank_still_meet() -> None:
-    first, second = run_ranks(2, unused_parameter)
+@pytest.mark.parametrize("kind", ["replicate", "shared"])
+def test_parameters_that_took_no_part_on_a_rank_still_meet(kind: str) -> None:
+    first, second = run_ranks(2, unused_parameter, kind)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert all(gradient.any() for gradient in first)
 
@@ -124,6 +128,42 @@ def test_bytes_on_the_wire_are_those_of_the_ring(size: int) -> None:
     for got in run_ranks(size, step_of, "replicate", rows):
         assert got["bytes"] == 2 * (parameters * 4) * (size - 1) // size
     assert step_of(alone(), "replicate", rows)["bytes"] == 0
+
+
+def shared_sum(world: World, length: int, broken: int) -> dict[str, Any]:
+    """The sum of numbers that differ by rank, over memory that rank `broken` can't have."""
+    if world.rank == broken:
+        del os.memfd_create  # as where the system isn't Linux
+    model = nn.Linear(length, 1, bias=False)
+    sync = SharedAllReduce(Wire(world), make_mesh(world, (world.size, 1, 1)))
+    sync.attach(model, whole_shards(model))
+    assert (sync.buffers is None) == (broken >= 0)
+    sums = []
+    for step in range(3):
+        sync.begin_backward(last=True)
+        numbers = torch.randn(length, generator=torch.Generator().manual_seed(10 * step + world.rank))
+        model(numbers).backward()
+        sync.before_step()
+        sums.append(sync.gradients.flat[:length].clone())
+        sync.after_step()
+    return {"sums": sums, "sent": sync.wire.sent["all-reduce"]}
+
+
+@pytest.mark.parametrize(("size", "length"), [(2, 200_001), (4, 3), (3, 100_000)])
+def test_sums_in_shared_memory_are_those_in_the_order_of_ranks_on_every_rank(size: int, length: int) -> None:
+    results = run_ranks(size, shared_sum, length, -1)
+    for step in range(3):
+        numbers = [torch.randn(length, generator=torch.Generator().manual_seed(10 * step + rank)) for rank in range(size)]
+        for got in results:
+            assert got["sums"][step].equal(sum(numbers[1:], numbers[0]))
+    assert all(got["sent"] < 200 for got in results)  # words to meet by, whatever the length
+
+
+def test_where_memory_cant_be_shared_sums_travel() -> None:
+    shared, sent = (run_ranks(2, shared_sum, 500, broken) for broken in (-1, 1))
+    for one, other in zip(shared, sent, strict=True):
+        torch.testing.assert_close(one["sums"], other["sums"], rtol=0, atol=0)
+    assert all(got["sent"] == 3 * 500 * 4 for got in sent)
 
 
 @settings(max_examples=30, deadline=None)

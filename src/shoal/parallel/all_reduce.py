@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from shoal.parallel.buckets import Bucket, Buckets
 from shoal.parallel.mesh import Mesh
@@ -23,7 +24,8 @@ class AllReduce(Sync):
         """Lay the gradients out. Raises `ValueError` for mixed types."""
         first = self.mesh.data.rank == 0
         self.shards = {name: replace(shard, first=shard.first and first) for name, shard in shards.items()}
-        self.gradients = Buckets([shard.value for shard in shards.values()], self.bucket_bytes, self._send)
+        values = [shard.value for shard in shards.values()]
+        self.gradients = Buckets(values, self.bucket_bytes, self._send, memory=self._memory)
 
     def begin_backward(self, last: bool) -> None:
         """A backward pass follows; buckets travel during the `last` of a step."""
@@ -43,6 +45,9 @@ class AllReduce(Sync):
     def after_step(self) -> None:
         """Clear the gradients for the next step."""
         self.gradients.flat.zero_()
+
+    def _memory(self, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.zeros(length, dtype=dtype, device=device)
 
     def _send(self, bucket: Bucket) -> Any:
         return self.wire.start_sum(self.gradients.flat[bucket.start : bucket.end], self.mesh.data)

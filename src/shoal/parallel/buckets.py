@@ -25,7 +25,8 @@ class Buckets:
     """The flat buffer of `parameters`' gradients, and when which part of it is sent.
 
     `multiple`: the length of a bucket is one of this many elements, for cutting it into equal pieces. `apart`: those of the
-    parameters that come last, in buckets of their own. Raises `ValueError` for parameters of mixed types.
+    parameters that come last, in buckets of their own. `memory`: gives zeros of a length, type and device. Raises
+    `ValueError` for parameters of mixed types.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Buckets:
         send: Callable[[Bucket], Any],
         multiple: int = 1,
         apart: Collection[nn.Parameter] = (),
+        memory: Callable[[int, torch.dtype, torch.device], Tensor] | None = None,
     ) -> None:
         kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
         if len(kinds) != 1:
@@ -52,7 +54,8 @@ class Buckets:
         self._next = 0
         self._travel = False
         self._lay_out(bucket_bytes // dtype.itemsize, multiple, {len(common) - 1, len(parameters) - 1})
-        self.flat = torch.zeros(self.buckets[-1].end, dtype=dtype, device=device)
+        length = self.buckets[-1].end
+        self.flat = torch.zeros(length, dtype=dtype, device=device) if memory is None else memory(length, dtype, device)
         for parameter, start in zip(self.parameters, self.starts, strict=True):
             parameter.grad = self.flat[start : start + parameter.numel()].view_as(parameter)
             parameter.register_post_accumulate_grad_hook(self._arrived)

@@ -15,10 +15,12 @@ from shoal.parallel.coded_scatter import CodedScatter
 from shoal.parallel.coded_sum import MESSAGE_BYTES, CodedSum
 from shoal.parallel.exact import ExactSum
 from shoal.parallel.fully_sharded import FullySharded
+from shoal.parallel.link import on_one_machine
 from shoal.parallel.local import Local, check_fragments
 from shoal.parallel.mesh import Axis, Mesh, divide, within_copy
 from shoal.parallel.momentum import Momentum
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
+from shoal.parallel.shared_memory import SharedAllReduce
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 
@@ -146,7 +148,15 @@ def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Syn
     kind = parallel.shard if mesh.shard.size > 1 else "replicate"
     if parallel.sync == "local" and mesh.replicate.size > 1:
         return _make_local(recipe, wire, mesh, DIVISIONS[kind](wire, within_copy(mesh), recipe, model))
+    if parallel.sync == "auto" and kind == "replicate" and parallel.codec.kind == "none" and _share_memory(wire, mesh):
+        return SharedAllReduce(wire, mesh, bucket_bytes(recipe))
     return (DIVISIONS if parallel.codec.kind == "none" else CODED_DIVISIONS)[kind](wire, mesh, recipe, model)
+
+
+def _share_memory(wire: Wire, mesh: Mesh) -> bool:
+    """Whether all ranks hold the same, on the processors of one machine."""
+    alike = mesh.data.size == wire.world.size > 1 and wire.world.device.type == "cpu" and not wire.imagined
+    return alike and on_one_machine(wire)
 
 
 def _make_local(recipe: Recipe, wire: Wire, mesh: Mesh, inner: Sync) -> Local:

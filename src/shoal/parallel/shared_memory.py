@@ -1,0 +1,83 @@
+"""Sums over ranks of one machine, in memory that all of them see: nothing is sent.
+
+A rank's gradients lie in a buffer that the others have mapped, too. When all are there, each rank sums its piece over all
+buffers, in the order of ranks, into its own, and then fetches the other pieces from where they were summed: all have the
+same to the bit. Through sockets each number is copied several times, by the same cores that compute.
+"""
+
+import os
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from shoal.parallel.all_reduce import AllReduce
+from shoal.parallel.buckets import Bucket
+from shoal.parallel.mesh import Axis
+from shoal.parallel.shards import Shards
+from shoal.parallel.wire import Wire
+
+TOGETHER = 1 << 16
+"""Numbers that are summed at a time: as many as a core's cache holds of some ranks."""
+
+
+class SharedAllReduce(AllReduce):
+    """As `AllReduce`, between ranks of one machine, on its processors, that are all data ranks."""
+
+    def attach(self, model: nn.Module, shards: Shards) -> None:
+        """Lay the gradients out, in shared memory where the system has it. Raises `ValueError` for mixed types."""
+        self.buffers: list[Tensor] | None = None
+        super().attach(model, shards)
+
+    def before_step(self) -> None:
+        """Sum."""
+        if self.buffers is None:
+            super().before_step()
+            return
+        self.gradients.send_rest()
+        axis, length = self.mesh.data, len(self.gradients.flat)
+        mine = self.buffers[axis.rank]
+        edges = [length * rank // axis.size for rank in range(axis.size + 1)]
+        self._meet()  # all gradients are there
+        for start in range(edges[axis.rank], edges[axis.rank + 1], TOGETHER):
+            part = slice(start, min(start + TOGETHER, edges[axis.rank + 1]))
+            total = self.buffers[0][part] + self.buffers[1][part]
+            for other in self.buffers[2:]:
+                total += other[part]
+            mine[part] = total
+        self._meet()  # all pieces are summed
+        for rank, other in enumerate(self.buffers):
+            if rank != axis.rank:
+                mine[edges[rank] : edges[rank + 1]] = other[edges[rank] : edges[rank + 1]]
+        self._meet()  # nobody reads this buffer any more
+
+    def _memory(self, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        self.buffers = map_buffers(self.wire, self.mesh.data, length, dtype)
+        return super()._memory(length, dtype, device) if self.buffers is None else self.buffers[self.mesh.data.rank]
+
+    def _send(self, bucket: Bucket) -> object:
+        return super()._send(bucket) if self.buffers is None else None
+
+    def _meet(self) -> None:
+        self.wire.sum(torch.zeros(1), self.mesh.data)
+
+
+def map_buffers(wire: Wire, axis: Axis, length: int, dtype: torch.dtype) -> list[Tensor] | None:
+    """A buffer [length] of zeros of every rank's, which all ranks see, by rank; None where the system has none such.
+
+    The axis is of all ranks. Memory without a name, which is gone with the last rank however that ends, and isn't
+    bounded by the size of /dev/shm, which is small in containers.
+    """
+    number, path = None, None
+    with suppress(AttributeError, OSError):  # not on Linux, or out of memory
+        number = os.memfd_create("shoal")
+        os.ftruncate(number, length * dtype.itemsize)
+        path = f"/proc/{os.getpid()}/fd/{number}"
+    buffers = []
+    for one in filter(None, wire.gather_objects(path)):
+        with suppress(RuntimeError):  # another's processes are not for this one to look at
+            buffers.append(torch.from_file(one, shared=True, size=length, dtype=dtype))
+    mapped = min(wire.gather_objects(len(buffers)))  # also: all have mapped what the paths are of
+    if number is not None:
+        os.close(number)
+    return buffers if mapped == axis.size else None
