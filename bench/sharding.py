@@ -50,6 +50,7 @@ def shoal_contender(kind: str, recipe: Path, corpus: Path, steps: int, warmup: i
     def measure(round_number: int) -> Result:
         command = shoal_command(
             *("pretrain", recipe, "--json", "--workers", 2, "--parallel.threads", 1, "--parallel.shard", kind),
+            *("--parallel.sync", "every"),  # what is compared is how they travel
             *("--train.steps", steps, "--data.directory", corpus, "--name", f"bench-{stamp}-{kind}-{round_number + 1}"),
         )
         result = run_json(command, XDG_CACHE_HOME=str(SCRATCH / "compiler" / "sharding"))

@@ -32,7 +32,9 @@ def main(
         keys: Other keys of the recipe, as `model.context=256`.
     """
     given = ["--data.directory", str(corpus), "--parallel.shard", shard, "--parallel.tensor", str(tensor)]
-    chosen = read_recipe(recipe, [*given, "--train.compile", "off", *(f"--{key}" for key in keys)])
+    chosen = read_recipe(
+        recipe, [*given, "--parallel.sync", "every", "--train.compile", "off", *(f"--{key}" for key in keys)]
+    )
     with join("cpu", threads=1) as world, TemporaryDirectory() as folder:
         parts, _ = build(chosen, RunDirectory(Path(folder)), world, quiet=True)
         wire = parts.sync.wire

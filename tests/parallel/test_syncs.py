@@ -130,9 +130,12 @@ def test_bytes_on_the_wire_are_those_of_the_ring(size: int) -> None:
     assert step_of(alone(), "replicate", rows)["bytes"] == 0
 
 
-def shared_sum(world: World, length: int, broken: int) -> dict[str, Any]:
-    """The sum of numbers that differ by rank, over memory that rank `broken` can't have."""
-    if world.rank == broken:
+def shared_sum(world: World, length: int, broken: int, lost: bool = False) -> dict[str, Any]:
+    """The sum of numbers that differ by rank, over memory that rank `broken` can't have, or (`lost`) tells wrongly of."""
+    if world.rank == broken and lost:
+        process = os.getppid()  # as in a container that counts processes by itself
+        os.getpid = lambda: process
+    elif world.rank == broken:
         del os.memfd_create  # as where the system isn't Linux
     model = nn.Linear(length, 1, bias=False)
     sync = SharedAllReduce(Wire(world), make_mesh(world, (world.size, 1, 1)))
@@ -159,8 +162,9 @@ def test_sums_in_shared_memory_are_those_in_the_order_of_ranks_on_every_rank(siz
     assert all(got["sent"] < 200 for got in results)  # words to meet by, whatever the length
 
 
-def test_where_memory_cant_be_shared_sums_travel() -> None:
-    shared, sent = (run_ranks(2, shared_sum, 500, broken) for broken in (-1, 1))
+@pytest.mark.parametrize("lost", [False, True])
+def test_where_memory_cant_be_shared_sums_travel(lost: bool) -> None:
+    shared, sent = (run_ranks(2, shared_sum, 500, broken, lost) for broken in (-1, 1))
     for one, other in zip(shared, sent, strict=True):
         torch.testing.assert_close(one["sums"], other["sums"], rtol=0, atol=0)
     assert all(got["sent"] == 3 * 500 * 4 for got in sent)

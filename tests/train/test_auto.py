@@ -78,7 +78,8 @@ def test_ranks_that_meet_often_step_further_than_their_mean() -> None:
     for every, choice in found.items():
         assert choice.outer == ({"outer": "sgd", "learning_rate": 1.2} if every <= 4 else {})
         assert ("an outer step of 1.2" in choice.reasons[1]) == (every <= 4)
-    assert on_link(20, local=schema.Local(learning_rate=0.7)).outer == {}
+    own = on_link(20, local=schema.Local(learning_rate=0.7))
+    assert (own.sync, own.every, own.outer) == ("local", 4, {})
 
 
 def test_int4_is_kept_where_two_bits_would_need_as_many_steps() -> None:

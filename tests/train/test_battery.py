@@ -217,6 +217,11 @@ def test_the_bytes_of_a_step_are_foretold(corpus: Path, lives: Any, name: str) -
     assert {record["wire_bytes"] for record in records[warmup:]} == {sum(layout.sent.values())}
 
 
+def test_in_shared_memory_next_to_nothing_is_sent(lives: Any) -> None:
+    records = read_metrics(RunDirectory(lives[0] / "in shared memory" / "straight").metrics)[0]
+    assert all(0 < record["wire_bytes"] < 1000 for record in records)
+
+
 @pytest.mark.parametrize("name", MEETING)
 def test_a_bad_step_of_a_rank_is_skipped_by_all_and_too_many_end_the_run(lives: Any, name: str) -> None:
     folder, seen = lives

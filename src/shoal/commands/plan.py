@@ -200,7 +200,9 @@ def _rehearsed(recipe: Recipe, text: Text, shape: Shape, arguments: Arguments) -
     extent = Extent(here, shape.at_once, most, shape.held_out, guess)
     console = Console(stderr=True, quiet=arguments.quiet)
     with console.status(f"rehearsing on {workers} rank{'s' * (workers > 1)} …"):
-        rehearsal = rehearse(recipe, workers, extent)
+        # ranks of one machine share memory, which those of several can't
+        apart = machines > 1 and recipe.parallel.sync == "auto"
+        rehearsal = rehearse(advice.changed(recipe, {"parallel.sync": "every"}) if apart else recipe, workers, extent)
     if machines > 1:
         alike = advice.changed(recipe, {"train.micro_batch": shape.at_once})
         elsewhere, seen = (estimate(alike, text.vocabulary, count)["memory_bytes"] for count in (ranks, workers))

@@ -5,8 +5,9 @@ buffers, in the order of ranks, into its own, and then fetches the other pieces 
 same to the bit. Through sockets each number is copied several times, by the same cores that compute.
 """
 
+import mmap
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,14 @@ from shoal.parallel.shards import Shards
 from shoal.parallel.wire import Wire
 
 TOGETHER = 1 << 16
-"""Numbers that are summed at a time: as many as a core's cache holds of some ranks."""
+"""Numbers that are summed at a time, 256 KiB a rank: they stay in a core's cache until they are written."""
 
 
 class SharedAllReduce(AllReduce):
-    """As `AllReduce`, between ranks of one machine, on its processors, that are all data ranks."""
+    """As `AllReduce`, between ranks of one machine, on its processors, that are all data ranks.
+
+    Sums begin when the slowest rank's backward has ended, and cost so little that hiding them would save less.
+    """
 
     def attach(self, model: nn.Module, shards: Shards) -> None:
         """Lay the gradients out, in shared memory where the system has it. Raises `ValueError` for mixed types."""
@@ -66,18 +70,28 @@ def map_buffers(wire: Wire, axis: Axis, length: int, dtype: torch.dtype) -> list
     """A buffer [length] of zeros of every rank's, which all ranks see, by rank; None where the system has none such.
 
     The axis is of all ranks. Memory without a name, which is gone with the last rank however that ends, and isn't
-    bounded by the size of /dev/shm, which is small in containers.
+    bounded by the size of /dev/shm, which is small in containers. Containers may share a network and a boot, and yet count
+    processes apart, so that a path leads to another's file: device and inode tell whether it is the one that is meant.
     """
-    number, path = None, None
-    with suppress(AttributeError, OSError):  # not on Linux, or out of memory
-        number = os.memfd_create("shoal")
-        os.ftruncate(number, length * dtype.itemsize)
-        path = f"/proc/{os.getpid()}/fd/{number}"
-    buffers = []
-    for one in filter(None, wire.gather_objects(path)):
-        with suppress(RuntimeError):  # another's processes are not for this one to look at
-            buffers.append(torch.from_file(one, shared=True, size=length, dtype=dtype))
-    mapped = min(wire.gather_objects(len(buffers)))  # also: all have mapped what the paths are of
-    if number is not None:
-        os.close(number)
+    with ExitStack() as closing:
+        said = None
+        with suppress(AttributeError, OSError):  # not on Linux, or out of memory
+            mine = os.memfd_create("shoal")
+            closing.callback(os.close, mine)
+            os.ftruncate(mine, length * dtype.itemsize)
+            said = f"/proc/{os.getpid()}/fd/{mine}", _identity(mine)
+        buffers = []
+        for told in wire.gather_objects(said):
+            with suppress(OSError, TypeError):  # another's processes are not for this one to look at; there is none
+                path, identity = told
+                number = os.open(path, os.O_RDWR)
+                closing.callback(os.close, number)
+                if _identity(number) == identity:
+                    buffers.append(torch.frombuffer(mmap.mmap(number, length * dtype.itemsize), dtype=dtype))
+        mapped = min(wire.gather_objects(len(buffers)))  # also: all have mapped what the paths are of
     return buffers if mapped == axis.size else None
+
+
+def _identity(number: int) -> tuple[int, int]:
+    found = os.fstat(number)
+    return found.st_dev, found.st_ino

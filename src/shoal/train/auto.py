@@ -210,7 +210,7 @@ def _outer_step(apart: _Apart, local: schema.Local) -> tuple[dict[str, Any], str
         return {}, ""
     if apart.codec == LOCAL_CODECS[-1]:
         return WITH_MOMENTUM, ", with outer momentum"
-    if apart.every <= CLOSE:
+    if apart.every <= CLOSE and not local.mix:
         return LONGER, f", an outer step of {LONGER['learning_rate']:g}"
     return {}, ""
 
