@@ -91,7 +91,6 @@ def describe(raw: Raw, key: Row) -> str:
 
 
 def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: str, namespaces: bool) -> Row:
-    Corpus.open(Path(plan.recipe.corpus_directory))  # where there is none, no method can be measured
     tokens = plan.recipe.train.global_batch * (plan.recipe.model.context or 1024) / len(where)
     computed = None if method == IDEAL else _computed(plan, raw, len(where), megabits, method)
     if computed is not None and computed["step_seconds"] * _steps(plan, method) > plan.longest:
@@ -134,7 +133,7 @@ def _shoal(plan: Plan, where: Sequence[Place], megabits: float, method: str) -> 
         "train.minutes": 0.0,
         "train.device": "cpu",
         "train.global_batch": plan.recipe.train.global_batch // (len(where) if alone else 1),
-        "data.directory": str(Path(plan.recipe.corpus_directory).resolve()),
+        "data.directory": str(Corpus.open(Path(plan.recipe.corpus_directory)).directory.resolve()),
         "evaluation.every": 0,
         "evaluation.final_sequences": 2,
         "parallel.threads": 1,
