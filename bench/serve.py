@@ -1,8 +1,9 @@
 """How fast a server answers many at once, next to its engine alone and `transformers serve`; and what leaving clients cost.
 
-Clients stream completions of one model, greedily, each its next as soon as the last has ended, over plain sockets, so that
-they take little of the two cores themselves. Tokens are those that servers report as used; the time to the first token is
-from sending a request to its first event with text. The engine alone writes the same texts, as many at once, without HTTP.
+Clients stream completions of one model, greedily, each its next as soon as the last has ended, over a connection that it
+keeps, as OpenAI's own client does, but over plain sockets in one thread, so that they take little of the two cores
+themselves. Tokens are those that servers report as used; the time to the first token is from sending a request to its first
+event with text. The engine alone writes the same texts, as many at once, without HTTP.
 
     python bench/serve.py --model runs/demo
     python bench/serve.py --model runs/demo --disconnects 10000
@@ -17,6 +18,7 @@ import json
 import os
 import random
 import re
+import selectors
 import socket
 import statistics
 import subprocess
@@ -38,6 +40,8 @@ COLUMNS = ["", "tokens/s", "lowest–highest", "of the engine", "first token, p5
 SHOAL, ENGINE = "shoal serve", "the engine alone"
 PEERS = {"transformers serve": (), "transformers serve, continuous batching": ("--continuous-batching",)}
 PROMPT_BYTES = 200
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+"""How an answer ends whose length was not said before."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def request_bytes(server: Server, prompt: str, tokens: int, stream: bool = True)
     if stream and server.model == "model":
         body["stream_options"] = {"include_usage": True}  # transformers always does
     content = json.dumps(body).encode()
-    lines = ("POST /v1/completions HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", "Connection: close")
+    lines = ("POST /v1/completions HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json")
     return "\r\n".join((*lines, f"Content-Length: {len(content)}", "", "")).encode() + content
 
 
@@ -150,38 +154,62 @@ class Answer:
     tokens: int
 
 
-async def ask(server: Server, prompt: str, tokens: int) -> Answer:
-    """One stream, read to its end."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    began, first = time.perf_counter(), 0.0
-    writer.write(request_bytes(server, prompt, tokens))
-    parts = []
-    while part := await reader.read(1 << 16):
-        parts.append(part)
-        if not first and b'"text"' in part:
-            first = time.perf_counter() - began
-    writer.close()
-    answer = b"".join(parts).decode()
-    used = re.findall(r'"completion_tokens": ?(\d+)', answer)
-    if not used or not first:
-        raise SystemExit(f"no stream of a text came, but:\n{answer[:1000]}")
-    return Answer(first, int(used[-1]))
+class Client:
+    """Who asks a server, one text after another."""
+
+    def __init__(self, server: Server, tokens: int, texts: Iterator[str]) -> None:
+        self.server, self.tokens, self.texts = server, tokens, texts
+        self.connection = self._connect()
+        self.answers: list[Answer] = []
+
+    def ask(self) -> None:
+        """Begin the next."""
+        self.connection.sendall(request_bytes(self.server, next(self.texts), self.tokens))
+        self.began, self.first, self.read = time.perf_counter(), 0.0, bytearray()
+
+    def hear(self) -> bool:
+        """What has come; whether that was the last of it."""
+        part = self.connection.recv(1 << 16)
+        self.read += part
+        if not self.first and b'"text"' in part:
+            self.first = time.perf_counter() - self.began
+        if part and not self.read.endswith(LAST_CHUNK):
+            return False
+        used = re.findall(rb'"completion_tokens": ?(\d+)', self.read)
+        if not used or not self.first:
+            raise SystemExit(f"no stream of a text came, but:\n{self.read.decode()[:1000]}")
+        self.answers.append(Answer(self.first, int(used[-1])))
+        return True
+
+    def _connect(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.server.port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
 
 
-async def answers(server: Server, arguments: Arguments, requests: int, texts: Iterator[str]) -> list[Answer]:
-    """Of all clients, each asking so many times."""
-
-    async def client() -> list[Answer]:
-        return [await ask(server, next(texts), arguments.tokens) for _ in range(requests)]
-
-    return list(itertools.chain(*await asyncio.gather(*(client() for _ in range(arguments.clients)))))
+def answers(server: Server, clients: int, requests: int, tokens: int, texts: Iterator[str]) -> list[Answer]:
+    """Of all clients at once, each asking so many times."""
+    everyone = [Client(server, tokens, texts) for _ in range(clients)]
+    with selectors.DefaultSelector() as selector:
+        for client in everyone:
+            selector.register(client.connection, selectors.EVENT_READ, client)
+            client.ask()
+        while selector.get_map():
+            for key, _ in selector.select():
+                if key.data.hear():
+                    if len(key.data.answers) < requests:
+                        key.data.ask()
+                    else:
+                        selector.unregister(key.fileobj)
+                        key.data.connection.close()
+    return [answer for client in everyone for answer in client.answers]
 
 
 def measured(server: Server, arguments: Arguments) -> Result:
     texts = prompts_of(arguments)
-    asyncio.run(answers(server, arguments, 1, texts))
+    answers(server, arguments.clients, 1, arguments.tokens, texts)
     began = time.perf_counter()
-    found = asyncio.run(answers(server, arguments, arguments.requests, texts))
+    found = answers(server, arguments.clients, arguments.requests, arguments.tokens, texts)
     seconds = time.perf_counter() - began
     first = [answer.first_token_seconds for answer in found]
     tokens = sum(answer.tokens for answer in found)
@@ -329,7 +357,7 @@ def soak(arguments: Arguments) -> None:
             asyncio.run(crowd(count))
             while (found := figures(server))["shoal_running"] or found["shoal_waiting"] or found["shoal_requests_open"] > 1:
                 time.sleep(0.1)
-            answer = asyncio.run(ask(server, "def main(", arguments.tokens))
+            [answer] = answers(server, 1, 1, arguments.tokens, iter(["def main("]))
             result = {
                 "left": done + count, "memory_bytes": found["process_resident_memory_bytes"],
                 "open_files": found["process_open_fds"], "first_token_seconds": answer.first_token_seconds,

@@ -1,6 +1,6 @@
 """Tokens become text piece by piece: all of it, in whole characters, and nothing of a stop string."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from shoal.data.tokenizer import TextTokenizer, train_bpe
-from shoal.serve.detokenizer import LONGEST_HELD, Detokenizer, StopStrings, token_text
+from shoal.serve.detokenizer import (
+    LONGEST_HELD,
+    AnyDetokenizer,
+    ByteDetokenizer,
+    Detokenizer,
+    StopStrings,
+    make_detokenizer,
+    token_text,
+)
 
 BPE = train_bpe(["the fish and the shoal swim in the sea, naïve 日本語 😀\n"] * 3, 290)
 PROMPT = BPE.encode("the naïve ").tolist()
@@ -27,45 +35,64 @@ def words() -> TextTokenizer:
     return TextTokenizer(library, "</s>", {})
 
 
-def told(tokenizer: TextTokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> list[str]:
-    detokenizer = Detokenizer(tokenizer, prompt)
+def told(detokenizer: Detokenizer, tokens: Sequence[int]) -> list[str]:
     return [*map(detokenizer.put, tokens), detokenizer.rest()]
 
 
+both = pytest.mark.parametrize("kind", [ByteDetokenizer, AnyDetokenizer])
+Kind = Callable[[TextTokenizer, Sequence[int]], Detokenizer]
+
+
+@both
 @settings(deadline=None, max_examples=100)
-@given(some_text)
-def test_a_text_comes_whole_and_no_character_in_parts(text: str) -> None:
-    pieces = told(BPE, PROMPT, BPE.encode(text).tolist())
+@given(text=some_text)
+def test_a_text_comes_whole_and_no_character_in_parts(kind: Kind, text: str) -> None:
+    pieces = told(kind(BPE, PROMPT), BPE.encode(text).tolist())
     assert "".join(pieces) == text
     assert [piece for piece in pieces if "\ufffd" in piece and "\ufffd" not in text] == []
 
 
+@both
 @settings(deadline=None, max_examples=200)
-@given(some_tokens)
-def test_any_tokens_give_the_text_that_they_give_at_once(tokens: list[int]) -> None:
-    assert "".join(told(BPE, PROMPT, tokens)) == BPE.decode(tokens)
+@given(tokens=some_tokens)
+def test_any_tokens_give_the_text_that_they_give_at_once(kind: Kind, tokens: list[int]) -> None:
+    assert "".join(told(kind(BPE, PROMPT), tokens)) == BPE.decode(tokens)
 
 
+@settings(deadline=None, max_examples=300)
+@given(some_tokens, some_tokens)
+def test_bytes_tell_what_decoding_tells_wherever_a_prompt_ends(prompt: list[int], tokens: list[int]) -> None:
+    assert "".join(told(ByteDetokenizer(BPE, prompt), tokens)) == "".join(told(AnyDetokenizer(BPE, prompt), tokens))
+
+
+def test_tokenizers_whose_tokens_are_bytes_are_read_as_such() -> None:
+    assert isinstance(make_detokenizer(BPE, PROMPT), ByteDetokenizer)
+    assert isinstance(make_detokenizer(words(), [1]), AnyDetokenizer)
+
+
+@both
 @settings(deadline=None, max_examples=50)
-@given(some_tokens, st.integers(0, 255), st.integers(LONGEST_HELD + 1, 80))
-def test_bytes_that_are_no_characters_are_not_held_back_for_ever(tokens: list[int], byte: int, times: int) -> None:
+@given(tokens=some_tokens, byte=st.integers(0, 255), times=st.integers(LONGEST_HELD + 1, 80))
+def test_bytes_that_are_no_characters_are_not_held_back_for_ever(
+    kind: Kind, tokens: list[int], byte: int, times: int
+) -> None:
     [junk] = BPE.encode(bytes([byte]).decode("latin-1")).tolist()[-1:]
     tokens = [*tokens, *[junk] * times]
-    pieces = told(BPE, PROMPT, tokens)
+    pieces = told(kind(BPE, PROMPT), tokens)
     assert "".join(pieces) == BPE.decode(tokens)
     assert len(pieces[-1]) <= LONGEST_HELD + 1
 
 
 def test_a_space_between_words_is_told_where_the_text_goes_on_and_not_where_it_begins() -> None:
     tokenizer = words()
-    assert told(tokenizer, [1], [2, 3, 1]) == [" swim", "ming", " fish", ""]
-    assert told(tokenizer, [], [2, 3, 1]) == ["swim", "ming", " fish", ""]
+    assert told(make_detokenizer(tokenizer, [1]), [2, 3, 1]) == [" swim", "ming", " fish", ""]
+    assert told(make_detokenizer(tokenizer, []), [2, 3, 1]) == ["swim", "ming", " fish", ""]
     assert [token_text(tokenizer, token) for token in (2, 3)] == [" swim", "ming"]
 
 
 def test_a_character_of_byte_tokens_comes_when_it_is_whole() -> None:
     tokens = [4 + byte for byte in "é日😀".encode()]
-    assert [piece for piece in told(words(), [1], tokens) if piece] == ["é", "日", "😀"]
+    assert [piece for piece in told(make_detokenizer(words(), [1]), tokens) if piece] == ["é", "日", "😀"]
 
 
 some_words = st.text("ab c", min_size=1, max_size=4)

@@ -9,13 +9,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.core.errors import InputError
+from shoal.core.native import available
 from shoal.core.seeds import generator
-from shoal.serve.sampling import Sampling, draw, penalise
+from shoal.serve import sampling as sampling_module
+from shoal.serve.sampling import Sampling, draw, likeliest, penalise
 
 # far enough apart that rounding makes no two equal
 some_logits = st.lists(st.integers(-160, 160), min_size=1, max_size=12, unique=True).map(
     lambda eighths: torch.tensor(eighths) / 8
 )
+
+
+@pytest.mark.parametrize("library", [True, False])
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_the_likeliest_token_is_the_first_of_the_largest_logit_and_none_where_there_is_no_number(
+    library: bool, data: st.DataObject
+) -> None:
+    rows, vocabulary, rounded = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 700)), data.draw(st.integers(0, 9))
+    random = torch.Generator().manual_seed(data.draw(st.integers(0, 1 << 30)))
+    # few values, so that many are equal
+    logits = torch.randint(-3, 4, (rows, vocabulary + rounded), generator=random).float()[:, :vocabulary]
+    kinds = st.sampled_from([math.nan, math.inf, -math.inf, None])
+    strange = [data.draw(kinds) for _ in range(rows)]
+    for row, value in enumerate(strange):
+        if value is not None:
+            logits[row, data.draw(st.integers(0, vocabulary - 1))] = value
+    with pytest.MonkeyPatch.context() as patch:
+        if library:
+            assert available()
+        else:
+            patch.setattr(sampling_module, "brief", lambda: None)
+        found = likeliest(logits)
+    for row, value in enumerate(strange):
+        numbers = logits[row].tolist()
+        impossible = value is not None and (value != -math.inf or vocabulary == 1)
+        assert found[row] == (-1 if impossible else numbers.index(max(numbers)))
 
 
 def draw_one(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> int:

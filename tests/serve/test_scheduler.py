@@ -362,12 +362,12 @@ def test_what_can_not_be_served_is_refused(wrong: Request, expected: str) -> Non
         scheduler_of(GPT).prepare(wrong, print)
 
 
-def test_tokens_are_chosen_by_one_thread_and_the_others_are_there_again_for_the_model() -> None:
+def test_tokens_are_drawn_by_one_thread_and_the_others_are_there_again_for_the_model() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         scheduler, seen = scheduler_of(GPT), list[int]()
-        scheduler.add(scheduler.prepare(ask("the fish", 3), lambda piece: seen.append(torch.get_num_threads())))
+        scheduler.add(scheduler.prepare(ask("the fish", 3, Sampling()), lambda piece: seen.append(torch.get_num_threads())))
         while scheduler.busy:
             scheduler.step()
             assert torch.get_num_threads() == 2

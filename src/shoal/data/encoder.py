@@ -9,8 +9,8 @@ the work.
 """
 
 import json
-import threading
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -29,6 +29,7 @@ except ImportError:  # no wheel for this machine
 Encode = Callable[[Sequence[bytes]], list[NDArray[np.uint32]]]
 
 CODE_POINTS = 0x110000
+PAGE = 0x100
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -64,14 +65,15 @@ def reference_encoder(tokenizer_json: str) -> Encode:
 class _Fast:
     """Byte-level BPE through `gigatoken` wherever it is sure to agree with the reference.
 
-    Each thread has an encoder of its own: `gigatoken`'s can't be used by two at a time ("Already borrowed").
+    As many encoders as threads encode at a time: `gigatoken`'s can't be used by two at once ("Already borrowed").
     """
 
     def __init__(self, tokenizer_json: str) -> None:
         self.reference = reference_encoder(tokenizer_json)
         tree = json.loads(tokenizer_json)
         self.tokenizer_json = json.dumps({**tree, "added_tokens": []})
-        self.own = threading.local()
+        self.idle: deque[tuple[gigatoken.Tokenizer, int]] = deque()
+        """Encoders that nobody uses, each with how many bytes it may yet read."""
 
     def __call__(self, texts: Sequence[bytes]) -> list[NDArray[np.uint32]]:
         if _is_familiar(b"".join(texts)):
@@ -79,11 +81,14 @@ class _Fast:
         return [self._encode(text) if _is_familiar(text) else self.reference([text])[0] for text in texts]
 
     def _encode(self, text: bytes) -> NDArray[np.uint32]:
-        if getattr(self.own, "room", 0) <= 0:
-            self.own.fast = gigatoken.Tokenizer.from_json(self.tokenizer_json)
-            self.own.room = CACHE_BYTES
-        self.own.room -= len(text)
-        return self.own.fast.encode(text)
+        try:
+            fast, room = self.idle.pop()
+        except IndexError:
+            fast, room = gigatoken.Tokenizer.from_json(self.tokenizer_json), CACHE_BYTES
+        ids = fast.encode(text)
+        if room > len(text):
+            self.idle.append((fast, room - len(text)))
+        return ids
 
 
 def _table_encoder(vocabulary: dict[str, int]) -> Encode:
@@ -113,12 +118,28 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 
 def _is_familiar(text: bytes) -> bool:
     """Whether this Python's Unicode has all characters; newer ones are letters to one library and not to another."""
-    return text.isascii() or not _unassigned()[_code_points(text.decode())].any()
+    if text.isascii():
+        return True
+    points = _code_points(text.decode())
+    new = _unassigned()[points]
+    if not new.any():
+        return True
+    # once a page, and no more than a text needs: all take 80 ms, for which a server would stand still
+    for page in np.unique(points[new] // PAGE).tolist():
+        _look_up(page)
+    return not _unassigned()[points].any()
 
 
 @lru_cache(maxsize=1)
 def _unassigned() -> NDArray[np.bool_]:
-    return np.frombuffer(bytes(map("Cn".__eq__, map(unicodedata.category, map(chr, range(CODE_POINTS))))), bool)
+    """Of each code point whether it is no character; all of a page that has not been looked up."""
+    return np.ones(CODE_POINTS, bool)
+
+
+@lru_cache(maxsize=CODE_POINTS // PAGE)
+def _look_up(page: int) -> None:
+    points = range(page * PAGE, (page + 1) * PAGE)
+    _unassigned()[points.start : points.stop] = [unicodedata.category(chr(point)) == "Cn" for point in points]
 
 
 def _is_char(tree: dict[str, Any]) -> bool:

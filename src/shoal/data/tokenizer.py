@@ -23,6 +23,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from shoal.core.errors import InputError
 from shoal.core.files import read_json, write_json, write_text
+from shoal.data.byte_level import read_bytes
 from shoal.data.encoder import LLAMA3_PATTERN, Encode, open_encoder
 from shoal.data.frames import Frame, around, ask_frame, says_frame
 from shoal.data.special_tokens import END_OF_TEXT, SEPARATOR, config_keys, spellings
@@ -88,6 +89,23 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """The text of token ids; the end-of-text token is written out."""
         return str(self.library.decode([int(token) for token in ids], skip_special_tokens=False))
+
+    @cached_property
+    def concatenates(self) -> bool:
+        """Whether tokens are bytes (`bytes_of`), whatever stands beside them."""
+        return isinstance(self.library.decoder, decoders.ByteLevel)
+
+    def bytes_of(self, token: int) -> bytes:
+        """Of a tokenizer that `concatenates`: what the token adds to a text."""
+        if (known := self._bytes.get(token)) is None:
+            written = self.library.id_to_token(token) or ""
+            raw = read_bytes(written)
+            known = self._bytes[token] = written.encode() if raw is None else raw
+        return known
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        return {}
 
     @cached_property
     def _encode(self) -> Encode:

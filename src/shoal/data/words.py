@@ -9,13 +9,13 @@ word: what is one there takes a dictionary.
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.data.byte_level import read_bytes
 from shoal.data.tokenizer import TextTokenizer
 
 BREAK, LETTER, DIGIT, SIGN, JOINED = range(5)
@@ -72,8 +72,7 @@ class _Spelling:
         if self.continuing:
             text = written.removeprefix(self.continuing)
             return JOINED if text != written else BREAK, kind(text[-1:]), len(text.encode())
-        if self.byte_level and all(character in self.bytes_of for character in written):
-            raw = bytes(self.bytes_of[character] for character in written)
+        if self.byte_level and (raw := read_bytes(written)):
             text = raw.decode(errors="replace")
             first = JOINED if raw[0] & 0xC0 == 0x80 else kind(text[0])
             if (
@@ -83,13 +82,6 @@ class _Spelling:
             return first, kind(text[-1]), len(raw)
         text = written.replace(METASPACE, " ")
         return kind(text[0]), kind(text[-1]), len(text.encode())
-
-    @cached_property
-    def bytes_of(self) -> dict[str, int]:
-        """GPT-2's writing of bytes as visible characters: those that are visible as themselves, the others from 256 on."""
-        visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-        hidden = [byte for byte in range(256) if byte not in set(visible)]
-        return {chr(byte): byte for byte in visible} | {chr(256 + number): byte for number, byte in enumerate(hidden)}
 
 
 def kind(character: str) -> int:

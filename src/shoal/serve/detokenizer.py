@@ -1,10 +1,13 @@
 """From tokens, one after another, to text that may be shown: whole characters, and nothing of a stop string.
 
 A token may hold a part of a character only, and some tokenizers write a space only between tokens. So what is new is read
-together with the few tokens before it, and is held back while its end could still change.
+together with the few tokens before it, and is held back while its end could still change. Byte-level tokenizers, which are
+most, need none of that: their tokens are bytes.
 """
 
+import codecs
 from collections.abc import Sequence
+from typing import Protocol
 
 from shoal.data.tokenizer import TextTokenizer
 
@@ -18,8 +21,51 @@ LONGEST_HELD = 16
 """Tokens that are held back at most for a character that might come."""
 
 
-class Detokenizer:
+class Detokenizer(Protocol):
     """The text of tokens that follow a prompt."""
+
+    def put(self, token: int) -> str:
+        """The characters that have become whole with this token, if any."""
+
+    def rest(self) -> str:
+        """What has not been shown, as it would be if nothing followed."""
+
+
+def make_detokenizer(tokenizer: TextTokenizer, prompt: Sequence[int]) -> Detokenizer:
+    """For tokens that follow this prompt."""
+    return (ByteDetokenizer if tokenizer.concatenates else AnyDetokenizer)(tokenizer, prompt)
+
+
+class ByteDetokenizer:
+    """Of a byte-level tokenizer: a decoder of UTF-8 that is given a token's bytes at a time."""
+
+    def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int]) -> None:
+        self._bytes_of = tokenizer.bytes_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token in prompt[-BEFORE:]:
+            self._decoder.decode(self._bytes_of(token))
+        # a character that a prompt ends within belongs to the prompt
+        self._skipped = 1 if self._held else 0
+
+    def put(self, token: int) -> str:
+        """As `Detokenizer.put`."""
+        text = self._decoder.decode(self._bytes_of(token))
+        if text and self._skipped:
+            text, self._skipped = text[1:], 0
+        return text
+
+    def rest(self) -> str:
+        """As `Detokenizer.rest`."""
+        return self._held.decode(errors="replace")[self._skipped :]
+
+    @property
+    def _held(self) -> bytes:
+        """The bytes of a character that is not whole."""
+        return self._decoder.getstate()[0]
+
+
+class AnyDetokenizer:
+    """Of any tokenizer, by decoding what is new with what stands before it."""
 
     def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
@@ -28,7 +74,7 @@ class Detokenizer:
         self._before, self._told = 0, len(self._tokens)
 
     def put(self, token: int) -> str:
-        """The characters that have become whole with this token, if any."""
+        """As `Detokenizer.put`."""
         self._tokens.append(token)
         new = self.rest()
         if not new:
@@ -51,7 +97,7 @@ class Detokenizer:
         return text
 
     def rest(self) -> str:
-        """What has not been shown, as it would be if nothing followed."""
+        """As `Detokenizer.rest`."""
         known = self._tokenizer.decode(self._tokens[self._before : self._told])
         return self._tokenizer.decode(self._tokens[self._before :])[len(known) :]
 
@@ -67,6 +113,8 @@ class StopStrings:
 
     def put(self, text: str) -> str:
         """What may be shown, now that this text follows."""
+        if not self._words:
+            return text
         self._held += text
         places = [place for word in self._words if (place := self._held.find(word)) >= 0]
         self.found = bool(places)

@@ -6,7 +6,7 @@ last piece has a `finish`. A text that nobody waits for any more is cancelled by
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from shoal.core.errors import ShoalError
 from shoal.serve.sampling import Sampling
@@ -66,8 +66,7 @@ class ToldToken:
     """(token, its text, its logarithmic probability), best first."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What a text goes on with: whole characters, none of a stop string."""
 
     text: str

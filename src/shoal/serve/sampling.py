@@ -8,15 +8,18 @@ that number falls within the rounding.
 Shape suffixes: R rows (a text each), V vocabulary, C candidates.
 """
 
+import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from shoal.core.errors import InputError
+from shoal.core.native import brief, pointer
 
 FIRST_CANDIDATES = 256
 """So many of the likeliest tokens are sorted for top-p; eight times as many where that is too little, and so on."""
@@ -59,16 +62,29 @@ class Sampling:
             raise InputError(f"repetition penalty is {self.repetition_penalty}; accepted: above 0")
 
 
+def likeliest(logits_RV: Tensor) -> list[int]:
+    """Each row's likeliest token; -1 where its largest logit is no finite number."""
+    library = brief()
+    if library is None or logits_RV.dtype != torch.float32 or logits_RV.stride(1) != 1:
+        best_R, tokens_R = logits_RV.max(-1)
+        return torch.where(best_R.isfinite(), tokens_R, -1).tolist()
+    rows, vocabulary = logits_RV.shape
+    tokens: Any = (ctypes.c_int32 * rows)()
+    sizes = map(ctypes.c_int64, (rows, logits_RV.stride(0), vocabulary))
+    library.likeliest(pointer(logits_RV), *sizes, tokens)
+    return list(tokens)
+
+
 def draw(logits_RV: Tensor, samplings: Sequence[Sampling], randoms: Sequence[torch.Generator]) -> list[int]:
     """A token for each row of logits, by its own sampling (but the penalty) and its own random stream."""
-    likeliest = logits_RV.argmax(-1).tolist()
+    tokens = logits_RV.argmax(-1).tolist()
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if drawn:
         rows_RV = logits_RV if len(drawn) == len(samplings) else logits_RV[drawn]
         chosen = _draw(rows_RV, [samplings[row] for row in drawn], [randoms[row] for row in drawn])
         for row, token in zip(drawn, chosen, strict=True):
-            likeliest[row] = token
-    return likeliest
+            tokens[row] = token
+    return tokens
 
 
 def penalise(logits_V: Tensor, seen: Sequence[int], penalty: float) -> Tensor:

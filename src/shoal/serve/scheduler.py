@@ -23,7 +23,7 @@ from shoal.serve.beams import Beams
 from shoal.serve.constraints import Constraints
 from shoal.serve.request import Piece, Request
 from shoal.serve.runner import Runner
-from shoal.serve.sampling import Sampling, draw
+from shoal.serve.sampling import Sampling, draw, likeliest
 from shoal.serve.slots import Slots, alike
 from shoal.serve.text import Text
 
@@ -188,27 +188,41 @@ class Scheduler:
                 for part in parts:
                     self._read_together([part])
             return
-        whole = [number for number, (text, _) in enumerate(parts) if not self._unread(text)]
-        texts = [parts[number][0] for number in whole]
+        # all but the last, for which there may have been too little room
+        texts = [text for text, _ in parts if not self._unread(text)]
         for text in texts:
             text.reading = False
         if texts:
-            self._go_on(texts, logits_PV[whole], [1] * len(texts))
+            self._go_on(texts, logits_PV[: len(texts)], [1] * len(texts))
 
-    @undivided()
     def _go_on(self, texts: Sequence[Text], logits_RV: Tensor, rows: Sequence[int]) -> None:
         """Let each text have what follows it, by so many rows of the logits."""
         logits_RV = logits_RV[:, : self._vocabulary]  # a model's may be rounded up
-        sound = logits_RV.amax(-1).isfinite().tolist()
-        drawn, adjusted, logarithms = list[Text](), list[Tensor](), list[Tensor | None]()
+        best = likeliest(logits_RV)
+        others = list[tuple[Text, Tensor]]()
         for text, end, count in zip(texts, accumulate(rows), rows, strict=True):
             try:
-                if not all(sound[end - count : end]):
+                if min(best[end - count : end]) < 0:
                     raise ShoalError("the model computes what is no number: its weights are damaged or not trained well")
-                if text.beams is not None:
-                    self._search(text, text.beams, logits_RV[end - count : end])
+                if text.follows_likeliest and text.beams is None and text.request.alternatives is None:
+                    self._take(text, [best[end - 1]])
                 else:
-                    logits_V = logits_RV[end - 1]
+                    others.append((text, logits_RV[end - count : end]))
+            except Exception as error:
+                self._fail(text, error)
+        if others:
+            self._choose(others)
+
+    @undivided()
+    def _choose(self, texts: Sequence[tuple[Text, Tensor]]) -> None:
+        """For texts and their rows of logits, where it takes more than to look for the likeliest token."""
+        drawn, adjusted, logarithms = list[Text](), list[Tensor](), list[Tensor | None]()
+        for text, logits_RV in texts:
+            try:
+                if text.beams is not None:
+                    self._search(text, text.beams, logits_RV)
+                else:
+                    logits_V = logits_RV[-1]
                     adjusted.append(text.adjust(logits_V))
                     logarithms.append(None if text.request.alternatives is None else logits_V.log_softmax(-1))
                     drawn.append(text)

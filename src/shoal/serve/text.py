@@ -9,7 +9,7 @@ from shoal.core.seeds import generator
 from shoal.data.tokenizer import TextTokenizer
 from shoal.serve.beams import Beams
 from shoal.serve.constraints import Guide
-from shoal.serve.detokenizer import Detokenizer, StopStrings, token_text
+from shoal.serve.detokenizer import StopStrings, make_detokenizer, token_text
 from shoal.serve.request import Finish, Piece, Request, ToldToken
 from shoal.serve.sampling import penalise
 
@@ -35,7 +35,7 @@ class Text:
         self.beams: Beams | None = None
         self.finish: Finish | None = None
         self._tell, self._tokenizer, self._ends = tell, tokenizer, ends
-        self._detokenizer, self._stops = Detokenizer(tokenizer, request.prompt), StopStrings(request.stop)
+        self._detokenizer, self._stops = make_detokenizer(tokenizer, request.prompt), StopStrings(request.stop)
         # characters of the text, and of them told; tokens not told yet, each with where it begins
         self._length = self._shown = 0
         self._untold: deque[tuple[int, ToldToken]] = deque()
@@ -49,6 +49,12 @@ class Text:
     def last_tokens(self) -> list[int]:
         """What has not been read yet, when the prompt has: a token for each of the first slots."""
         return self.tokens[-1:] if self.beams is None else self.beams.last_tokens
+
+    @property
+    def follows_likeliest(self) -> bool:
+        """Whether the next token is the model's likeliest, whatever was said and may be said."""
+        sampling = self.request.sampling
+        return sampling.temperature == 0 and sampling.repetition_penalty == 1 and self.guide is None
 
     def adjust(self, logits_V: Tensor) -> Tensor:
         """The logits from which the next token is to be drawn: by what was said already, and by what may be said."""

@@ -96,6 +96,13 @@ def call(name: str, *arguments: Any) -> None:
         raise MemoryError(f"{name}: no memory for its blocks")
 
 
+@cache
+def brief() -> ctypes.PyDLL | None:
+    """The library for calls of microseconds: they keep Python's lock, as who gives it up waits until another thread does."""
+    library = load()[0]
+    return None if library is None else ctypes.PyDLL(library._name)
+
+
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     """Where a tensor lies; it must outlive the use. Null for none."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

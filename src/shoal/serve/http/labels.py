@@ -150,7 +150,7 @@ async def _each(
 ) -> list[Result]:
     """A result for each piece, computed in the encoder's thread, as long as the client waits."""
     computed = service.encoding.each(pieces, lambda piece: len(piece.tokens), work, service.deadline())
-    results = await unless_left(request, computed)
+    results = await unless_left(request.receive, computed)
     service.metrics.prompt_tokens.inc(sum(len(piece.tokens) for piece in pieces))
     return results
 

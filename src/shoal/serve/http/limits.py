@@ -33,7 +33,7 @@ class Limits:
     """For which a client may leave unread what was sent."""
     idle_seconds: float = 60.0
     """For which a connection is kept between requests."""
-    event_seconds: float = 0.02
+    event_seconds: float = 0.04
     """Between two events of a stream, at least: what is written meanwhile is told in one."""
     quiet_seconds: float = 15.0
     """For which a stream tells nothing, its text waiting in the queue, before a comment says that it is alive."""

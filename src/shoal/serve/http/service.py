@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fastapi import Request
+from starlette.types import Receive
 
 from shoal.serve.http.encoding import Encoding
 from shoal.serve.http.errors import ApiError, ClientLeftError
@@ -48,10 +48,10 @@ class Service:
         self.encoding.close()
 
 
-async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def unless_left(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """The work's result; `ClientLeftError`, and the work is cancelled, when the client leaves before."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    leaving = asyncio.ensure_future(_left(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -62,6 +62,6 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         leaving.cancel()
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -2,7 +2,7 @@
 
 The engine tells pieces from its own thread, one a token. Here they wait until the request's task takes all that there are,
 joined to one a text; and a stream takes them at intervals of `Limits.event_seconds` at least, but for the first and the
-last. A reader sees no difference at 50 events a second, while an event costs the server, and its client, as much as a token
+last. A reader sees no difference at 25 events a second, while an event costs the server, and its client, as much as a token
 of a small model costs the engine.
 """
 
@@ -52,9 +52,9 @@ class Texts:
         self._loop = asyncio.get_running_loop()
         self._deadline, self._first, self._constrained = deadline, first, constrained
         self._pieces: deque[tuple[int, Piece]] = deque()
-        self._come, self._finished = asyncio.Event(), asyncio.Event()
-        self._waking = False
-        self._alarm = self._loop.call_at(deadline, self._come.set)
+        self._come = asyncio.Event()
+        # whether the task is to be woken by the next piece; by a text's last one it is in any case
+        self._asleep = False
         self._tickets: list[Ticket] = []
         self._closed = False
 
@@ -71,25 +71,35 @@ class Texts:
 
         Nothing, where nothing has come for `quiet` seconds. `ApiError` where a text fails, or the time is over.
         """
-        left, last = len(self.written), -math.inf
-        while left:
-            if not await self._comes(quiet):
+        last = -math.inf
+        while not self.finished:
+            await self._sleep(last + interval)
+            if not self._pieces and not await self._comes(quiet):
                 yield []
                 continue
-            await self._wait(last + interval)
-            joined: dict[int, Piece] = {}
+            come: dict[int, list[Piece]] = {}
+            broken = None
             while self._pieces:
                 number, piece = self._pieces.popleft()
                 if piece.finish in ("failed", "cancelled"):
-                    raise _broken(piece, self._constrained)
+                    broken = _broken(piece, self._constrained)
+                    break
+                come.setdefault(number, []).append(piece)
+            joined = [(number, _joined(pieces)) for number, pieces in come.items()]
+            for number, piece in joined:
                 self.written[number].add(piece)
-                left -= piece.finish is not None
-                joined[number] = _joined(joined[number], piece) if number in joined else piece
             if joined:
                 if last == -math.inf:
                     self._first()
                 last = self._loop.time()
-                yield list(joined.items())
+                yield joined
+            if broken is not None:
+                raise broken
+
+    @property
+    def finished(self) -> bool:
+        """Whether all texts have ended."""
+        return all(text.finish is not None for text in self.written)
 
     async def whole(self) -> list[Written]:
         """All texts, finished."""
@@ -100,7 +110,6 @@ class Texts:
     def close(self) -> None:
         """On the loop: nobody waits for them any more."""
         self._closed = True
-        self._alarm.cancel()
         self._cancel()
 
     def _cancel(self) -> None:
@@ -108,44 +117,42 @@ class Texts:
             ticket.cancel()
 
     async def _comes(self, seconds: float | None) -> bool:
-        """Whether something comes within this time, or has come."""
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._come.wait()
-        except TimeoutError:
-            return False
+        """Whether a piece has come, or comes within this time."""
+        until = math.inf if seconds is None else self._loop.time() + seconds
+        self._asleep = True
+        while not self._pieces and self._loop.time() < until:
+            await self._sleep(until)
+        self._asleep = False
+        return bool(self._pieces)
 
-    async def _wait(self, until: float) -> None:
-        """Something has come: wait for more until a time by the loop's clock, unless a text is finished before."""
+    async def _sleep(self, until: float) -> None:
+        """Until a time by the loop's clock, or woken before; `ApiError` where the request's time is over."""
         if until > self._loop.time():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(min(until, self._deadline)):
-                    await self._finished.wait()
+            alarm = self._loop.call_at(min(until, self._deadline), self._come.set)
+            try:
+                await self._come.wait()
+            finally:
+                alarm.cancel()
+        self._come.clear()
         if self._loop.time() >= self._deadline:
             raise timed_out()
-        self._come.clear()
-        self._finished.clear()
-        self._waking = False
 
     def _tell(self, number: int, piece: Piece) -> None:
         """From the engine's thread, which wakes the loop no more often than it has to."""
         self._pieces.append((number, piece))
-        if self._waking and piece.finish is None:
-            return
-        self._waking = True
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
-            self._loop.call_soon_threadsafe(self._wake, piece.finish is not None)
-
-    def _wake(self, finished: bool) -> None:
-        self._come.set()
-        if finished:
-            self._finished.set()
+        if self._asleep or piece.finish is not None:
+            self._asleep = False
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+                self._loop.call_soon_threadsafe(self._come.set)
 
 
-def _joined(first: Piece, second: Piece) -> Piece:
-    """Two pieces of a text, one after the other, as one."""
-    told, reused = (*first.told, *second.told), first.reused or second.reused
-    return Piece(first.text + second.text, second.tokens, told, second.finish, reused)
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    """A text's pieces, in their order, as one."""
+    last = pieces[-1]
+    told = tuple(token for piece in pieces for token in piece.told)
+    return Piece(
+        "".join(piece.text for piece in pieces), last.tokens, told, last.finish, max(piece.reused for piece in pieces)
+    )
 
 
 def _broken(piece: Piece, constrained: bool) -> ApiError:

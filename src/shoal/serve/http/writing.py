@@ -1,6 +1,7 @@
 """The routes of a decoder: /v1/chat/completions and /v1/completions, whole or as a stream of events."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from shoal.serve.http import asking
-from shoal.serve.http.errors import ApiError, error_body
+from shoal.serve.http.errors import ApiError, ClientLeftError, error_body
 from shoal.serve.http.limits import Limits
 from shoal.serve.http.replies import ChatReply, CompletionReply, Shape, json_of
 from shoal.serve.http.requests import ChatRequest, CompletionRequest, Writing
@@ -25,9 +26,15 @@ DONE = b"data: [DONE]\n\n"
 ALIVE = b": alive\n\n"
 """A comment, which no client shows: what lies between would take a connection without a sign for dead."""
 
+BRIEF = 4000
+"""Bytes of a request that is read as soon as it would be handed to another thread."""
+
 
 class EventStream(StreamingResponse):
-    """Events, and what is to be done when the last is sent, or the client has left."""
+    """Events, and what is to be done when the last is sent, or the client has left.
+
+    Without the task group of its base, which costs a small model as much as some tokens.
+    """
 
     media_type = EVENTS
 
@@ -38,7 +45,8 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
         try:
-            await super().__call__(scope, receive, send)
+            with contextlib.suppress(ClientLeftError):
+                await unless_left(receive, self.stream_response(send))
         finally:
             self.after()
 
@@ -98,8 +106,9 @@ async def _answer(
         return prompts
 
     try:
-        # a long prompt takes a while to become tokens: the loop goes on meanwhile
-        prompts = await asyncio.to_thread(submit)
+        # a long prompt, or a schema, takes a while to be read: the loop goes on meanwhile
+        brief = len(await request.body()) <= BRIEF and not constrained
+        prompts = submit() if brief else await asyncio.to_thread(submit)
     except BaseException:
         texts.close()
         raise
@@ -114,7 +123,7 @@ async def _answer(
     if asked.stream:
         return EventStream(_events(texts, telling, prompts, limits), close)
     try:
-        written = await unless_left(request, texts.whole())
+        written = await unless_left(request.receive, texts.whole())
     finally:
         close()
 
@@ -136,15 +145,15 @@ async def _events(texts: Texts, telling: Telling, prompts: list[list[int]], limi
             if not batch:
                 yield ALIVE
             events = b"".join(_data(event) for number, piece in batch for event in telling.events(number, piece))
+            if texts.finished:
+                if telling.with_usage:
+                    events += _data(telling.closing(usage_of(prompts, texts.written)))
+                events += DONE
             if events:
                 yield events
     except ApiError as error:
         body = error_body(error.status_code, str(error.detail), error.param, error.code)
         yield f"data: {json.dumps(body)}\n\n".encode()
-        return
-    if telling.with_usage:
-        yield _data(telling.closing(usage_of(prompts, texts.written)))
-    yield DONE
 
 
 def _data(event: Shape) -> bytes:
