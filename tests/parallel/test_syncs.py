@@ -14,7 +14,7 @@ from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.mesh import Mesh, make_mesh
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
 from shoal.parallel.shards import put, whole_shards
-from shoal.parallel.shared_memory import SharedAllReduce
+from shoal.parallel.shared_memory import SharedMemory
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
@@ -35,7 +35,7 @@ def make(kind: str, world: World, model: nn.Module, bucket_bytes: int = 1 << 20,
     mesh = make_mesh(world, (world.size // shard, shard, 1))
     sync: Sync
     if kind in ("replicate", "shared"):
-        sync = (SharedAllReduce if kind == "shared" else AllReduce)(wire, mesh, bucket_bytes)
+        sync = (SharedMemory if kind == "shared" else AllReduce)(wire, mesh, bucket_bytes)
     elif kind == "zero1":
         sync = ShardedOptimizer(wire, mesh, bucket_bytes)
     else:
@@ -105,20 +105,21 @@ def test_two_copies_of_a_model_divided_in_two_do_what_one_rank_does(kind: str) -
     check_same_as_alone(4, kind, bucket_bytes=40, pieces=2, shard=2)
 
 
-def unused_parameter(world: World, kind: str) -> list[Tensor]:
+def unused_parameter(world: World, kind: str) -> dict[str, Tensor]:
     model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     sync = make(kind, world, model, 8)
     sync.begin_backward(last=True)
     model[world.rank](torch.ones(1, 2)).sum().backward()  # each rank uses another half
     sync.before_step()
-    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    return {name: shard.value.grad.clone() for name, shard in sync.shards.items() if shard.value.grad is not None}
 
 
 @pytest.mark.parametrize("kind", ["replicate", "shared"])
 def test_parameters_that_took_no_part_on_a_rank_still_meet(kind: str) -> None:
     first, second = run_ranks(2, unused_parameter, kind)
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
-    assert all(gradient.any() for gradient in first)
+    assert len(first | second) == 4 and all(gradient.any() for gradient in (first | second).values())
+    for name in first.keys() & second.keys():
+        assert first[name].equal(second[name])
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -130,44 +131,79 @@ def test_bytes_on_the_wire_are_those_of_the_ring(size: int) -> None:
     assert step_of(alone(), "replicate", rows)["bytes"] == 0
 
 
-def shared_sum(world: World, length: int, broken: int, lost: bool = False) -> dict[str, Any]:
-    """The sum of numbers that differ by rank, over memory that rank `broken` can't have, or (`lost`) tells wrongly of."""
+def numbers(rank: int, step: int, length: int) -> Tensor:
+    return torch.randn(length, generator=torch.Generator().manual_seed(10 * step + rank))
+
+
+def shared_steps(world: World, length: int, broken: int, lost: bool = False) -> dict[str, Any]:
+    """Steps against the sum of numbers that differ by rank, over memory that rank `broken` can't have, or (`lost`) tells
+    wrongly of.
+    """
     if world.rank == broken and lost:
         process = os.getppid()  # as in a container that counts processes by itself
         os.getpid = lambda: process
     elif world.rank == broken:
         del os.memfd_create  # as where the system isn't Linux
-    model = nn.Linear(length, 1, bias=False)
-    sync = SharedAllReduce(Wire(world), make_mesh(world, (world.size, 1, 1)))
+    model = nn.ParameterDict({f"of {size}": nn.Parameter(torch.zeros(size)) for size in range(length, length + 5)})
+    sync = SharedMemory(Wire(world), make_mesh(world, (world.size, 1, 1)))
     sync.attach(model, whole_shards(model))
     assert (sync.buffers is None) == (broken >= 0)
-    sums = []
+    steps = []
     for step in range(3):
         sync.begin_backward(last=True)
-        numbers = torch.randn(length, generator=torch.Generator().manual_seed(10 * step + world.rank))
-        model(numbers).backward()
+        losses = [(weight * numbers(world.rank, step, len(weight))).sum() for weight in model.values()]
+        torch.stack(losses).sum().backward()
         sync.before_step()
-        sums.append(sync.gradients.flat[:length].clone())
+        sums = {name: shard.value.grad.clone() for name, shard in sync.shards.items() if shard.value.grad is not None}
+        with torch.no_grad():
+            for name, shard in sync.shards.items():
+                shard.value.sub_(sums[name])
         sync.after_step()
-    return {"sums": sums, "sent": sync.wire.sent["all-reduce"]}
+        steps.append((sums, {name: weight.detach().clone() for name, weight in model.items()}))
+    return {"steps": steps, "sent": sync.wire.sent["all-reduce"]}
 
 
-@pytest.mark.parametrize(("size", "length"), [(2, 200_001), (4, 3), (3, 100_000)])
-def test_sums_in_shared_memory_are_those_in_the_order_of_ranks_on_every_rank(size: int, length: int) -> None:
-    results = run_ranks(size, shared_sum, length, -1)
+@pytest.mark.parametrize(("size", "length"), [(2, 100_001), (4, 3), (3, 70_000)])
+def test_in_shared_memory_each_rank_steps_on_its_own_by_sums_in_the_order_of_ranks(size: int, length: int) -> None:
+    results = run_ranks(size, shared_steps, length, -1)
+    weights = {f"of {width}": torch.zeros(width) for width in range(length, length + 5)}
     for step in range(3):
-        numbers = [torch.randn(length, generator=torch.Generator().manual_seed(10 * step + rank)) for rank in range(size)]
-        for got in results:
-            assert got["sums"][step].equal(sum(numbers[1:], numbers[0]))
-    assert all(got["sent"] < 200 for got in results)  # words to meet by, whatever the length
+        names = [name for got in results for name in got["steps"][step][0]]
+        assert sorted(names) == sorted(weights)  # each is one rank's
+        for name, weight in weights.items():
+            first, *others = (numbers(rank, step, len(weight)) for rank in range(size))
+            total = sum(others, first)
+            weight -= total
+            for sums, held in (got["steps"][step] for got in results):
+                assert name not in sums or sums[name].equal(total)
+                assert held[name].equal(weight)
+    assert all(got["sent"] < 500 for got in results)  # words to meet by, whatever the length
 
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_where_memory_cant_be_shared_sums_travel(lost: bool) -> None:
-    shared, sent = (run_ranks(2, shared_sum, 500, broken, lost) for broken in (-1, 1))
+    shared, sent = (run_ranks(2, shared_steps, 500, broken, lost) for broken in (-1, 1))
     for one, other in zip(shared, sent, strict=True):
-        torch.testing.assert_close(one["sums"], other["sums"], rtol=0, atol=0)
-    assert all(got["sent"] == 3 * 500 * 4 for got in sent)
+        for (some, weights), (sums, same) in zip(one["steps"], other["steps"], strict=True):
+            assert len(sums) == 5 and all(sums[name].equal(value) for name, value in some.items())
+            assert all(same[name].equal(value) for name, value in weights.items())
+    assert all(got["sent"] == 3 * 4 * sum(range(500, 505)) for got in sent)
+
+
+def few_parameters(world: World) -> Tensor:
+    model = nn.ParameterDict({"it": nn.Parameter(torch.zeros(2))})
+    sync = SharedMemory(Wire(world), make_mesh(world, (world.size, 1, 1)))
+    sync.attach(model, whole_shards(model))
+    sync.begin_backward(last=True)
+    model["it"][world.rank].mul(world.rank + 1).backward()
+    sync.before_step()
+    gradient = sync.shards["it"].value.grad
+    assert gradient is not None
+    return gradient.clone()
+
+
+def test_where_there_are_fewer_parameters_than_ranks_each_has_all() -> None:
+    assert [got.tolist() for got in run_ranks(2, few_parameters)] == [[1, 2], [1, 2]]
 
 
 @settings(max_examples=30, deadline=None)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shoal.parallel.mesh import Axis
-from shoal.parallel.shards import Boxes, Shards, cut, put
+from shoal.parallel.shards import Boxes, Shards, cut, put, share_out
 from shoal.parallel.wire import Wire
 
 
@@ -25,7 +25,7 @@ class Matrices:
         self.wire, self.axis = wire, axis
         self.shapes = {name: shard.shape for name, shard in shards.items()}
         self.parts = {name: shard.value.shape for name, shard in shards.items()}
-        self.owned = share_out(self.shapes, axis.size)
+        self.owned = share_out({name: _work(shape) for name, shape in self.shapes.items()}, axis.size)
         self.mine = self.owned[axis.rank]
         self.boxes: list[dict[str, Boxes]] = []
         if not wire.imagined:  # else there is nobody to ask, nor to send to
@@ -63,17 +63,6 @@ class Matrices:
             for name, part in zip(names, message.split([self.parts[name].numel() for name in names]), strict=True):
                 parts[name] = part.view(self.parts[name])
         return parts
-
-
-def share_out(shapes: Mapping[str, torch.Size], ranks: int) -> list[list[str]]:
-    """Which matrices are whose: the most work first, each to the rank that has the least, the same on all ranks."""
-    owned: list[list[str]] = [[] for _ in range(ranks)]
-    work = [0] * ranks
-    for name in sorted(shapes, key=lambda name: (-_work(shapes[name]), name)):
-        rank = work.index(min(work))
-        owned[rank].append(name)
-        work[rank] += _work(shapes[name])
-    return owned
 
 
 def _work(shape: torch.Size) -> int:

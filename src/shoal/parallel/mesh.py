@@ -16,7 +16,7 @@ from shoal.parallel.world import World
 
 @dataclass(frozen=True)
 class Axis:
-    """Ranks that do one thing together: how many, which of them this one is, and how they talk (None: alone)."""
+    """Ranks that do one thing together: how many, which of them this one is, and their group (None: of all ranks)."""
 
     size: int = 1
     rank: int = 0
@@ -62,6 +62,10 @@ def make_mesh(world: World, sizes: tuple[int, int, int]) -> Mesh:
     if world.size == 1:
         return Mesh()
     kind, (replicate, shard, tensor) = world.device.type, sizes
+    if replicate == world.size:
+        # no group beside the one that is there: each of gloo's has a thread that looks for work a hundred times a second
+        everyone = Axis(world.size, world.rank)
+        return Mesh(replicate=everyone, data=everyone, together=everyone)
     devices = init_device_mesh(kind, sizes, mesh_dim_names=("replicate", "shard", "tensor"))
     data = init_device_mesh(kind, (replicate * shard, tensor), mesh_dim_names=("data", "tensor"))["data"]
     axes = {name: _axis(devices[name]) for name in ("replicate", "shard", "tensor")}

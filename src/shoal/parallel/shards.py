@@ -6,7 +6,7 @@ rank's columns of a matrix, then the sharding rank's rows of these.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +105,17 @@ def whole_shards(model: nn.Module) -> Shards:
 def learnt(shards: Shards) -> Shards:
     """Those that are trained."""
     return {name: shard for name, shard in shards.items() if shard.value.requires_grad}
+
+
+def share_out(work: Mapping[str, int], ranks: int) -> list[list[str]]:
+    """Which rank has which of them: the most work first, each to the rank that has the least, the same on all ranks."""
+    owned: list[list[str]] = [[] for _ in range(ranks)]
+    given = [0] * ranks
+    for name in sorted(work, key=lambda name: (-work[name], name)):
+        rank = given.index(min(given))
+        owned[rank].append(name)
+        given[rank] += work[name]
+    return owned
 
 
 def held_by_several(shards: Shards) -> list[nn.Parameter]:

@@ -1,12 +1,15 @@
-"""Sums over ranks of one machine, in memory that all of them see: nothing is sent.
+"""Ranks of one machine meet in memory that all of them see: nothing is sent, and each updates a share of the weights.
 
-A rank's gradients lie in a buffer that the others have mapped, too. When all are there, each rank sums its piece over all
-buffers, in the order of ranks, into its own, and then fetches the other pieces from where they were summed: all have the
-same to the bit. Through sockets each number is copied several times, by the same cores that compute.
+A rank's gradients and weights lie in a buffer that the others have mapped, too. Each parameter has an owner. When all
+gradients are there, a rank sums those of its own parameters over all buffers, in the order of ranks, and its optimizer
+steps on these alone, whose state nobody else keeps (as in ZeRO-1, Rajbhandari et al. 2020, arXiv:1910.02054); then each
+fetches the others' new weights. Through sockets each number is copied several times, by the same cores that compute, and
+where all step on everything, they read and write the whole state together, through one memory.
 """
 
 import mmap
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 
 import torch
@@ -15,49 +18,103 @@ from torch import Tensor, nn
 from shoal.parallel.all_reduce import AllReduce
 from shoal.parallel.buckets import Bucket
 from shoal.parallel.mesh import Axis
-from shoal.parallel.shards import Shards
+from shoal.parallel.shards import Shards, share_out, squared_norm
 from shoal.parallel.wire import Wire
 
 TOGETHER = 1 << 16
 """Numbers that are summed at a time, 256 KiB a rank: they stay in a core's cache until they are written."""
 
 
-class SharedAllReduce(AllReduce):
-    """As `AllReduce`, between ranks of one machine, on its processors, that are all data ranks.
+class SharedMemory(AllReduce):
+    """Between ranks of one machine, on its processors, that are all data ranks; as `AllReduce` where memory can't be shared.
 
-    Sums begin when the slowest rank's backward has ended, and cost so little that hiding them would save less.
+    Sums begin when the slowest rank's backward has ended, and cost so little that hiding them would save less. Parameters
+    are owned whole, so that every optimizer does with them what it does where it has all.
     """
 
     def attach(self, model: nn.Module, shards: Shards) -> None:
-        """Lay the gradients out, in shared memory where the system has it. Raises `ValueError` for mixed types."""
+        """Lay gradients and weights out; `shards` are then this rank's own. Raises `ValueError` for mixed types."""
         self.buffers: list[Tensor] | None = None
+        self.some_for_each = len(shards) >= self.mesh.data.size
         super().attach(model, shards)
+        if self.buffers is not None:
+            self._divide(shards)
 
     def before_step(self) -> None:
-        """Sum."""
+        """Sum the gradients of this rank's parameters."""
+        super().before_step()
         if self.buffers is None:
-            super().before_step()
             return
-        self.gradients.send_rest()
-        axis, length = self.mesh.data, len(self.gradients.flat)
-        mine = self.buffers[axis.rank]
-        edges = [length * rank // axis.size for rank in range(axis.size + 1)]
         self._meet()  # all gradients are there
-        for start in range(edges[axis.rank], edges[axis.rank + 1], TOGETHER):
-            part = slice(start, min(start + TOGETHER, edges[axis.rank + 1]))
-            total = self.buffers[0][part] + self.buffers[1][part]
-            for other in self.buffers[2:]:
-                total += other[part]
-            mine[part] = total
-        self._meet()  # all pieces are summed
-        for rank, other in enumerate(self.buffers):
-            if rank != axis.rank:
-                mine[edges[rank] : edges[rank + 1]] = other[edges[rank] : edges[rank + 1]]
+        mine = self.buffers[self.mesh.data.rank]
+        for first, last in self.pieces:
+            for start in range(first, last, TOGETHER):
+                part = slice(start, min(start + TOGETHER, last))
+                total = self.buffers[0][part] + self.buffers[1][part]
+                for other in self.buffers[2:]:
+                    total += other[part]
+                mine[part] = total
+
+    def grad_norm(self) -> Tensor:
+        """Of what each rank has summed."""
+        if self.buffers is None:
+            return super().grad_norm()
+        return torch.sqrt(self.wire.sum(squared_norm(self.shards), self.mesh.data))
+
+    def scale_grads(self, factor: float) -> None:
+        """Multiply the gradients of this rank's parameters."""
+        if self.buffers is None:
+            super().scale_grads(factor)
+        elif factor != 1.0:
+            for first, last in self.pieces:
+                self.gradients.flat[first:last].mul_(factor)
+
+    def after_step(self) -> None:
+        """Fetch the others' weights, and clear the gradients for the next step."""
+        self.weights_changed()
+        super().after_step()
+
+    def weights_changed(self) -> None:
+        """Each rank's own have changed: fetch them."""
+        if self.buffers is None:
+            return
+        rank, length = self.mesh.data.rank, len(self.gradients.flat)
+        self._meet()  # all have changed
+        for owner, other in enumerate(self.buffers):
+            if owner != rank:
+                its = slice(length + self.edges[owner], length + self.edges[owner + 1])
+                self.buffers[rank][its] = other[its]
         self._meet()  # nobody reads this buffer any more
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to take up, but the weights."""
+        self.weights_changed()
+
+    def _divide(self, shards: Shards) -> None:
+        """Give each parameter an owner, and let weights lie in the second half of the buffer, by owner."""
+        assert self.buffers is not None
+        rank, length = self.mesh.data.rank, len(self.gradients.flat)
+        weights = self.buffers[rank][length:]
+        starts = dict(zip(self.gradients.parameters, self.gradients.starts, strict=True))
+        owned = share_out({name: shard.value.numel() for name, shard in shards.items()}, self.mesh.data.size)
+        self.edges = [0]
+        for names in owned:
+            end = self.edges[-1]
+            for value in (shards[name].value for name in names):
+                start, end = end, end + value.numel()
+                weights[start:end] = value.data.flatten()
+                value.data = weights[start:end].view_as(value)
+            self.edges.append(end)
+        self.shards = {name: shard for name, shard in shards.items() if name in owned[rank]}
+        own = sorted((starts[shard.value], shard.value.numel()) for shard in self.shards.values())
+        self.pieces = [(start, start + size) for start, size in own]
+
     def _memory(self, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        self.buffers = map_buffers(self.wire, self.mesh.data, length, dtype)
-        return super()._memory(length, dtype, device) if self.buffers is None else self.buffers[self.mesh.data.rank]
+        if self.some_for_each:
+            self.buffers = map_buffers(self.wire, self.mesh.data, 2 * length, dtype)
+        if self.buffers is None:
+            return super()._memory(length, dtype, device)
+        return self.buffers[self.mesh.data.rank][:length]
 
     def _send(self, bucket: Bucket) -> object:
         return super()._send(bucket) if self.buffers is None else None

@@ -93,7 +93,7 @@ def build(
         plan.sizes, recipe.parallel.virtual_shards if recipe.parallel.exact else 0,
     )  # fmt: skip
     checkpoints = Checkpoints(run.checkpoints, recipe.checkpoint.keep, world.rank, world.size)
-    multiples = rate_multiples(model, sync.shards, recipe.tuning)
+    multiples = rate_multiples(model, shards, recipe.tuning)
     optimizer = build_optimizer(
         sync.shards, recipe.optimizer, recipe.regular, multiples, (wire, mesh.copy), train.precision
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """From a recipe to how ranks divide the work and meet: the tables of strategies, and which go together."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -20,7 +21,7 @@ from shoal.parallel.local import Local, check_fragments
 from shoal.parallel.mesh import Axis, Mesh, divide, within_copy
 from shoal.parallel.momentum import Momentum
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
-from shoal.parallel.shared_memory import SharedAllReduce
+from shoal.parallel.shared_memory import SharedMemory
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 
@@ -149,7 +150,7 @@ def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Syn
     if parallel.sync == "local" and mesh.replicate.size > 1:
         return _make_local(recipe, wire, mesh, DIVISIONS[kind](wire, within_copy(mesh), recipe, model))
     if parallel.sync == "auto" and kind == "replicate" and parallel.codec.kind == "none" and _share_memory(wire, mesh):
-        return SharedAllReduce(wire, mesh, bucket_bytes(recipe))
+        return SharedMemory(wire, mesh, bucket_bytes(recipe))
     return (DIVISIONS if parallel.codec.kind == "none" else CODED_DIVISIONS)[kind](wire, mesh, recipe, model)
 
 
@@ -162,8 +163,8 @@ def _share_memory(wire: Wire, mesh: Mesh) -> bool:
 def _make_local(recipe: Recipe, wire: Wire, mesh: Mesh, inner: Sync) -> Local:
     """Copies of the model that step apart, each divided and summed by `inner`."""
     parallel, settings = recipe.parallel, recipe.parallel.codec
-    if settings.kind == "none":
-        return Local(wire, mesh, inner, parallel.local)
+    if settings.kind == "none":  # what travels for some steps may not be waited for by what is said meanwhile
+        return Local(wire, replace(mesh, replicate=wire.own_channel(mesh.replicate)), inner, parallel.local)
     channel, back = wire.own_channel(mesh.replicate), wire.own_channel(mesh.replicate)
     sums, closing = (
         CodedSum(wire, channel, CODECS[name](settings), settings.feedback_decay, back)
