@@ -13,6 +13,7 @@ server's slots and memory are looked at.
 """
 
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -241,17 +242,21 @@ def contenders(arguments: Arguments) -> dict[str, Callable[[int], Result]]:
 
 
 def engine_alone(arguments: Arguments) -> Result:
-    """The same texts, as many at once, in this process."""
+    """The same texts, as many at once, in this process, whose settings are the server's."""
     import torch
 
     from shoal.serve.engine import make_engine
     from shoal.serve.generation import load_language_model
+    from shoal.serve.http.server import SWITCH_SECONDS
     from shoal.serve.request import Piece, Request
     from shoal.serve.sampling import Sampling
 
     torch.set_num_threads(arguments.threads)
     language = load_language_model(arguments.model)
     engine = make_engine(language, arguments.clients, queue=arguments.clients)
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(SWITCH_SECONDS)
     texts = prompts_of(arguments)
 
     def write(requests: int) -> int:

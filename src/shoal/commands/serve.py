@@ -203,6 +203,7 @@ def _writer(
     """The engine of a decoder; `both_ways`: what it is given sees itself so."""
     context = min(arguments.context or CAPACITY, language.model.config.context)
     engine = make_engine(language, arguments.slots, context, arguments.queue, weights=arguments.weights, both_ways=both_ways)
+    encode("a")  # builds the encoder: else the first prompt would, and all that is there would wait
     with suppress(InputError):  # not installed: who asks for JSON is told so
         engine.ready_constraints()  # else the first who asks for it would stop all others for a moment
     return Writer(engine, language.tokenizer, arguments.slots, context, encode, template)

@@ -25,7 +25,7 @@ class Matrices:
         self.wire, self.axis = wire, axis
         self.shapes = {name: shard.shape for name, shard in shards.items()}
         self.parts = {name: shard.value.shape for name, shard in shards.items()}
-        self.owned = share_out({name: _work(shape) for name, shape in self.shapes.items()}, axis.size)
+        self.owned = share_out({name: work(shape) for name, shape in self.shapes.items()}, axis.size)
         self.mine = self.owned[axis.rank]
         self.boxes: list[dict[str, Boxes]] = []
         if not wire.imagined:  # else there is nobody to ask, nor to send to
@@ -65,7 +65,7 @@ class Matrices:
         return parts
 
 
-def _work(shape: torch.Size) -> int:
+def work(shape: torch.Size) -> int:
     """Of making a matrix orthogonal: products with its Gram matrix."""
     return shape.numel() * min(shape)
 

@@ -1,15 +1,15 @@
 """Ranks of one machine meet in memory that all of them see: nothing is sent, and each updates a share of the weights.
 
 A rank's gradients and weights lie in a buffer that the others have mapped, too. Each parameter has an owner. When all
-gradients are there, a rank sums those of its own parameters over all buffers, in the order of ranks, and its optimizer
-steps on these alone, whose state nobody else keeps (as in ZeRO-1, Rajbhandari et al. 2020, arXiv:1910.02054); then each
-fetches the others' new weights. Through sockets each number is copied several times, by the same cores that compute, and
-where all step on everything, they read and write the whole state together, through one memory.
+gradients are there, each rank sums an equal piece over all buffers, in the order of ranks, into the owners'. An optimizer
+steps on its rank's own parameters alone, whose state nobody else keeps (as in ZeRO-1, Rajbhandari et al. 2020,
+arXiv:1910.02054); then each rank fetches the others' new weights. Through sockets each number is copied several times, by
+the same cores that compute, and where all step on everything, they read and write the whole state together.
 """
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shoal.parallel.all_reduce import AllReduce
 from shoal.parallel.buckets import Bucket
-from shoal.parallel.mesh import Axis
+from shoal.parallel.mesh import Axis, Mesh
 from shoal.parallel.shards import Shards, share_out, squared_norm
 from shoal.parallel.wire import Wire
 
@@ -26,11 +26,24 @@ TOGETHER = 1 << 16
 
 
 class SharedMemory(AllReduce):
-    """Between ranks of one machine, on its processors, that are all data ranks; as `AllReduce` where memory can't be shared.
+    """Between ranks of one machine, on its processors, that are all data ranks.
+
+    As `AllReduce` where memory can't be shared, or there are fewer parameters than ranks. `work`: what an optimizer does for
+    a parameter of that name and shape, in passes over an element, about.
 
     Sums begin when the slowest rank's backward has ended, and cost so little that hiding them would save less. Parameters
     are owned whole, so that every optimizer does with them what it does where it has all.
     """
+
+    def __init__(
+        self,
+        wire: Wire,
+        mesh: Mesh,
+        bucket_bytes: int = 8 << 20,
+        work: Callable[[str, torch.Size], int] = lambda name, shape: shape.numel(),
+    ) -> None:
+        super().__init__(wire, mesh, bucket_bytes)
+        self.work = work
 
     def attach(self, model: nn.Module, shards: Shards) -> None:
         """Lay gradients and weights out; `shards` are then this rank's own. Raises `ValueError` for mixed types."""
@@ -41,19 +54,19 @@ class SharedMemory(AllReduce):
             self._divide(shards)
 
     def before_step(self) -> None:
-        """Sum the gradients of this rank's parameters."""
+        """Sum."""
         super().before_step()
         if self.buffers is None:
             return
         self._meet()  # all gradients are there
-        mine = self.buffers[self.mesh.data.rank]
-        for first, last in self.pieces:
+        for first, last, owner in self.summed:
             for start in range(first, last, TOGETHER):
                 part = slice(start, min(start + TOGETHER, last))
                 total = self.buffers[0][part] + self.buffers[1][part]
                 for other in self.buffers[2:]:
                     total += other[part]
-                mine[part] = total
+                self.buffers[owner][part] = total  # nobody else reads or writes this part of any buffer
+        self._meet()  # all sums are there
 
     def grad_norm(self) -> Tensor:
         """Of what each rank has summed."""
@@ -66,8 +79,9 @@ class SharedMemory(AllReduce):
         if self.buffers is None:
             super().scale_grads(factor)
         elif factor != 1.0:
-            for first, last in self.pieces:
-                self.gradients.flat[first:last].mul_(factor)
+            for shard in self.shards.values():
+                if shard.value.grad is not None:
+                    shard.value.grad.mul_(factor)
 
     def after_step(self) -> None:
         """Fetch the others' weights, and clear the gradients for the next step."""
@@ -95,8 +109,8 @@ class SharedMemory(AllReduce):
         assert self.buffers is not None
         rank, length = self.mesh.data.rank, len(self.gradients.flat)
         weights = self.buffers[rank][length:]
-        starts = dict(zip(self.gradients.parameters, self.gradients.starts, strict=True))
-        owned = share_out({name: shard.value.numel() for name, shard in shards.items()}, self.mesh.data.size)
+        axis = self.mesh.data
+        owned = share_out({name: self.work(name, shard.value.shape) for name, shard in shards.items()}, axis.size)
         self.edges = [0]
         for names in owned:
             end = self.edges[-1]
@@ -106,8 +120,14 @@ class SharedMemory(AllReduce):
                 value.data = weights[start:end].view_as(value)
             self.edges.append(end)
         self.shards = {name: shard for name, shard in shards.items() if name in owned[rank]}
-        own = sorted((starts[shard.value], shard.value.numel()) for shard in self.shards.values())
-        self.pieces = [(start, start + size) for start, size in own]
+        first, last = (length * edge // axis.size for edge in (rank, rank + 1))
+        owners = {shards[name].value: owner for owner, names in enumerate(owned) for name in names}
+        self.summed: list[tuple[int, int, int]] = []
+        """From where to where in the buffers this rank sums, and whose the parameter is."""
+        for value, start in zip(self.gradients.parameters, self.gradients.starts, strict=True):
+            begin, end = max(start, first), min(start + value.numel(), last)
+            if begin < end:
+                self.summed.append((begin, end, owners[value]))
 
     def _memory(self, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         if self.some_for_each:

@@ -269,7 +269,8 @@ def snapshot(parts: Parts) -> Snapshot:
             for name, shard in sync.shards.items()
             if shard.first and shard.value.numel()
         },
-        of_copy("optimizer", apart.rank): _divided(sync.shards, parts.optimizer.state_dict(), first_of_copy),
+        # what is no parameter's is the same on all ranks that have it, and which do depends on the parameters they have
+        of_copy("optimizer", apart.rank): _divided(sync.shards, parts.optimizer.state_dict(), True),
         "sync": _divided(sync.shards, sync.state_dict(), world.is_main) if apart.rank == 0 else {},
     }
     own = sync.own_state()

@@ -48,8 +48,8 @@ from shoal.train.strategies import describe, make_sync, mesh_sizes
 from shoal.train.telemetry import Silence, Telemetry
 from shoal.train.tuning import rate_multiples
 
-WITH_STATE = 16
-"""Bytes of a parameter that is learnt: itself, its gradient, and AdamW's two moments."""
+WITH_GRADIENT, STATE = 8, 8
+"""Bytes of a parameter that is learnt: itself and its gradient; AdamW's two moments, where this rank steps on it."""
 
 FEW = 64
 """Held-out sequences, or examples, that tell which figures evaluations tell."""
@@ -151,12 +151,14 @@ def told_size(parts: Parts, material: Material) -> str:
     """How many parameters there are, how many of them are trained, and the memory that this takes a rank."""
     if parts.parameters == material.parameters:
         return f"{_millions(material.parameters)} parameters"
-    frozen = (parameter for parameter in parts.model.parameters() if not parameter.requires_grad)
-    weights = sum((part.to_local() if isinstance(part, DTensor) else part).numel() for part in frozen)
-    learnt = sum(shard.value.numel() for shard in parts.sync.shards.values())
+    held = {True: 0, False: 0}
+    for part in parts.model.parameters():
+        held[part.requires_grad] += (part.to_local() if isinstance(part, DTensor) else part).numel()
+    stepped_on = sum(shard.value.numel() for shard in parts.sync.shards.values())
     return (
         f"trains {_millions(parts.parameters)} of {_millions(material.parameters)} parameters "
-        f"({_bytes(4 * weights)} of frozen weights in memory, {_bytes(WITH_STATE * learnt)} of what is learnt)"
+        f"({_bytes(4 * held[False])} of frozen weights in memory, "
+        f"{_bytes(WITH_GRADIENT * held[True] + STATE * stepped_on)} of what is learnt)"
     )
 
 

@@ -24,6 +24,7 @@ from shoal.parallel.sharded_optimizer import ShardedOptimizer
 from shoal.parallel.shared_memory import SharedMemory
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
+from shoal.train.optimizers import update_work
 
 Division = Callable[[Wire, Mesh, Recipe, Transformer], Sync]
 
@@ -150,7 +151,7 @@ def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Syn
     if parallel.sync == "local" and mesh.replicate.size > 1:
         return _make_local(recipe, wire, mesh, DIVISIONS[kind](wire, within_copy(mesh), recipe, model))
     if parallel.sync == "auto" and kind == "replicate" and parallel.codec.kind == "none" and _share_memory(wire, mesh):
-        return SharedMemory(wire, mesh, bucket_bytes(recipe))
+        return SharedMemory(wire, mesh, bucket_bytes(recipe), update_work(recipe.optimizer))
     return (DIVISIONS if parallel.codec.kind == "none" else CODED_DIVISIONS)[kind](wire, mesh, recipe, model)
 
 

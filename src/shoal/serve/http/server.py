@@ -109,6 +109,7 @@ class StoppableServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self.ready = ready
+        self.switch_seconds = sys.getswitchinterval()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's."""
@@ -122,6 +123,8 @@ class StoppableServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; where the end is forced, what that breaks off is told to nobody."""
         await super().shutdown(sockets)
+        gc.unfreeze()
+        sys.setswitchinterval(self.switch_seconds)
         if self.force_exit:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 

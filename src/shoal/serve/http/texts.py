@@ -119,11 +119,12 @@ class Texts:
     async def _comes(self, seconds: float | None) -> bool:
         """Whether a piece has come, or comes within this time."""
         until = math.inf if seconds is None else self._loop.time() + seconds
-        self._asleep = True
-        while not self._pieces and self._loop.time() < until:
+        while True:
+            self._asleep = True  # again, as who tells a piece that is taken already takes that back
+            if self._pieces or self._loop.time() >= until:
+                self._asleep = False
+                return bool(self._pieces)
             await self._sleep(until)
-        self._asleep = False
-        return bool(self._pieces)
 
     async def _sleep(self, until: float) -> None:
         """Until a time by the loop's clock, or woken before; `ApiError` where the request's time is over."""

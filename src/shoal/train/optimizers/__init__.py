@@ -4,13 +4,14 @@ The learning rate arrives with every step as a share of the peak, so that a sche
 flat dictionary of tensors by parameter name: it goes to disk without pickle and can be cut up by ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from shoal.core import recipe
-from shoal.parallel.matrices import Matrices
+from shoal.parallel.matrices import Matrices, work
 from shoal.parallel.mesh import Axis
 from shoal.parallel.shards import Shards
 from shoal.parallel.wire import Wire
@@ -80,7 +81,7 @@ def build_optimizer(
     peaks = {name: peak_rate(name, settings) * multiples.get(name, 1.0) for name in matrices}
     optimizer: Optimizer
     if settings.kind == "muon":
-        whole = {name: shards[name] for name in shards if name in matrices and name.startswith("blocks.")}
+        whole = {name: shard for name, shard in shards.items() if _orthogonalised(name, shard.shape)}
         rest = {name: value for name, value in named.items() if name not in whole}
         peaks |= {name: settings.muon_learning_rate * multiples.get(name, 1.0) for name in whole}
         divided = Matrices(*meeting, whole) if meeting is not None and meeting[1].size > 1 else None
@@ -96,6 +97,21 @@ def build_optimizer(
     if settings.lookahead.every:
         optimizer = Lookahead(optimizer, named, settings.lookahead)
     return Averaged(optimizer, named, regular.ema) if regular.ema else optimizer
+
+
+def update_work(settings: recipe.Optimizer) -> Callable[[str, torch.Size], int]:
+    """What a step does for a parameter of a name and shape, about, in passes over its elements: to share it out by."""
+
+    def estimate(name: str, shape: torch.Size) -> int:
+        orthogonalised = settings.kind == "muon" and _orthogonalised(name, shape)
+        return shape.numel() + (work(shape) // 2 if orthogonalised else 0)
+
+    return estimate
+
+
+def _orthogonalised(name: str, shape: torch.Size) -> bool:
+    """Whether it is one of the matrices that Muon is for."""
+    return len(shape) == 2 and name.startswith("blocks.")
 
 
 def build_delayed_optimizer(
