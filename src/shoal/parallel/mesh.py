@@ -1,4 +1,4 @@
-"""How the ranks are arranged: replicate × shard × tensor, on one `DeviceMesh`.
+"""How the ranks are arranged: replicate × shard × tensor, on one `DeviceMesh` (none, where all are replicas).
 
 Tensor ranks are neighbours, as they talk the most; then those that shard; replicas are furthest apart. With eight ranks on
 two hosts, sharding over 4 stays inside a host, and only sums of gradients travel between the two.
