@@ -204,7 +204,7 @@ class Scheduler:
             try:
                 if min(best[end - count : end]) < 0:
                     raise ShoalError("the model computes what is no number: its weights are damaged or not trained well")
-                if text.follows_likeliest and text.beams is None and text.request.alternatives is None:
+                if text.takes_likeliest:
                     self._take(text, [best[end - 1]])
                 else:
                     others.append((text, logits_RV[end - count : end]))

@@ -51,10 +51,11 @@ class Text:
         return self.tokens[-1:] if self.beams is None else self.beams.last_tokens
 
     @property
-    def follows_likeliest(self) -> bool:
-        """Whether the next token is the model's likeliest, whatever was said and may be said."""
+    def takes_likeliest(self) -> bool:
+        """Whether the model's likeliest token is all that it takes of the logits."""
         sampling = self.request.sampling
-        return sampling.temperature == 0 and sampling.repetition_penalty == 1 and self.guide is None
+        alone = self.beams is None and self.guide is None and self.request.alternatives is None
+        return alone and sampling.temperature == 0 and sampling.repetition_penalty == 1
 
     def adjust(self, logits_V: Tensor) -> Tensor:
         """The logits from which the next token is to be drawn: by what was said already, and by what may be said."""
