@@ -49,5 +49,5 @@ clean:                       ## remove environments and caches, keep data/ and r
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --use-pep517 --editable '.[dev]'  # seqeval comes as source, which pip 23.0 (Debian 12) can't build the old way
 	touch $@
