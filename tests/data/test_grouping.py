@@ -87,9 +87,8 @@ def test_a_run_at_changing_world_sizes_reads_the_same_steps_and_its_ledger_prove
             if state is not None:
                 rank.load_state_dict(state)
             rank._read = lambda positions, samples, rank=rank: (  # type: ignore[method-assign]
-                rank.recorder.enter(positions, samples),
                 seen[-1].extend(samples.tolist()),
-                rows.read(samples, np.zeros(len(samples), dtype=np.uint64)),
+                (positions, samples, rows.read(samples, np.zeros(len(samples), dtype=np.uint64))),
             )[-1]
         before = ranks[0].position // 12
         for _ in range(10):

@@ -98,7 +98,7 @@ def alter(batches: TrainingBatches, change: Alter) -> None:
     """Let a rank read something else."""
     read = batches._read
     batches._read = lambda positions, samples: read(  # type: ignore[method-assign]
-        *change(batches.position // batches.global_batch, positions, samples)
+        *change(batches.position // batches.global_batch + 1, positions, samples)
     )
 
 
@@ -235,6 +235,25 @@ def test_a_wrong_sample_is_named_with_its_rank_step_and_session() -> None:
     ]
     assert (found.consumed, found.lost, found.repeated, found.unproven) == (42, 1, 1, 0)
     assert found.sound == [True, False]
+
+
+def test_reading_ahead_changes_nothing_and_is_forgotten_where_a_run_goes_on() -> None:
+    def read(batches: TrainingBatches, ahead: bool) -> list[tuple[int, list[list[int]]]]:
+        found = [(at, rows.tokens.tolist()) for at, rows in batches.next_step()]
+        if ahead:
+            batches.read_ahead()
+            batches.read_ahead()
+        return found
+
+    plain, ahead = batches_of(50, 6, 4, 1, 2), batches_of(50, 6, 4, 1, 2)
+    beginning = plain.state_dict()
+    first = [read(plain, False) for _ in range(4)]
+    assert [read(ahead, True) for _ in range(4)] == first
+    for batches in (plain, ahead):
+        batches.close(4, lambda share: [share, share])
+    assert ahead.state_dict() == plain.state_dict()
+    ahead.load_state_dict(beginning)
+    assert read(ahead, False) == first[0]
 
 
 def test_a_sample_read_twice_or_left_out_is_named() -> None:

@@ -1,11 +1,13 @@
 """Who am I: read from the environment, and refused when it makes no sense."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from shoal.core.errors import InputError
+from shoal.parallel.mesh import make_mesh, own_channel
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World, is_rank, join
 from tests.ranks import run_ranks
@@ -54,6 +56,19 @@ def test_an_environment_that_makes_no_sense_is_refused(
 def test_asking_for_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(InputError, match="CUDA"), join("cuda"):
         pass
+
+
+def gloo_policies(world: World) -> list[int]:
+    own_channel(make_mesh(world, (1, 2, 1)).data, 60)
+    tasks = list(Path("/proc/self/task").iterdir())
+    return [os.sched_getscheduler(int(task.name)) for task in tasks if "gloo" in (task / "comm").read_text()]
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux only")
+def test_gloo_s_threads_leave_the_core_to_those_that_compute() -> None:
+    for policies in run_ranks(2, gloo_policies):
+        assert len(policies) > 3  # of the world's group, the mesh's and the channel's
+        assert set(policies) == {os.SCHED_BATCH}
 
 
 def share_values(world: World) -> list[object]:

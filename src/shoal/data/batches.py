@@ -2,11 +2,11 @@
 
 What a row is, a window of the text, packed documents or one, is a matter of `data.rows`, and which rows come when of
 `data.order`. Here ranks divide the positions of a step, and what they read is entered into the ledger. Reading 16 rows of
-256 tokens from a memory map takes about a millisecond, so nothing is prefetched.
+256 tokens from a memory map takes about a millisecond, so there is no thread for it; whoever waits for a GPU may read ahead.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,18 @@ from shoal.data.order import Order
 from shoal.data.partition import Positions, rank_positions
 from shoal.data.rows import Rows, empty_rows
 from shoal.data.sequences import Sequences, joined, row_keys
+
+_Read = tuple[Positions, Positions, Sequences]
+"""A micro-batch: its sequences' positions, which samples they are, and they."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a rank has read for a step of `size` sequences, of which each rank has up to `most` micro-batches."""
+
+    size: int
+    most: int
+    read: list[_Read]
 
 
 class TrainingBatches:
@@ -44,6 +56,7 @@ class TrainingBatches:
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.rank, self.world, self.strategy = rank, world, strategy
         self.position = 0
+        self._ahead: _Step | None = None
         ledger = Ledger(
             order.seed, order.samples, rows.context, rows.fingerprint, group=order.group, mixture=order.mixture,
             pool=order.pool,
@@ -56,25 +69,33 @@ class TrainingBatches:
         They are as many on every rank: one whose share is the smaller may end with one that has no targets, as ranks that
         gather weights do so together.
         """
+        step, self._ahead = self._ahead or self._read_step(), None
+        self.recorder.begin_step(step.size)
+        for positions, samples, _ in step.read:
+            self.recorder.enter(positions, samples)
+        self.recorder.end_step()
+        self.position += step.size
+        micro_batches = [(int(positions[0]), sequences) for positions, _, sequences in step.read]
+        if len(micro_batches) < step.most:
+            micro_batches.append((micro_batches[0][0], empty_rows(micro_batches[0][1], 1)))
+        return micro_batches
+
+    def read_ahead(self) -> None:
+        """Read what `next_step` will give."""
+        self._ahead = self._ahead or self._read_step()
+
+    def _read_step(self) -> _Step:
         batch = self.sizes.at(self.position)
-        self.recorder.begin_step(batch)
         positions = rank_positions(self.position, batch, self.rank, self.world, self.strategy)
-        self.position += batch
         samples = self.order.at(positions).samples
         most = -(-batch // self.world)
         size = batch // self.virtual_shards if self.virtual_shards else self.micro_batch or most
-        micro_batches = [
-            (int(positions[start]), self._read(positions[start : start + size], samples[start : start + size]))
-            for start in range(0, len(samples), size)
-        ]
-        if len(micro_batches) < -(-most // size):
-            micro_batches.append((int(positions[0]), empty_rows(micro_batches[0][1], 1)))
-        self.recorder.end_step()
-        return micro_batches
+        slices = [slice(start, start + size) for start in range(0, len(samples), size)]
+        return _Step(batch, -(-most // size), [self._read(positions[part], samples[part]) for part in slices])
 
-    def _read(self, positions: Positions, samples: Positions) -> Sequences:
-        self.recorder.enter(positions, samples)
-        return self.rows.read(samples, row_keys(self.order.seed, self.order.epochs(positions), samples))
+    def _read(self, positions: Positions, samples: Positions) -> _Read:
+        keys = row_keys(self.order.seed, self.order.epochs(positions), samples)
+        return positions, samples, self.rows.read(samples, keys)
 
     def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger:
         """What all ranks have read by the end of `step`; all call it, and `gather` collects a value of each data rank."""
@@ -107,7 +128,7 @@ class TrainingBatches:
                 "samples would be repeated and skipped. Go on with the corpus, the context and the kind of rows that the "
                 "run began with"
             )
-        self.position = state["position"]
+        self.position, self._ahead = state["position"], None
         self.order = ledger.order.going_on(fresh.order, self.position)
         self.recorder.go_on_from(replace(ledger, position=self.position, mixture=self.order.mixture))
 

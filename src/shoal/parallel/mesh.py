@@ -11,7 +11,7 @@ from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from shoal.core.errors import InputError
-from shoal.parallel.world import World
+from shoal.parallel.world import World, yield_to_computing
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def make_mesh(world: World, sizes: tuple[int, int, int]) -> Mesh:
     if shard > 1 and tensor > 1:
         both = init_device_mesh(kind, (replicate, shard * tensor), mesh_dim_names=("replicate", "copy"))
         copy = _axis(both["copy"])
+    yield_to_computing()
     return Mesh(**axes, data=_axis(data), copy=copy, together=Axis(world.size, world.rank), devices=devices)
 
 
@@ -87,6 +88,7 @@ def own_channel(axis: Axis, timeout: float) -> Axis:
         return axis
     ranks = distributed.get_process_group_ranks(axis.group or distributed.group.WORLD)
     group = distributed.new_group(ranks, timeout=timedelta(seconds=timeout), use_local_synchronization=True)
+    yield_to_computing()
     return replace(axis, group=group)
 
 

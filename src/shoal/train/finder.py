@@ -187,7 +187,7 @@ class _Unrecorded:
     """Batches that keep no ledger: nobody will go on from here."""
 
     def __init__(self, inner: Batches) -> None:
-        self.inner, self.next_step = inner, inner.next_step
+        self.inner, self.next_step, self.read_ahead = inner, inner.next_step, inner.read_ahead
         self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict
 
     def close(self, step: int, gather: Any) -> None:

@@ -53,6 +53,10 @@ class Batches(Protocol):
         """The micro-batches of the next step, each with the position of its first sequence."""
         ...
 
+    def read_ahead(self) -> None:
+        """Read the next step's micro-batches, if that can be known, while a GPU computes this one's; nothing is given."""
+        ...
+
     def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger | None:
         """What all ranks have read by the end of `step`; `gather` collects a value of each data rank."""
         ...
@@ -115,6 +119,7 @@ def train(parts: Parts) -> dict[str, float]:
         # for a whole step: ranks that meet within a block, and micro-batches, leave out the same
         model.drop_layers(generator(recipe.seed, "layer drop", progress.step))
         totals = empty_totals(world, len(micro_batches))
+        told = np.zeros((len(micro_batches), totals.shape[1] - 2))  # what no GPU computes
         for index, (position, sequences) in enumerate(micro_batches):
             sync.begin_backward(last=index == len(micro_batches) - 1)
             # what is dropped belongs to the sequences, whichever rank computes them
@@ -124,17 +129,20 @@ def train(parts: Parts) -> dict[str, float]:
                 loss_sum, count = task.loss(model, batch)
             loss_sum.backward()
             totals[index, :2] = torch.stack((loss_sum.detach().double(), count.double()))
-            totals[index, 2] = batch.read
+            told[index, 0] = batch.read / sync.mesh.tensor.size
 
-        totals /= sync.mesh.tensor.size  # tensor ranks have read the same
         # ranks decide together: all leave at the same step, by rank 0's clock
-        totals[0, 3] = float(parts.stop_requested())
-        totals[0, 4] = time.perf_counter() - began if world.is_main else 0.0
-        totals[0, 5:] = on_device(np.array(stragglers.rows()), world.device)
+        told[0, 1:3] = parts.stop_requested(), time.perf_counter() - began if world.is_main else 0.0
+        told[0, 3:] = stragglers.rows()
+        totals[:, :2] /= sync.mesh.tensor.size  # tensor ranks have read the same
+        totals[:, 2:] = on_device(told, world.device)  # at once: a number that is put there by itself is waited for
         totals[0, 5 + stragglers.place_of_fault] = totals[:, 0].isfinite().all().logical_not()
         sync.before_step()
         # all that is to be computed is given to a GPU before it is waited for
         summed, gradient_norm = sync.sum_totals(totals), sync.grad_norm()
+        read_from = time.perf_counter()
+        parts.batches.read_ahead()
+        data_seconds += time.perf_counter() - read_from
         total_loss, targets, tokens, stop, seconds, *figures = summed.tolist()
         targets = targets or 1.0  # a step may read nothing but what is too short to learn from: its sums are 0
         loss, norm = total_loss / targets, gradient_norm.item() / targets

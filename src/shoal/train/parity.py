@@ -192,6 +192,9 @@ class UnevenBatches:
         pieces = (windows[start : start + size] if start < len(windows) else none for start in range(0, most, size))
         return [(self.position, Sequences.of_windows(piece)) for piece in pieces]
 
+    def read_ahead(self) -> None:
+        """Nothing: there is nothing to read."""
+
     def close(self, step: int, gather: Any) -> None:
         """No ledger."""
 

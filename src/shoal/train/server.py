@@ -147,7 +147,8 @@ class StepBatches:
 
     def __init__(self, inner: TrainingBatches, client: Client) -> None:
         self.inner, self.client = inner, client
-        self.next_step, self.state_dict, self.load_state_dict = inner.next_step, inner.state_dict, inner.load_state_dict
+        self.next_step, self.read_ahead = inner.next_step, inner.read_ahead
+        self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict
 
     def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger | None:
         """What all workers have read; of one that died since, the samples are missing."""
@@ -181,6 +182,9 @@ class PieceBatches:
         """The piece's micro-batches."""
         self.inner.position = self.sync.piece
         return self.inner.next_step()
+
+    def read_ahead(self) -> None:
+        """Nothing: which piece is next, only the clock knows."""
 
     def close(self, step: int, gather: Callable[[Any], list[Any]]) -> Ledger | None:
         """None."""
