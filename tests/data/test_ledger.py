@@ -252,8 +252,28 @@ def test_reading_ahead_changes_nothing_and_is_forgotten_where_a_run_goes_on() ->
     for batches in (plain, ahead):
         batches.close(4, lambda share: [share, share])
     assert ahead.state_dict() == plain.state_dict()
+    assert read(ahead, True) == read(plain, False)
     ahead.load_state_dict(beginning)
     assert read(ahead, False) == first[0]
+
+
+def test_rows_that_can_t_be_read_ahead_fail_where_they_are_needed() -> None:
+    batches = batches_of(50, 6, 4)
+    batches.next_step()
+    read, failing = batches._read, [True]
+
+    def fail_once(positions: Any, samples: Any) -> Any:
+        if failing.pop() if failing else False:
+            raise CorpusError("gone")
+        return read(positions, samples)
+
+    batches._read = fail_once  # type: ignore[method-assign]
+    batches.read_ahead()
+    assert not failing
+    assert [at for at, _ in batches.next_step()] == [6, 10]
+    failing.append(True)
+    with pytest.raises(CorpusError, match="gone"):
+        batches.next_step()
 
 
 def test_a_sample_read_twice_or_left_out_is_named() -> None:

@@ -6,6 +6,7 @@ What a row is, a window of the text, packed documents or one, is a matter of `da
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,8 +26,9 @@ _Read = tuple[Positions, Positions, Sequences]
 
 @dataclass(frozen=True)
 class _Step:
-    """What a rank has read for a step of `size` sequences, of which each rank has up to `most` micro-batches."""
+    """What a rank has read for the step of `size` sequences at `position`, of which some rank has `most` micro-batches."""
 
+    position: int
     size: int
     most: int
     read: list[_Read]
@@ -69,7 +71,9 @@ class TrainingBatches:
         They are as many on every rank: one whose share is the smaller may end with one that has no targets, as ranks that
         gather weights do so together.
         """
-        step, self._ahead = self._ahead or self._read_step(), None
+        step, self._ahead = self._ahead, None
+        if step is None or step.position != self.position:
+            step = self._read_step()
         self.recorder.begin_step(step.size)
         for positions, samples, _ in step.read:
             self.recorder.enter(positions, samples)
@@ -81,8 +85,9 @@ class TrainingBatches:
         return micro_batches
 
     def read_ahead(self) -> None:
-        """Read what `next_step` will give."""
-        self._ahead = self._ahead or self._read_step()
+        """Read what `next_step` will give; where that fails, it will fail there, if these rows are needed at all."""
+        with suppress(CorpusError, OSError):
+            self._ahead = self._ahead or self._read_step()
 
     def _read_step(self) -> _Step:
         batch = self.sizes.at(self.position)
@@ -91,7 +96,8 @@ class TrainingBatches:
         most = -(-batch // self.world)
         size = batch // self.virtual_shards if self.virtual_shards else self.micro_batch or most
         slices = [slice(start, start + size) for start in range(0, len(samples), size)]
-        return _Step(batch, -(-most // size), [self._read(positions[part], samples[part]) for part in slices])
+        read = [self._read(positions[part], samples[part]) for part in slices]
+        return _Step(self.position, batch, -(-most // size), read)
 
     def _read(self, positions: Positions, samples: Positions) -> _Read:
         keys = row_keys(self.order.seed, self.order.epochs(positions), samples)

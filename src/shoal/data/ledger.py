@@ -1,6 +1,6 @@
 """The ledger: what every rank has really read, in a few numbers, so that `data.audit` can prove it afterwards.
 
-The partition says which rank *should* read what. The ledger holds what *was* read, entered where the windows are read: per
+The partition says which rank *should* read what. The ledger holds what *was* read, entered when it is handed out: per
 rank, how many samples, and the sum modulo 2^64 of a hash of each (position, sample). A sum doesn't depend on the order and
 can be added up over any stretch, so a session of a thousand checkpoints is one entry of some hundred bytes, where a list
 would take 16 bytes a sample. It finds any accident (a chance of 2^-64 to miss one); it is no signature against forgers.
@@ -143,7 +143,7 @@ class Recorder:
         self.global_batch = global_batch
 
     def enter(self, positions: Positions, samples: Positions) -> None:
-        """These samples are being read, at these positions."""
+        """These samples were read, at these positions."""
         self.held.append((positions, samples))
         self.held_count += len(positions)
 

@@ -11,7 +11,7 @@ from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from shoal.core.errors import InputError
-from shoal.parallel.world import World, yield_to_computing
+from shoal.parallel.world import World, batch_threads
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def make_mesh(world: World, sizes: tuple[int, int, int]) -> Mesh:
         # no group beside the one that is there: each of gloo's has a thread that looks for work a hundred times a second
         everyone = Axis(world.size, world.rank)
         return Mesh(replicate=everyone, data=everyone, together=everyone)
-    devices = init_device_mesh(kind, sizes, mesh_dim_names=("replicate", "shard", "tensor"))
-    data = init_device_mesh(kind, (replicate * shard, tensor), mesh_dim_names=("data", "tensor"))["data"]
-    axes = {name: _axis(devices[name]) for name in ("replicate", "shard", "tensor")}
-    copy = axes["shard"] if tensor == 1 else axes["tensor"]
-    if shard > 1 and tensor > 1:
-        both = init_device_mesh(kind, (replicate, shard * tensor), mesh_dim_names=("replicate", "copy"))
-        copy = _axis(both["copy"])
-    yield_to_computing()
+    with batch_threads():
+        devices = init_device_mesh(kind, sizes, mesh_dim_names=("replicate", "shard", "tensor"))
+        data = init_device_mesh(kind, (replicate * shard, tensor), mesh_dim_names=("data", "tensor"))["data"]
+        axes = {name: _axis(devices[name]) for name in ("replicate", "shard", "tensor")}
+        copy = axes["shard"] if tensor == 1 else axes["tensor"]
+        if shard > 1 and tensor > 1:
+            both = init_device_mesh(kind, (replicate, shard * tensor), mesh_dim_names=("replicate", "copy"))
+            copy = _axis(both["copy"])
     return Mesh(**axes, data=_axis(data), copy=copy, together=Axis(world.size, world.rank), devices=devices)
 
 
@@ -87,8 +87,8 @@ def own_channel(axis: Axis, timeout: float) -> Axis:
     if axis.size == 1:
         return axis
     ranks = distributed.get_process_group_ranks(axis.group or distributed.group.WORLD)
-    group = distributed.new_group(ranks, timeout=timedelta(seconds=timeout), use_local_synchronization=True)
-    yield_to_computing()
+    with batch_threads():
+        group = distributed.new_group(ranks, timeout=timedelta(seconds=timeout), use_local_synchronization=True)
     return replace(axis, group=group)
 
 

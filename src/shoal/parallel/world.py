@@ -65,15 +65,15 @@ def join(device: str = "auto", threads: int = 0, timeout: float = 300.0) -> Iter
         if world.size > 1:
             backend = "nccl" if world.device.type == "cuda" else "gloo"
             try:
-                distributed.init_process_group(
-                    backend,
-                    store=_fresh_store(timeout),
-                    rank=world.rank,
-                    world_size=world.size,
-                    timeout=timedelta(seconds=timeout),
-                )
+                with batch_threads():
+                    distributed.init_process_group(
+                        backend,
+                        store=_fresh_store(timeout),
+                        rank=world.rank,
+                        world_size=world.size,
+                        timeout=timedelta(seconds=timeout),
+                    )
                 leaving.callback(distributed.destroy_process_group)
-                yield_to_computing()
                 heartbeat = Heartbeat(world.rank, world.size, timeout)
             except (RuntimeError, ValueError) as error:
                 raise UnreachableError(f"rank {world.rank} of {world.size} could not reach the others: {error}") from error
@@ -82,19 +82,24 @@ def join(device: str = "auto", threads: int = 0, timeout: float = 300.0) -> Iter
         yield world
 
 
-def yield_to_computing() -> None:
-    """Keep gloo's threads from interrupting computing for each packet; to be called whenever there are new ones.
+@contextmanager
+def batch_threads() -> Iterator[None]:
+    """Threads that start within are batch threads of the system's scheduler: gloo's, which must not interrupt computing.
 
     Each shares a core with a thread that computes. On a slow link it is woken some thousand times a second, and would
     displace that one each time; as a batch thread, it gets what has come in the meantime at the system's next tick, or at
-    once where nobody computes. Linux only.
+    once where nobody computes. Nothing changes where the system doesn't know or allow that.
     """
-    if not hasattr(os, "SCHED_BATCH"):
+    if not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        yield
         return
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # it has ended, or the system doesn't let us
-            if "gloo" in (task / "comm").read_text():
-                os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # new threads inherit it
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _fresh_store(timeout: float) -> Store | None:

@@ -141,7 +141,7 @@ def train(parts: Parts) -> dict[str, float]:
         # all that is to be computed is given to a GPU before it is waited for
         summed, gradient_norm = sync.sum_totals(totals), sync.grad_norm()
         read_from = time.perf_counter()
-        parts.batches.read_ahead()
+        parts.batches.read_ahead()  # counts as this step's reading, as the last step's did that read this one's
         data_seconds += time.perf_counter() - read_from
         total_loss, targets, tokens, stop, seconds, *figures = summed.tolist()
         targets = targets or 1.0  # a step may read nothing but what is too short to learn from: its sums are 0
