@@ -195,6 +195,19 @@ def test_delayed_nesterov_takes_adams_nesterov_step_in_parts(each: int) -> None:
         torch.testing.assert_close(model.weight.detach(), expected)
 
 
+def test_single_pushes_that_cancel_each_other_move_no_further_than_others() -> None:
+    # workers' gradients differ in sign, and their mean may be nearly nothing where each of them is not
+    settings = recipe.Optimizer(learning_rate=0.1, weight_decay=0.0, beta1=0.9, beta2=0.95)
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+    optimizer = build_delayed_optimizer(2, settings, whole_shards(model))
+    for gradient in (1.0, -0.999, 0.001, 1.0, -1.0, -1.0):
+        before = model.weight.detach().clone()
+        model.weight.grad = torch.full((2, 3), gradient, dtype=torch.float64)
+        optimizer.step(1.0)
+        assert (model.weight.detach() - before).abs().max() < 0.2
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon", "lookahead-adamw"])
 @pytest.mark.parametrize("pushes", [4, 5])
 def test_an_optimizer_of_single_pushes_goes_on_bitwise_in_mid_cycle(name: str, pushes: int) -> None:

@@ -25,8 +25,8 @@ class DelayedNesterov:
         θ ← θ − η (1 − β₁)/(1 − β₁ᵗ) Σᵢ g_i / (N √v̂ᵢ)  − η β₁/(1 − β₁ᵗ⁺¹) m_t / √v̂,   m_t = β₁ m_{t−1} + (1 − β₁) ḡ
 
     which is Adam with Nesterov's momentum (Dozat 2016) when the g_i are equal. v̂ᵢ is what v̂ would be, had the cycle's mean
-    so far been all of it: a value whose first gradient comes in mid-cycle is then bounded, as in Adam. The decoupled decay
-    is taken in N parts.
+    so far been all of it, or g_i / N where that is larger: a value whose first gradient comes in mid-cycle, or whose
+    gradients cancel each other in the mean, is then bounded, as in Adam. The decoupled decay is taken in N parts.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class DelayedNesterov:
                 assert parameter.grad is not None
                 collected, squares = self.collected[parameter], self.squares[parameter]
                 collected.add_(parameter.grad, alpha=1 / self.each)
-                mean = collected * (self.each / part)
-                seen = torch.addcmul(squares * settings.beta2, mean, mean, value=1 - settings.beta2)
+                size = torch.maximum((collected * (self.each / part)).abs_(), parameter.grad.abs() / self.each)
+                seen = torch.addcmul(squares * settings.beta2, size, size, value=1 - settings.beta2)
                 scale = (seen / (1 - settings.beta2**step)).sqrt_().add_(settings.epsilon)
                 parameter.mul_(1 - rate * decay / self.each)
                 parameter.addcdiv_(parameter.grad, scale, value=-rate * fresh)
