@@ -94,6 +94,14 @@ def test_ranks_with_unequal_shares_do_not_part() -> None:
     assert choice.sync == "every"
 
 
+def test_a_link_that_hides_all_but_a_whole_embedding_serves_where_its_rows_travel_apart() -> None:
+    link = Link(70e6 / 8, 1e-4)
+    late, apart = (
+        choose(link, COMPUTE, PARAMETERS, 2, schema.Parallel(), last=0.25, last_coded=coded) for coded in (None, 0.05)
+    )
+    assert (late.sync, apart.sync, apart.codec) == ("local", "every", "int4")
+
+
 def test_where_latency_is_all_codecs_are_not_chosen() -> None:
     assert on_link(10_000, latency=0.1).codec != "bf16"
 

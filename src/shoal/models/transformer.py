@@ -26,15 +26,17 @@ from shoal.models.layers import MLP, Dropout, Linear, Transform, make_norm
 from shoal.models.loss import LossKernel
 from shoal.models.reach import Reach
 from shoal.models.rotary import rotary_table, rotate
+from shoal.models.tied import TakesTiedGradients, as_projection, look_up
 
 
 class Transformer(nn.Module):
     """Tokens to hidden states; `project` turns these into logits. Built on the meta device: call `materialise`.
 
-    `loss_kernel` may be set from outside: a function for `loss.linear_cross_entropy`.
+    May be set from outside: `loss_kernel`, a function for `loss.linear_cross_entropy`, and who gets `tied_gradients`.
     """
 
     loss_kernel: LossKernel | None = None
+    tied_gradients: TakesTiedGradients | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -74,7 +76,8 @@ class Transformer(nn.Module):
         layers: Sequence[LayerCache | None] = [None] * len(self.blocks)
         if cache is not None:
             (at, layers), reach = cache.layers(tokens_BT.shape[1], reach), None
-        x_BTD = self.embedding(tokens_BT)
+        taker = self.tied_gradients if torch.is_grad_enabled() else None
+        x_BTD = self.embedding(tokens_BT) if taker is None else look_up(tokens_BT, self.embedding.weight, taker)
         if self.position is not None:
             # looked up: the gradient of an index would be summed in whatever order threads come
             x_BTD = x_BTD + (self.position.weight[at] if isinstance(at, slice) else self.position(at))
@@ -145,7 +148,10 @@ class Transformer(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """The output projection [vocabulary, dim]."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        if self.head is not None:
+            return self.head.weight
+        taker = self.tied_gradients if torch.is_grad_enabled() else None
+        return self.embedding.weight if taker is None else as_projection(self.embedding.weight, taker)
 
     def before_head(self, hidden: Tensor) -> Tensor:
         """What the output projection is applied to, [..., dim] to the same."""

@@ -25,8 +25,8 @@ class Buckets:
     """The flat buffer of `parameters`' gradients, and when which part of it is sent.
 
     `multiple`: the length of a bucket is one of this many elements, for cutting it into equal pieces. `apart`: those of the
-    parameters that come last, in buckets of their own. `memory`: gives zeros of a length, type and device. Raises
-    `ValueError` for parameters of mixed types.
+    parameters that come last, in buckets of their own. `early`: those that come first, whose arrival others tell
+    (`arrived`). `memory`: gives zeros of a length, type and device. Raises `ValueError` for parameters of mixed types.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Buckets:
         send: Callable[[Bucket], Any],
         multiple: int = 1,
         apart: Collection[nn.Parameter] = (),
+        early: Collection[nn.Parameter] = (),
         memory: Callable[[int, torch.dtype, torch.device], Tensor] | None = None,
     ) -> None:
         kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
@@ -43,28 +44,36 @@ class Buckets:
             raise ValueError(f"gradients must share one type and device, these have {kinds or 'none'}")
         (dtype, device) = kinds.pop()
         # backward reaches the last parameters first
-        backwards = parameters[::-1]
-        last = {*apart}
-        common = [parameter for parameter in backwards if parameter not in last]
-        self.parameters = [*common, *(parameter for parameter in backwards if parameter in last)]
+        backwards, first, last = parameters[::-1], {*early}, {*apart}
+        self.parameters = sorted(backwards, key=lambda parameter: (parameter in last) - (parameter in first))
         self.starts: list[int] = []
         self.buckets: list[Bucket] = []
         self._send_one = send
         self._bucket_of: dict[Tensor, Bucket] = {}
         self._next = 0
         self._travel = False
-        self._lay_out(bucket_bytes // dtype.itemsize, multiple, {len(common) - 1, len(parameters) - 1})
+        self._lay_out(bucket_bytes // dtype.itemsize, multiple, {len(parameters) - len(last) - 1, len(parameters) - 1})
         length = self.buckets[-1].end
         self.flat = torch.zeros(length, dtype=dtype, device=device) if memory is None else memory(length, dtype, device)
         for parameter, start in zip(self.parameters, self.starts, strict=True):
             parameter.grad = self.flat[start : start + parameter.numel()].view_as(parameter)
-            parameter.register_post_accumulate_grad_hook(self._arrived)
+            parameter.register_post_accumulate_grad_hook(self.arrived)
 
     def begin_backward(self, last: bool) -> None:
         """A backward pass follows; buckets travel during the `last` of a step."""
         self._travel = last
         for bucket in self.buckets:
             bucket.missing = bucket.members
+
+    def arrived(self, parameter: Tensor) -> None:
+        """A gradient of this backward pass is there."""
+        bucket = self._bucket_of[parameter]
+        bucket.missing -= 1
+        if self._travel and bucket.missing == 0:
+            ready = self._next
+            while ready < len(self.buckets) and self.buckets[ready].missing == 0:
+                ready += 1
+            self._send(ready)
 
     def send_rest(self) -> None:
         """Send what backward did not fill: parameters that took no part."""
@@ -85,15 +94,6 @@ class Buckets:
                 self.buckets.append(bucket)
                 self._bucket_of.update(dict.fromkeys(members, bucket))
                 start, members = position, []
-
-    def _arrived(self, parameter: Tensor) -> None:
-        bucket = self._bucket_of[parameter]
-        bucket.missing -= 1
-        if self._travel and bucket.missing == 0:
-            ready = self._next
-            while ready < len(self.buckets) and self.buckets[ready].missing == 0:
-                ready += 1
-            self._send(ready)
 
     def _send(self, end: int) -> None:
         """Start buckets in order, up to `end`: ranks must agree on the order of collectives."""

@@ -4,10 +4,12 @@ As `AllReduce`, but what travels is encoded (`parallel.coded_sum`), in fp32 with
 step's gradients is added to the next one's, before they are clipped (`parallel.feedback`).
 
 The last gradient of backward is that of the embedding, which is also the largest: 3.1M of 13.9M values in the model that
-Shoal is measured with. Nothing is computed while it travels, so what counts then is that neither the link nor the encoder
-waits for the other. Hence messages are short: a parameter larger than a bucket is cut into several, of which one is encoded
-while those before it are on the link. Short buckets also let the first block's gradients leave before the
-embedding's.
+Shoal is measured with. Nothing is computed while it travels. Where it is the output projection as well, and a step reads few
+of its rows, its two gradients are kept apart (`models.tied`): the projection's, the first of backward, travels while all
+else is computed, and at the end the few rows' alone (`parallel.looked_up`). Elsewhere what counts is that neither the link
+nor the encoder waits for the other. Hence messages are short: a parameter larger than a bucket is cut into several, of
+which one is encoded while those before it are on the link. Short buckets also let the first block's gradients leave before
+the embedding's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from shoal.parallel.buckets import Bucket, Buckets
 from shoal.parallel.coded_sum import MESSAGE_BYTES, Sums
 from shoal.parallel.feedback import Feedback, Place, load_dropped
+from shoal.parallel.looked_up import LookedUp
 from shoal.parallel.mesh import Mesh
 from shoal.parallel.momentum import Momentum
 from shoal.parallel.shards import Shards, held_by_several
@@ -33,6 +36,7 @@ class CodedAllReduce(Sync):
 
     `make_sums` is told what lies in a bucket, of `bucket_bytes` or a parameter's more; `whole`: its sums must get all of it
     at once. `feedback`: whether what is dropped comes back. `momentum`: what travels instead of gradients in 1-bit Adam.
+    `rows`: for a model whose embedding is its output projection, and whose `tied_gradients` this gets.
     """
 
     def __init__(
@@ -44,8 +48,9 @@ class CodedAllReduce(Sync):
         whole: bool = False,
         feedback: bool = True,
         momentum: Momentum | None = None,
+        rows: LookedUp | None = None,
     ) -> None:
-        self.wire, self.mesh, self.make_sums, self.with_feedback = wire, mesh, make_sums, feedback
+        self.wire, self.mesh, self.make_sums, self.with_feedback, self.rows = wire, mesh, make_sums, feedback, rows
         self.bucket_bytes, self.whole, self.momentum = bucket_bytes, whole, momentum
 
     def attach(self, model: nn.Module, shards: Shards) -> None:
@@ -54,7 +59,8 @@ class CodedAllReduce(Sync):
         self.shards = {name: replace(shard, first=shard.first and first) for name, shard in shards.items()}
         multiple = self.make_sums([]).multiple
         values, apart = [shard.value for shard in shards.values()], held_by_several(shards)
-        self.gradients = Buckets(values, self.bucket_bytes, self._send, multiple, apart)
+        early = [] if self.rows is None else [self.rows.table]
+        self.gradients = Buckets(values, self.bucket_bytes, self._send, multiple, apart, early)
         message = max(1, self.bucket_bytes // self.gradients.flat.itemsize // multiple) * multiple
         self.message = len(self.gradients.flat) if self.whole else message
         starts = dict(zip(self.gradients.parameters, self.gradients.starts, strict=True))
@@ -76,11 +82,30 @@ class CodedAllReduce(Sync):
     def before_step(self) -> None:
         """Wait for all messages."""
         self.gradients.send_rest()
-        for bucket in self.gradients.buckets:
-            for work in bucket.work:
-                self.wire.finish(work)
+        buckets, travelling = iter(self.gradients.buckets), None
+        if self.rows is not None:
+            self.rows.tell()
+            self._finish(next(buckets))  # which holds the table, whose feedback it has changed
+            table = self.rows.table
+            kept = None if self.feedback is None else self.feedback.flat[: table.numel()].view_as(table)
+            travelling = self.rows.send(kept)
+        for bucket in buckets:
+            self._finish(bucket)
+        if self.rows is not None and travelling is not None:
+            self.rows.add(travelling)
         if self.feedback is not None:
             self.feedback.clear_gaps()
+
+    def projected(self, gradient_VD: Tensor) -> None:
+        """The table's gradient as output projection: all but its rows' is there, and may travel."""
+        assert self.rows is not None and self.rows.table.grad is not None
+        self.rows.table.grad += gradient_VD
+        self.gradients.arrived(self.rows.table)
+
+    def looked_up(self, tokens_N: Tensor, gradient_ND: Tensor) -> None:
+        """The gradients of the table's rows."""
+        assert self.rows is not None
+        self.rows.keep(tokens_N, gradient_ND)
 
     def scale_grads(self, factor: float) -> None:
         """Multiply the flat buffer: a step will be taken."""
@@ -117,6 +142,10 @@ class CodedAllReduce(Sync):
             load_dropped(self.places, self.gradients.flat, states)
         else:
             self.feedback.load(states)
+
+    def _finish(self, bucket: Bucket) -> None:
+        for work in bucket.work:
+            self.wire.finish(work)
 
     def _send(self, bucket: Bucket) -> Any:
         if self.momentum is not None:

@@ -31,6 +31,7 @@ from shoal.parallel.link import Link, measure, on_one_machine
 from shoal.parallel.wire import Wire
 from shoal.tasks import Task
 from shoal.train.checkpoint import newest_state
+from shoal.train.strategies import most_rows
 
 HIDDEN = 0.97
 """Share of ideal speed from which on communication counts as hidden."""
@@ -134,11 +135,12 @@ def choose(
     settings: schema.Parallel,
     last: float = 0.0,
     equal_shares: bool = True,
+    last_coded: float | None = None,
 ) -> Choice:
     """The mildest strategy that the link hides, with the recipe's buckets and codec settings.
 
-    `last`: share of the parameters whose gradients come last of all. `equal_shares`: whether ranks read equally much, as
-    they must where they step apart.
+    `last`: share of the parameters whose gradients come last of all; where they travel encoded, `last_coded`, if that is
+    another. `equal_shares`: whether ranks read equally much, as they must where they step apart.
     """
     plain = _share(link, compute, every_step(parameters, ranks, "none", settings, last), ranks)
     measured = (
@@ -147,8 +149,9 @@ def choose(
     )
     if plain >= HIDDEN:
         return Choice("every", "none", plain, (measured, "auto: plain, as the link hides it"))
+    rows = last if last_coded is None else last_coded
     shares = {
-        kind: _share(link, compute, every_step(parameters, ranks, kind, settings, last), ranks) for kind in MILDEST_FIRST
+        kind: _share(link, compute, every_step(parameters, ranks, kind, settings, rows), ranks) for kind in MILDEST_FIRST
     }
     for kind, share in shares.items():
         if share >= HIDDEN and share > plain + WORTH:
@@ -258,6 +261,7 @@ class Auto:
         self.choice = None if kept is None else Choice.of_state(kept)
         self.compute: Compute | None = None
         self.parameters, self.last = 0, 0.0
+        self.last_coded: float | None = None
         self.seconds: list[tuple[float, float]] = []
         self.usual: float | None = None
 
@@ -280,6 +284,9 @@ class Auto:
             travel = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
             self.parameters = sum(travel.values())
             self.last = travel.get("embedding.weight", 0) / self.parameters
+            if rows := most_rows(self.recipe, model, ranks := self.wire.world.size):
+                # each goes to all others whole, where other gradients go to one, and come back summed
+                self.last_coded = rows * model.config.dim * ranks / 2 / self.parameters
             self.compute = time_step(model, task, precision, self.wire, sequences, passes)
             self.choice = self._now()
         return self.choice.apply(self.recipe)
@@ -328,7 +335,8 @@ class Auto:
         ranks, settings = self.wire.world.size, self.recipe.parallel
         # where steps grow, each is a multiple of the first
         equal_shares = (self.recipe.schedule.batch_start or self.recipe.train.global_batch) % ranks == 0
-        return choose(measure(self.wire), self.compute, self.parameters, ranks, settings, self.last, equal_shares)
+        link = measure(self.wire)
+        return choose(link, self.compute, self.parameters, ranks, settings, self.last, equal_shares, self.last_coded)
 
 
 def decided(wire: Wire, checkpoints: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from shoal.parallel.exact import ExactSum
 from shoal.parallel.fully_sharded import FullySharded
 from shoal.parallel.link import on_one_machine
 from shoal.parallel.local import Local, check_fragments
+from shoal.parallel.looked_up import LookedUp
 from shoal.parallel.mesh import Axis, Mesh, divide, within_copy
 from shoal.parallel.momentum import Momentum
 from shoal.parallel.sharded_optimizer import ShardedOptimizer
@@ -41,15 +42,7 @@ DIVISIONS: dict[str, Division] = {
 """Name to strategy, for the recipe's `parallel.shard`."""
 
 CODED_DIVISIONS: dict[str, Division] = {
-    "replicate": lambda wire, mesh, recipe, model: CodedAllReduce(
-        wire,
-        mesh,
-        make_sums(recipe, wire, mesh.data),
-        min(bucket_bytes(recipe), MESSAGE_BYTES),
-        whole=recipe.parallel.codec.kind == "powersgd",
-        feedback=recipe.parallel.codec.feedback,
-        momentum=_momentum(recipe, wire, mesh),
-    ),
+    "replicate": lambda wire, mesh, recipe, model: _coded_all_reduce(recipe, wire, mesh, model),
     "zero1": lambda wire, mesh, recipe, model: ShardedOptimizer(
         wire, mesh, bucket_bytes(recipe), make_scatter(recipe, wire, mesh)
     ),
@@ -172,6 +165,41 @@ def _make_local(recipe: Recipe, wire: Wire, mesh: Mesh, inner: Sync) -> Local:
         for name in (settings.kind, CLOSING_CODEC)
     )
     return Local(wire, mesh, inner, parallel.local, sums, settings.feedback, closing)
+
+
+def _coded_all_reduce(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> CodedAllReduce:
+    codec = recipe.parallel.codec
+    sums, rows = make_sums(recipe, wire, mesh.data), None
+    if mesh.data.size > 1 and mesh.tensor.size == 1 and most_rows(recipe, model, mesh.data.size):
+        table = model.get_parameter("embedding.weight")
+        rows = LookedUp(wire, mesh.data, CODECS[codec.kind](codec), table, codec.feedback_decay)
+    sync = CodedAllReduce(
+        wire,
+        mesh,
+        sums,
+        min(bucket_bytes(recipe), MESSAGE_BYTES),
+        whole=codec.kind == "powersgd",
+        feedback=codec.feedback,
+        momentum=_momentum(recipe, wire, mesh),
+        rows=rows,
+    )
+    model.tied_gradients = None if rows is None else sync
+    return sync
+
+
+def most_rows(recipe: Recipe, model: Transformer, ranks: int) -> int:
+    """How many rows of its embedding a rank may look up in a step, where these travel apart from the output projection's
+    gradients; 0 where they don't.
+
+    They do where the embedding is the output projection, and all ranks together look up no more rows than there are: each
+    sends its own to all others. Momentum and matrices of low rank are of whole gradients.
+    """
+    whole = recipe.parallel.codec.kind == "powersgd" or recipe.optimizer.kind == "onebit_adam"
+    if whole or not isinstance(model, Transformer) or not model.config.tied or model.config.head:
+        return 0
+    tokens = recipe.train.global_batch * model.config.context
+    few = tokens <= model.config.vocabulary and model.embedding.weight.requires_grad
+    return -(-tokens // ranks) if few else 0
 
 
 def _momentum(recipe: Recipe, wire: Wire, mesh: Mesh) -> Momentum | None:
