@@ -25,6 +25,7 @@ from tests.ranks import run_ranks
 
 VOCABULARY, DIM, TOKENS, STEPS = 203, 32, 6, 3
 SIZES = (2, 4)
+ONE_BUCKET = "plain, in one bucket"
 
 
 def small_model() -> Transformer:
@@ -42,8 +43,11 @@ def tokens_of(rank: int, step: int) -> Tensor:
 
 
 def backward(model: Transformer, tokens: Tensor) -> None:
-    hidden = model(tokens[:, :-1])
-    linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, tokens[:, 1:].flatten()).backward()
+    """The first tokens count twice, so that the projection is used, and has a gradient, at two places."""
+    hidden, targets = model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()
+    losses = [linear_cross_entropy(hidden[:2], model.head_weight, targets[:2])]
+    losses.append(linear_cross_entropy(hidden, model.head_weight, targets))
+    torch.stack(losses).sum().backward()
 
 
 def true_gradients(ranks: int, step: int) -> dict[str, Tensor]:
@@ -55,19 +59,19 @@ def true_gradients(ranks: int, step: int) -> dict[str, Tensor]:
 
 
 def codec_of(kind: str) -> Any:
-    return Plain() if kind == "plain" else CODECS[kind](CodecSettings())
+    return Plain() if kind in ("plain", ONE_BUCKET) else CODECS[kind](CodecSettings())
 
 
 def summed(world: World, kinds: list[str]) -> dict[str, dict[str, Any]]:
     """With each codec: the sums of each step, what was dropped in the end, and the bytes of each step."""
-    return {kind: _summed(world, codec_of(kind)) for kind in kinds}
+    return {kind: _summed(world, codec_of(kind), 1 << 20 if kind == ONE_BUCKET else 4096) for kind in kinds}
 
 
-def _summed(world: World, codec: Any) -> dict[str, Any]:
+def _summed(world: World, codec: Any, bucket_bytes: int) -> dict[str, Any]:
     wire, mesh, model = Wire(world), make_mesh(world, (world.size, 1, 1)), small_model()
     sums = CodedSum(wire, wire.own_channel(mesh.data), codec, 1.0, wire.own_channel(mesh.data))
     rows = LookedUp(wire, mesh.data, codec, model.get_parameter("embedding.weight"))
-    sync = CodedAllReduce(wire, mesh, lambda places: sums, 4096, rows=rows)
+    sync = CodedAllReduce(wire, mesh, lambda places: sums, bucket_bytes, rows=rows)
     sync.attach(model, whole_shards(model))
     model.tied_gradients = sync
     steps, sent = [], [wire.bytes_sent]
@@ -90,7 +94,7 @@ def _summed(world: World, codec: Any) -> dict[str, Any]:
     }
 
 
-KINDS = ["plain", "bf16", "int8", "int4", "two_bit", "topk", "sign"]
+KINDS = ["plain", ONE_BUCKET, "bf16", "int8", "int4", "two_bit", "topk", "sign"]
 
 
 @cache
@@ -98,10 +102,11 @@ def results_of(size: int) -> list[dict[str, dict[str, Any]]]:
     return run_ranks(size, summed, KINDS)
 
 
+@pytest.mark.parametrize("kind", ["plain", ONE_BUCKET])
 @pytest.mark.parametrize("size", SIZES)
-def test_together_they_are_the_whole_gradient(size: int) -> None:
+def test_together_they_are_the_whole_gradient(size: int, kind: str) -> None:
     for step in range(STEPS):
-        found = results_of(size)[0]["plain"]["steps"][step]
+        found = results_of(size)[0][kind]["steps"][step]
         for name, true in true_gradients(size, step).items():
             torch.testing.assert_close(found[name], true, rtol=1e-5, atol=1e-5, msg=name)
 

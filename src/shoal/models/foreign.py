@@ -62,6 +62,11 @@ class Foreign(Transformer):
         return max(lists, key=len, default=nn.ModuleList())
 
     @property
+    def tied_table(self) -> None:
+        """What theirs ties can't be told apart."""
+        return None
+
+    @property
     def head_weight(self) -> Tensor:
         """The output projection [vocabulary, dim]; without one, the embedding."""
         words = self.theirs.get_output_embeddings() or self.theirs.get_input_embeddings()

@@ -35,6 +35,11 @@ class HeadOnly(Transformer):
         return self.table[tokens_BT.to(self.table.device)].to(tokens_BT.device)
 
     @property
+    def tied_table(self) -> None:
+        """There is no vocabulary."""
+        return None
+
+    @property
     def head_weight(self) -> Tensor:
         """The scores' weight [outputs, dim]."""
         assert self.task_head is not None

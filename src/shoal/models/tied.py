@@ -14,8 +14,12 @@ from torch.nn import functional as F
 class TakesTiedGradients(Protocol):
     """What gets a tied weight's gradients, which then don't arrive in its `.grad`."""
 
+    def will_project(self) -> None:
+        """The weight is used as output projection, perhaps not for the only time before backward."""
+        ...
+
     def projected(self, gradient_VD: Tensor) -> None:
-        """That of the output projection."""
+        """That of one use as output projection."""
         ...
 
     def looked_up(self, tokens_N: Tensor, gradient_ND: Tensor) -> None:
@@ -53,6 +57,7 @@ class _AsProjection(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight_VD: Tensor, taker: TakesTiedGradients) -> Tensor:
         ctx.taker = taker
+        taker.will_project()
         return weight_VD.view_as(weight_VD)
 
     @staticmethod

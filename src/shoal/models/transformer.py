@@ -146,6 +146,12 @@ class Transformer(nn.Module):
         return torch.tanh(self.pooler(hidden_BTD[:, 0]))
 
     @property
+    def tied_table(self) -> nn.Parameter | None:
+        """The weight that is learnt as token embedding and as output projection; None where there is none."""
+        weight = self.get_parameter("embedding.weight")
+        return weight if self.config.tied and not self.config.head and weight.requires_grad else None
+
+    @property
     def head_weight(self) -> Tensor:
         """The output projection [vocabulary, dim]."""
         if self.head is not None:

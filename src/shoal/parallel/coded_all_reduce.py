@@ -52,6 +52,7 @@ class CodedAllReduce(Sync):
     ) -> None:
         self.wire, self.mesh, self.make_sums, self.with_feedback, self.rows = wire, mesh, make_sums, feedback, rows
         self.bucket_bytes, self.whole, self.momentum = bucket_bytes, whole, momentum
+        self._projections = 0
 
     def attach(self, model: nn.Module, shards: Shards) -> None:
         """Lay the gradients out. Raises `ValueError` for mixed types."""
@@ -77,6 +78,7 @@ class CodedAllReduce(Sync):
 
     def begin_backward(self, last: bool) -> None:
         """A backward pass follows; buckets travel during the `last` of a step."""
+        self._projections = 0
         self.gradients.begin_backward(last)
 
     def before_step(self) -> None:
@@ -84,6 +86,10 @@ class CodedAllReduce(Sync):
         self.gradients.send_rest()
         buckets, travelling = iter(self.gradients.buckets), None
         if self.rows is not None:
+            if self.gradients.flat.device.type != "cpu":
+                # a device waits for both threads' messages in one order, which must be the same on all ranks
+                for bucket in self.gradients.buckets:
+                    self._finish(bucket)
             self.rows.tell()
             self._finish(next(buckets))  # which holds the table, whose feedback it has changed
             table = self.rows.table
@@ -96,11 +102,17 @@ class CodedAllReduce(Sync):
         if self.feedback is not None:
             self.feedback.clear_gaps()
 
+    def will_project(self) -> None:
+        """The table is used as output projection: its gradient may not travel before that has one."""
+        self._projections += 1
+
     def projected(self, gradient_VD: Tensor) -> None:
-        """The table's gradient as output projection: all but its rows' is there, and may travel."""
+        """The table's gradient by one use as output projection; after the last of them all but its rows' may travel."""
         assert self.rows is not None and self.rows.table.grad is not None
         self.rows.table.grad += gradient_VD
-        self.gradients.arrived(self.rows.table)
+        self._projections -= 1
+        if not self._projections:
+            self.gradients.arrived(self.rows.table)
 
     def looked_up(self, tokens_N: Tensor, gradient_ND: Tensor) -> None:
         """The gradients of the table's rows."""

@@ -30,11 +30,12 @@ class Travelling:
 class LookedUp:
     """The rows of `table` [rows, dim] that this rank and others along `axis` have looked up in a step.
 
-    `decay`: the share of what was dropped that is added. Both of `tell` and `send` are collectives.
+    Both of `tell` and `send` are collectives. All feedback is added: what was to decay of it has, where the table's other
+    gradients were sent.
     """
 
-    def __init__(self, wire: Wire, axis: Axis, codec: Codec, table: nn.Parameter, decay: float = 1.0) -> None:
-        self.wire, self.axis, self.codec, self.table, self.decay = wire, axis, codec, table, decay
+    def __init__(self, wire: Wire, axis: Axis, codec: Codec, table: nn.Parameter) -> None:
+        self.wire, self.axis, self.codec, self.table = wire, axis, codec, table
         self._found: list[tuple[Tensor, Tensor]] = []
         self._mine = self._flags = torch.empty(0)
         self._telling: Any = None
@@ -69,7 +70,7 @@ class LookedUp:
             self.codec.encode(own.flatten(), sent)
         else:
             kept = dropped[self._mine].flatten()
-            encode_with_feedback(self.codec, own.flatten(), kept, sent, self.decay)
+            encode_with_feedback(self.codec, own.flatten(), kept, sent)
             dropped[self._mine] = kept.view(-1, dim)
         flags = unpack_flags(self._flags.view(self.axis.size, -1)).cpu()
         rows = [its.nonzero()[:, 0] for its in flags[:, : len(self.table)]]

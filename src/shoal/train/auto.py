@@ -149,10 +149,9 @@ def choose(
     )
     if plain >= HIDDEN:
         return Choice("every", "none", plain, (measured, "auto: plain, as the link hides it"))
-    rows = last if last_coded is None else last_coded
-    shares = {
-        kind: _share(link, compute, every_step(parameters, ranks, kind, settings, rows), ranks) for kind in MILDEST_FIRST
-    }
+    last_coded = last if last_coded is None else last_coded
+    coded = {kind: every_step(parameters, ranks, kind, settings, last_coded) for kind in MILDEST_FIRST}
+    shares = {kind: _share(link, compute, traffic, ranks) for kind, traffic in coded.items()}
     for kind, share in shares.items():
         if share >= HIDDEN and share > plain + WORTH:
             why = f"auto: {kind} every step, the mildest codec that the link hides ({share:.0%} of ideal)"

@@ -138,6 +138,7 @@ def make_sync(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> Syn
     """The recipe's strategy; alone, there is nothing to divide, and nobody to meet."""
     parallel = recipe.parallel
     check_meeting(recipe, (mesh.replicate.size, mesh.shard.size, mesh.tensor.size))
+    model.tied_gradients = None
     if parallel.exact:
         return ExactSum(wire, mesh, parallel.virtual_shards, parallel.threads or 1)
     kind = parallel.shard if mesh.shard.size > 1 else "replicate"
@@ -170,9 +171,9 @@ def _make_local(recipe: Recipe, wire: Wire, mesh: Mesh, inner: Sync) -> Local:
 def _coded_all_reduce(recipe: Recipe, wire: Wire, mesh: Mesh, model: Transformer) -> CodedAllReduce:
     codec = recipe.parallel.codec
     sums, rows = make_sums(recipe, wire, mesh.data), None
-    if mesh.data.size > 1 and mesh.tensor.size == 1 and most_rows(recipe, model, mesh.data.size):
-        table = model.get_parameter("embedding.weight")
-        rows = LookedUp(wire, mesh.data, CODECS[codec.kind](codec), table, codec.feedback_decay)
+    table = model.tied_table
+    if table is not None and mesh.tensor.size == 1 and most_rows(recipe, model, mesh.data.size):
+        rows = LookedUp(wire, mesh.data, CODECS[codec.kind](codec), table)
     sync = CodedAllReduce(
         wire,
         mesh,
@@ -195,11 +196,10 @@ def most_rows(recipe: Recipe, model: Transformer, ranks: int) -> int:
     sends its own to all others. Momentum and matrices of low rank are of whole gradients.
     """
     whole = recipe.parallel.codec.kind == "powersgd" or recipe.optimizer.kind == "onebit_adam"
-    if whole or not isinstance(model, Transformer) or not model.config.tied or model.config.head:
-        return 0
     tokens = recipe.train.global_batch * model.config.context
-    few = tokens <= model.config.vocabulary and model.embedding.weight.requires_grad
-    return -(-tokens // ranks) if few else 0
+    if ranks == 1 or whole or model.tied_table is None or tokens > model.config.vocabulary:
+        return 0
+    return -(-tokens // ranks)
 
 
 def _momentum(recipe: Recipe, wire: Wire, mesh: Mesh) -> Momentum | None:
