@@ -30,7 +30,7 @@ from tests.train.runs import build_parts, tiny_recipe
 from tests.train.served import ServedRun
 
 STEPS = 8
-REGULAR = {"l1": 1e-3, "l2": 0.5, "label_smoothing": 0.1, "z_loss": 1e-3, "ema": 0.9}
+REGULAR = {"adversarial": 0.1, "l1": 1e-3, "l2": 0.5, "label_smoothing": 0.1, "z_loss": 1e-3, "ema": 0.9}
 # what tensor ranks drop of attention is not what one rank would
 DROPPED = {"dropout": 0.1, "attention_dropout": 0.0, "layer_drop": 0.4, "layers": 3}
 WAYS: dict[str, dict[str, Any]] = {

@@ -32,6 +32,9 @@ class Foreign(Transformer):
         self.theirs = theirs
         self.pooler = self.transform = None  # what they have of these is their own
         self.task_head = TaskHead(config) if config.head else None
+        theirs.get_input_embeddings().register_forward_hook(
+            lambda _, tokens, x_BTD: x_BTD if self.on_embedded is None else self.on_embedded(x_BTD)
+        )
 
     def forward(
         self,

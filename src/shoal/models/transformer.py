@@ -32,11 +32,13 @@ from shoal.models.tied import TakesTiedGradients, as_projection, look_up
 class Transformer(nn.Module):
     """Tokens to hidden states; `project` turns these into logits. Built on the meta device: call `materialise`.
 
-    May be set from outside: `loss_kernel`, a function for `loss.linear_cross_entropy`, and who gets `tied_gradients`.
+    May be set from outside: `loss_kernel`, a function for `loss.linear_cross_entropy`, who gets `tied_gradients`, and
+    `on_embedded`, which makes of the tokens' embeddings [batch, tokens, dim] those that go on.
     """
 
     loss_kernel: LossKernel | None = None
     tied_gradients: TakesTiedGradients | None = None
+    on_embedded: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -78,6 +80,8 @@ class Transformer(nn.Module):
             (at, layers), reach = cache.layers(tokens_BT.shape[1], reach), None
         taker = self.tied_gradients if torch.is_grad_enabled() else None
         x_BTD = self.embedding(tokens_BT) if taker is None else look_up(tokens_BT, self.embedding.weight, taker)
+        if self.on_embedded is not None:
+            x_BTD = self.on_embedded(x_BTD)
         if self.position is not None:
             # looked up: the gradient of an index would be summed in whatever order threads come
             x_BTD = x_BTD + (self.position.weight[at] if isinstance(at, slice) else self.position(at))

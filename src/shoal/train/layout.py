@@ -125,7 +125,8 @@ def one_step(recipe: Recipe, model: Transformer, sync: Sync, optimizer: Optimize
     """A step on tokens that mean nothing, with or without values; what this rank held when the optimizer stepped."""
     share = -(-recipe.train.global_batch // sync.mesh.data.size)
     size = recipe.train.micro_batch or share
-    sequences = [min(size, share - start) for start in range(0, share, size)]
+    passes = 2 if recipe.regular.adversarial else 1
+    sequences = [min(size, share - start) for start in range(0, share, size) for _ in range(passes)]
     for index, count in enumerate(sequences):
         sync.begin_backward(last=index == len(sequences) - 1)
         tokens = torch.zeros(count, model.config.context, dtype=torch.int64)

@@ -26,7 +26,8 @@ from shoal.parallel.shards import Shards
 from shoal.parallel.sync import Sync
 from shoal.parallel.world import World
 from shoal.tasks import Task
-from shoal.tasks.task import on_device
+from shoal.tasks.task import Batch, on_device
+from shoal.train.adversary import Adversary
 from shoal.train.auto import Auto
 from shoal.train.checkpoint import Checkpoints, Part, Saved, SavedElsewhere, Snapshot, of_copy
 from shoal.train.optimizers import Optimizer
@@ -93,6 +94,7 @@ class Parts:
     auto: Auto
     progress: Progress = field(default_factory=Progress)
     patience: Patience = field(default_factory=Patience)
+    adversary: Adversary | None = None
     alike: bool = False
     """Whether the last evaluation takes no longer, and tells nothing else, by which a model is chosen than those before."""
 
@@ -102,7 +104,7 @@ def train(parts: Parts) -> dict[str, float]:
 
     Raises `Interrupted` after saving when a stop was requested, `ShoalError` when the loss is not finite.
     """
-    recipe, model, task, sync, progress = parts.recipe, parts.model, parts.task, parts.sync, parts.progress
+    recipe, model, sync, progress = parts.recipe, parts.model, parts.sync, parts.progress
     world, wire, patience = sync.wire.world, sync.wire, parts.patience
     began = time.perf_counter() - progress.seconds
     evaluated: dict[str, float] = {}
@@ -121,15 +123,11 @@ def train(parts: Parts) -> dict[str, float]:
         totals = empty_totals(world, len(micro_batches))
         told = np.zeros((len(micro_batches), totals.shape[1] - 2))  # what no GPU computes
         for index, (position, sequences) in enumerate(micro_batches):
-            sync.begin_backward(last=index == len(micro_batches) - 1)
             # what is dropped belongs to the sequences, whichever rank computes them
             torch.manual_seed(derive_seed(recipe.seed, "dropout", position))
-            with parts.precision:
-                batch = task.batch(sequences, world.device)
-                loss_sum, count = task.loss(model, batch)
-            loss_sum.backward()
+            loss_sum, count, read = _learn(parts, sequences, last=index == len(micro_batches) - 1)
             totals[index, :2] = torch.stack((loss_sum.detach().double(), count.double()))
-            told[index, 0] = batch.read / sync.mesh.tensor.size
+            told[index, 0] = read / sync.mesh.tensor.size
 
         # ranks decide together: all leave at the same step, by rank 0's clock
         told[0, 1:3] = parts.stop_requested(), time.perf_counter() - began if world.is_main else 0.0
@@ -218,6 +216,28 @@ def train(parts: Parts) -> dict[str, float]:
             raise Interrupted(f"interrupted; saved at step {progress.step}. Go on with: {again}")
     parts.checkpoints.wait()
     return evaluated or _evaluate_best(parts)
+
+
+def _learn(parts: Parts, sequences: Sequences, last: bool) -> tuple[Tensor, Tensor, int]:
+    """Add a micro-batch's gradients to those that there are; its summed loss, targets, and how much text was read."""
+    with parts.precision:
+        batch = parts.task.batch(sequences, parts.sync.wire.world.device)
+    if parts.adversary is None:
+        return *_pass(parts, batch, last), batch.read
+    with parts.adversary.watching():
+        loss_sum, count = _pass(parts, batch, last=False, share=0.5)
+    with parts.adversary.pushing(batch):
+        _pass(parts, batch, last, share=0.5)
+    return loss_sum, count, batch.read
+
+
+def _pass(parts: Parts, batch: Batch, last: bool, share: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Forward and backward; gradients are `share` of the summed loss's."""
+    parts.sync.begin_backward(last)
+    with parts.precision:
+        loss_sum, count = parts.task.loss(parts.model, batch)
+    (loss_sum if share == 1 else share * loss_sum).backward()
+    return loss_sum, count
 
 
 def _evaluate(parts: Parts, final: bool) -> dict[str, float]:

@@ -29,6 +29,7 @@ from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import Task
+from shoal.train.adversary import Adversary
 from shoal.train.auto import Auto, decided
 from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
@@ -80,12 +81,14 @@ def build(
     _check_equal(wire, recipe, material.identity)
     train = recipe.train
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
-    flops = model.flops_per_token(material.tokens, task.projected)
+    adversary = Adversary.of(recipe, model)
+    passes = 1 if adversary is None else 2
+    flops = passes * model.flops_per_token(material.tokens, task.projected)
     share, together = -(-train.global_batch // mesh.data.size), sequences_at_once(recipe, mesh.data.size)
     shards, compiled = lay_out_model(model, recipe, wire, mesh, together * material.tokens)
     precision = make_precision(train.precision, world.device)
     auto = Auto(recipe, wire, decided(wire, run.checkpoints) if resume else None)
-    recipe = auto.decide(model, task, precision, together, -(-share // together))
+    recipe = auto.decide(model, task, precision, together, passes * -(-share // together))
     sync = make_sync(recipe, wire, mesh, model)
     sync.attach(model, shards)
     batches = TrainingBatches(
@@ -107,7 +110,7 @@ def build(
     parts = Parts(
         recipe, model, task, batches, optimizer, sync, material.budget, evaluate, checkpoints,
         Silence(), precision, sum(shard.shape.numel() for shard in shards.values()), flops, peak_flops, stop_requested,
-        auto, patience=patience, alike=material.alike,
+        auto, patience=patience, adversary=adversary, alike=material.alike,
     )  # fmt: skip
     notes = [*material.notes, *(_resume(parts, run) if resume else []), *auto.notes]
     if world.is_main:

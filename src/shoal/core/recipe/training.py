@@ -96,6 +96,8 @@ class Regular:
     """Share of the target's probability that is spread over all tokens."""
     z_loss: NonNegative = 0.0
     """Weight of log² of the softmax's denominator (PaLM: 1e-4)."""
+    adversarial: NonNegative = 0.0
+    """How far a text's embeddings are pushed to where its loss rises, for a second pass over it: twice the work (0: off)."""
     ema: Momentum = 0.0
     """Decay of a moving average of the weights, which is evaluated and written in their place (0: off)."""
 
