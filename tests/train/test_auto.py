@@ -47,6 +47,16 @@ def test_slower_links_give_milder_codecs_first_and_local_updates_last() -> None:
     assert chosen[-1] == ("local", "two_bit")
 
 
+def test_a_codec_that_would_hide_a_little_more_than_plain_training_is_not_taken() -> None:
+    """Whatever the link: beside a milder way that is nearly as fast, no other is chosen."""
+    for megabits in range(200, 8_000, 100):
+        choice = on_link(megabits)
+        told = float(choice.reasons[0].rpartition("reach ")[2].partition("%")[0]) / 100
+        assert (choice.codec == "none") == (told >= 0.97 or choice.share <= told + 0.03 + 0.005), megabits
+        if choice.codec != "none":
+            assert choice.share > told + 0.03 - 0.005
+
+
 def test_local_updates_take_the_fewest_steps_that_reach_it() -> None:
     choice = on_link(1)
     assert choice.sync == "local"

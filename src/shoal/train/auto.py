@@ -39,8 +39,8 @@ HIDDEN = 0.97
 ENOUGH = 0.95
 """Share of ideal speed that local updates must reach."""
 
-WORTH = 0.01
-"""What a codec must add to the share of plain training: where latency is all, none helps."""
+WORTH = 0.03
+"""What a codec must add to the share of a milder one, and local updates to that: the cost model is not surer than this."""
 
 MILDEST_FIRST = ("bf16", "int8", "int4")
 
@@ -157,7 +157,8 @@ def choose(
             why = f"auto: {kind} every step, the mildest codec that the link hides ({share:.0%} of ideal)"
             return Choice("every", kind, share, (measured, why))
     apart = _apart(link, compute, parameters, ranks, settings)
-    best, kind = max((plain, "none"), *((share, kind) for kind, share in shares.items()))
+    of_all = {"none": plain, **shares}
+    kind, best = next((kind, share) for kind, share in of_all.items() if share >= max(of_all.values()) - WORTH)
     if not equal_shares or apart.share <= best + WORTH:
         reason = "nothing is much faster" if equal_shares else "ranks with unequal shares of train.global_batch can't part"
         why = f"auto: {kind if kind != 'none' else 'plain'} every step ({best:.0%} of ideal): {reason}"
