@@ -9,10 +9,10 @@ from shoal.core.recipe_file import build_recipe
 from shoal.parallel.cost import step_seconds
 from shoal.parallel.link import Link
 from shoal.plan.network import Group, Meeting, compute_of, find_meeting, link_of
-from shoal.train.auto import choose, every_step
+from shoal.train.auto import Last, choose, every_step
 from tests.plan.test_forecast import REHEARSAL
 
-GROUP = Group(workers=2, machines=1, link=None, sent=44_000_000, parameters=11_000_000, last=0.2)
+GROUP = Group(workers=2, machines=1, link=None, sent=44_000_000, parameters=11_000_000, last=Last(0.2, 0.05))
 
 
 def recipe_of(**parallel: Any) -> Any:
@@ -34,7 +34,7 @@ def test_on_a_link_it_is_what_auto_would_choose(megabits: float) -> None:
     recipe = recipe_of()
     group = replace(GROUP, workers=1, machines=2, link=link_of(recipe, 1, 2, megabits, 1e-3))
     found, compute = meeting_of(recipe, group), compute_of(REHEARSAL, 2)
-    choice = choose(Link(megabits * 125_000, 1e-3), compute, 11_000_000, 2, recipe.parallel, 0.2)
+    choice = choose(Link(megabits * 125_000, 1e-3), compute, 11_000_000, 2, recipe.parallel, GROUP.last)
     assert (found.sync, found.codec, found.reasons) == (choice.sync, choice.codec, choice.reasons)
     assert compute.total / (compute.total + found.seconds) == pytest.approx(choice.share)
 
@@ -42,7 +42,7 @@ def test_on_a_link_it_is_what_auto_would_choose(megabits: float) -> None:
 def test_what_the_recipe_says_holds_on_a_link() -> None:
     recipe = recipe_of(sync="every", codec={"kind": "int8"})
     group = replace(GROUP, link=Link(1e6, 1e-3))
-    traffic = every_step(11_000_000, 2, "int8", recipe.parallel, 0.2)
+    traffic = every_step(11_000_000, 2, "int8", recipe.parallel, GROUP.last)
     compute = compute_of(REHEARSAL, 2)
     found = meeting_of(recipe, group)
     assert (found.codec, found.bytes) == ("int8", traffic.sent)

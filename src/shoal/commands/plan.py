@@ -42,6 +42,7 @@ from shoal.plan.picture import draw
 from shoal.plan.rehearsal import Extent, passes, rehearse
 from shoal.plan.resources import device_of, free_memory
 from shoal.plan.tuning import choose, tell
+from shoal.train.auto import Last
 from shoal.train.exact import resolve
 from shoal.train.finder import Curve, find_rate, lines, suggest
 from shoal.train.finetune import finetuning_defaults
@@ -210,7 +211,7 @@ def _rehearsed(recipe: Recipe, text: Text, shape: Shape, arguments: Arguments) -
             rehearsal, peak_flops=rehearsal.peak_flops * machines, memory=rehearsal.memory + elsewhere - seen
         )  # fmt: skip
     sent = sum(find_layout(recipe, config, ranks).sent.values())
-    last = config.vocabulary * config.dim / shape.parameters
+    last = Last.of_model(recipe, Transformer(config), ranks)
     group = Group(workers, machines, wire, sent, shape.parameters, last)
     meeting = find_meeting(recipe, group, rehearsal, widest, shape.data_ranks, shape.at_once)
     return foretell(recipe, shape, rehearsal, meeting)

@@ -10,7 +10,7 @@ from shoal.core.recipe import Recipe
 from shoal.parallel.cost import Compute, Traffic, step_seconds
 from shoal.parallel.link import Link
 from shoal.plan.rehearsal import Rehearsal, passes
-from shoal.train.auto import choose, every_step, local_update, meeting
+from shoal.train.auto import Last, choose, every_step, local_update, meeting
 
 FORWARD, BACKWARD, UPDATE = 0.31, 0.62, 0.07
 """Shares of a step of one micro-batch, as measured on the model of recipes/gpt-bench.yaml (`bench/network.py`)."""
@@ -29,17 +29,14 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Group:
-    """So many ranks on each of so many machines, over a link where there is one to be counted; bytes a rank sends in a step.
-
-    `last`: share of the parameters whose gradients come last of all.
-    """
+    """So many ranks on each of so many machines, over a link where one is to be counted; bytes a rank sends in a step."""
 
     workers: int
     machines: int
     link: Link | None
     sent: int
     parameters: int
-    last: float
+    last: Last
 
     @property
     def ranks(self) -> int:

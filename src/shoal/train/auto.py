@@ -39,8 +39,8 @@ HIDDEN = 0.97
 ENOUGH = 0.95
 """Share of ideal speed that local updates must reach."""
 
-WORTH = 0.03
-"""What a codec must add to the share of a milder one, and local updates to that: the cost model is not surer than this."""
+WORTH = 1.03
+"""How many times as fast as a milder one a codec must be, or local updates: the cost model is not surer than this."""
 
 MILDEST_FIRST = ("bf16", "int8", "int4")
 
@@ -89,6 +89,30 @@ PASSES_TIMED = 3
 
 
 @dataclass(frozen=True)
+class Last:
+    """Share of the parameters whose gradients come last, with no backward left to hide them: of plain and encoded ones."""
+
+    plain: float = 0.0
+    coded: float = 0.0
+
+    @classmethod
+    def of_model(cls, recipe: Recipe, model: Transformer, ranks: int) -> "Last":
+        """The token embedding; encoded, of a tied one the rows that a step reads."""
+        learnt = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+        whole = learnt.get("embedding.weight", 0) / sum(learnt.values())
+        rows = most_rows(recipe, model, ranks)
+        # each goes to all others whole, where other gradients go to one, and come back summed
+        return cls(whole, rows * model.config.dim * ranks / 2 / sum(learnt.values()) if rows else whole)
+
+    def of(self, kind: str) -> float:
+        """With a codec, or `none`."""
+        return self.plain if kind == "none" else self.coded
+
+
+NOTHING_LAST = Last()
+
+
+@dataclass(frozen=True)
 class Choice:
     """A strategy, which share of ideal speed it is foretold to reach, and why in two lines."""
 
@@ -133,14 +157,12 @@ def choose(
     parameters: int,
     ranks: int,
     settings: schema.Parallel,
-    last: float = 0.0,
+    last: Last = NOTHING_LAST,
     equal_shares: bool = True,
-    last_coded: float | None = None,
 ) -> Choice:
     """The mildest strategy that the link hides, with the recipe's buckets and codec settings.
 
-    `last`: share of the parameters whose gradients come last of all; where they travel encoded, `last_coded`, if that is
-    another. `equal_shares`: whether ranks read equally much, as they must where they step apart.
+    `equal_shares`: whether ranks read equally much, as they must where they step apart.
     """
     plain = _share(link, compute, every_step(parameters, ranks, "none", settings, last), ranks)
     measured = (
@@ -149,17 +171,16 @@ def choose(
     )
     if plain >= HIDDEN:
         return Choice("every", "none", plain, (measured, "auto: plain, as the link hides it"))
-    last_coded = last if last_coded is None else last_coded
-    coded = {kind: every_step(parameters, ranks, kind, settings, last_coded) for kind in MILDEST_FIRST}
+    coded = {kind: every_step(parameters, ranks, kind, settings, last) for kind in MILDEST_FIRST}
     shares = {kind: _share(link, compute, traffic, ranks) for kind, traffic in coded.items()}
     for kind, share in shares.items():
-        if share >= HIDDEN and share > plain + WORTH:
+        if share >= HIDDEN and share > WORTH * plain:
             why = f"auto: {kind} every step, the mildest codec that the link hides ({share:.0%} of ideal)"
             return Choice("every", kind, share, (measured, why))
     apart = _apart(link, compute, parameters, ranks, settings)
     of_all = {"none": plain, **shares}
-    kind, best = next((kind, share) for kind, share in of_all.items() if share >= max(of_all.values()) - WORTH)
-    if not equal_shares or apart.share <= best + WORTH:
+    kind, best = next((kind, share) for kind, share in of_all.items() if WORTH * share >= max(of_all.values()))
+    if not equal_shares or apart.share <= WORTH * best:
         reason = "nothing is much faster" if equal_shares else "ranks with unequal shares of train.global_batch can't part"
         why = f"auto: {kind if kind != 'none' else 'plain'} every step ({best:.0%} of ideal): {reason}"
         return Choice("every", kind, best, (measured, why))
@@ -171,12 +192,12 @@ def choose(
     return Choice("local", apart.codec, apart.share, (measured, why), apart.every, apart.overlap, parts(apart.every), outer)
 
 
-def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel, last: float) -> Traffic:
+def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel, last: Last) -> Traffic:
     """What sums of gradients send in a step, with a codec or `none`."""
     bucket = settings.bucket_megabytes * 2**20
     bucket, hops = (bucket, 2 * (ranks - 1)) if kind == "none" else (min(bucket, MESSAGE_BYTES), 2)
     sent, work = meeting(parameters, ranks, kind, settings)
-    return Traffic(sent, hops, max(1, round(4 * parameters / bucket)), work, last=last)
+    return Traffic(sent, hops, max(1, round(4 * parameters / bucket)), work, last=last.of(kind))
 
 
 def local_update(parameters: int, ranks: int, kind: str, every: int, overlap: int, settings: schema.Parallel) -> Traffic:
@@ -260,8 +281,7 @@ class Auto:
         kept = decided if self.asked else None
         self.choice = None if kept is None else Choice.of_state(kept)
         self.compute: Compute | None = None
-        self.parameters, self.last = 0, 0.0
-        self.last_coded: float | None = None
+        self.parameters, self.last = 0, NOTHING_LAST
         self.seconds: list[tuple[float, float]] = []
         self.usual: float | None = None
 
@@ -281,12 +301,8 @@ class Auto:
         if self.choice is None:
             if on_one_machine(self.wire):
                 return self.recipe
-            travel = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-            self.parameters = sum(travel.values())
-            self.last = travel.get("embedding.weight", 0) / self.parameters
-            if rows := most_rows(self.recipe, model, ranks := self.wire.world.size):
-                # each goes to all others whole, where other gradients go to one, and come back summed
-                self.last_coded = rows * model.config.dim * ranks / 2 / self.parameters
+            self.parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+            self.last = Last.of_model(self.recipe, model, self.wire.world.size)
             self.compute = time_step(model, task, precision, self.wire, sequences, passes)
             self.choice = self._now()
         return self.choice.apply(self.recipe)
@@ -336,7 +352,7 @@ class Auto:
         # where steps grow, each is a multiple of the first
         equal_shares = (self.recipe.schedule.batch_start or self.recipe.train.global_batch) % ranks == 0
         link = measure(self.wire)
-        return choose(link, self.compute, self.parameters, ranks, settings, self.last, equal_shares, self.last_coded)
+        return choose(link, self.compute, self.parameters, ranks, settings, self.last, equal_shares)
 
 
 def decided(wire: Wire, checkpoints: Path) -> dict[str, Any] | None:
