@@ -34,7 +34,7 @@ def test_on_a_link_it_is_what_auto_would_choose(megabits: float) -> None:
     recipe = recipe_of()
     group = replace(GROUP, workers=1, machines=2, link=link_of(recipe, 1, 2, megabits, 1e-3))
     found, compute = meeting_of(recipe, group), compute_of(REHEARSAL, 2)
-    choice = choose(Link(megabits * 125_000, 1e-3), compute, 11_000_000, 2, recipe.parallel, GROUP.last)
+    choice = choose(Link(megabits * 125_000, 1e-3), compute, 11_000_000, 2, recipe.parallel, GROUP.last, optimizer="adamw")
     assert (found.sync, found.codec, found.reasons) == (choice.sync, choice.codec, choice.reasons)
     assert compute.total / (compute.total + found.seconds) == pytest.approx(choice.share)
 

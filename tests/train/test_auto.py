@@ -82,6 +82,16 @@ def test_two_bits_come_with_outer_momentum_unless_the_recipe_has_an_outer_step(c
     assert (kept.outer, kept.learning_rate, kept.momentum) == ("nesterov", 0.5, 0.8)
 
 
+@pytest.mark.parametrize("megabits", [1, 20])
+def test_adamw_steps_to_the_mean_and_no_further(corpus: Path, megabits: float) -> None:
+    link = Link(megabits * 1e6 / 8, 1e-4)
+    muon, adamw = (choose(link, COMPUTE, PARAMETERS, 2, schema.Parallel(), optimizer=kind) for kind in ("muon", "adamw"))
+    assert (muon.every, muon.codec) == (adamw.every, adamw.codec)
+    assert muon.outer and not adamw.outer
+    local = adamw.apply(tiny_recipe(corpus)).parallel.local
+    assert (local.outer, local.learning_rate) == ("sgd", 1.0)
+
+
 def test_ranks_that_meet_often_step_further_than_their_mean() -> None:
     found = {choice.every: choice for choice in map(on_link, (20, 10, 5, 3, 2)) if choice.codec == "int4" and choice.every}
     assert min(found) <= 4 < max(found)

@@ -49,8 +49,12 @@ METHODS: dict[str, Keys] = {
     "auto": {"parallel.sync": "auto"},
 }
 
-PEERS: dict[str, list[str]] = {"torch DDP": [], "torch DDP, PowerSGD": ["--power-sgd"]}
-"""Options of bench/peers/ddp.py, a plain loop under torch's DistributedDataParallel."""
+PEERS: dict[str, list[str]] = {
+    "torch DDP": ["ddp.py"],
+    "torch DDP, PowerSGD": ["ddp.py", "--power-sgd"],
+    "torchft DiLoCo": ["diloco.py"],
+}
+"""Scripts of bench/peers, plain loops under what others offer, with options."""
 
 QUICK = ("fp32", "int8", "streaming, H 8, int4", "auto")
 """What `--quick` measures."""

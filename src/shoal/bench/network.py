@@ -10,6 +10,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def _read(run: Path, steps: int) -> Row:
 
 
 def _peer(plan: Plan, where: Sequence[Place], megabits: float, method: str) -> Row:
-    """Torch's own, on the shape of the recipe's model; its ideal is its own loop, as many times alone."""
+    """What others offer, on the shape of the recipe's model; its ideal is its own loop, as many times alone."""
     model, recipe = plan.recipe.model, plan.recipe
     numbers = {
         "corpus": Path(recipe.corpus_directory).resolve(),
@@ -176,12 +177,15 @@ def _peer(plan: Plan, where: Sequence[Place], megabits: float, method: str) -> R
         "vocabulary": recipe.tokenizer.vocabulary,
         "steps": WARMUP + plan.steps, "warmup": WARMUP, "threads": 1,
     }  # fmt: skip
-    script = str(CHECKOUT / "bench" / "peers" / "ddp.py")
+    script, *flags = PEERS[method]
+    script = str(CHECKOUT / "bench" / "peers" / script)
+    own = CHECKOUT / ".bench" / "venv" / "bin" / "python"  # bench/setup_peers.sh makes it
+    python = str(own) if own.exists() else sys.executable
     options = [word for key, value in numbers.items() for word in (f"--{key}", str(value))]
 
     def run(batch: int, alone: bool) -> list[Row]:
-        words = [script, *options, "--batch", str(batch), *PEERS[method]]
-        return [json.loads(printed.splitlines()[-1]) for printed in run_ranks(where, lambda rank: words, alone)]
+        words = [script, *options, "--batch", str(batch), *flags]
+        return [json.loads(printed.splitlines()[-1]) for printed in run_ranks(where, lambda rank: words, alone, python)]
 
     ideal = run(recipe.train.global_batch // len(where), alone=True)
     return {

@@ -56,7 +56,9 @@ def places(number: int, megabits: float, namespaces: bool) -> Iterator[Sequence[
         yield found
 
 
-def run_ranks(where: Sequence[Place], words: Callable[[int], list[str]], alone: bool = False) -> list[str]:
+def run_ranks(
+    where: Sequence[Place], words: Callable[[int], list[str]], alone: bool = False, python: str = sys.executable
+) -> list[str]:
     """Run `python WORDS(rank)` as one rank at each place, one core each; what they printed, by rank.
 
     `alone`: each is its own world. `RanksFailed` with what the first that failed had to say.
@@ -79,7 +81,7 @@ def run_ranks(where: Sequence[Place], words: Callable[[int], list[str]], alone: 
             bound = ["taskset", "-c", str(cores[rank % len(cores)])] if cores else []
             out, err = _scratch(), _scratch()
             process = subprocess.Popen(
-                place.command([*bound, sys.executable, *words(rank)]),
+                place.command([*bound, python, *words(rank)]),
                 env={**os.environ, **interface, **{key: str(value) for key, value in told.items()}},
                 stdout=out,
                 stderr=err,

@@ -72,7 +72,7 @@ def find_meeting(recipe: Recipe, group: Group, rehearsal: Rehearsal, batch: int,
     plain = parallel.shard == "replicate" and parallel.tensor == 1
     if parallel.sync == "auto" and kind == "none" and plain and not parallel.exact:
         equal = (recipe.schedule.batch_start or batch) % ranks == 0
-        choice = choose(group.link, compute, group.parameters, ranks, parallel, group.last, equal)
+        choice = choose(group.link, compute, group.parameters, ranks, parallel, group.last, equal, recipe.optimizer.kind)
         if choice.sync == "local":
             update = local_update(group.parameters, ranks, choice.codec, choice.every, choice.overlap, parallel)
             sent = update.sent / choice.every

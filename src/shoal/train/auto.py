@@ -159,10 +159,11 @@ def choose(
     settings: schema.Parallel,
     last: Last = NOTHING_LAST,
     equal_shares: bool = True,
+    optimizer: str = "muon",
 ) -> Choice:
     """The mildest strategy that the link hides, with the recipe's buckets and codec settings.
 
-    `equal_shares`: whether ranks read equally much, as they must where they step apart.
+    `equal_shares`: whether ranks read equally much, as they must where they step apart. `optimizer`: the inner one's kind.
     """
     plain = _share(link, compute, every_step(parameters, ranks, "none", settings, last), ranks)
     measured = (
@@ -184,7 +185,7 @@ def choose(
         reason = "nothing is much faster" if equal_shares else "ranks with unequal shares of train.global_batch can't part"
         why = f"auto: {kind if kind != 'none' else 'plain'} every step ({best:.0%} of ideal): {reason}"
         return Choice("every", kind, best, (measured, why))
-    outer, told = _outer_step(apart, settings.local)
+    outer, told = _outer_step(apart, settings.local, optimizer)
     why = (
         f"auto: local updates every {apart.every} steps, {apart.codec}, {apart.overlap} to travel{told} "
         f"({apart.share:.0%} of ideal); every step, {kind}: {best:.0%}"
@@ -227,9 +228,14 @@ class _Apart:
     share: float
 
 
-def _outer_step(apart: _Apart, local: schema.Local) -> tuple[dict[str, Any], str]:
-    """Its settings, and how they are told, where the recipe leaves it as it comes."""
+def _outer_step(apart: _Apart, local: schema.Local, optimizer: str) -> tuple[dict[str, Any], str]:
+    """Its settings, and how they are told, where the recipe leaves it as it comes.
+
+    Only Muon bears more than the mean: with AdamW inside, both lose several percent (docs/communication.md).
+    """
     default = schema.Local()
+    if optimizer != "muon":
+        return {}, ""
     if (local.outer, local.learning_rate) != (default.outer, default.learning_rate):
         return {}, ""
     if apart.codec == LOCAL_CODECS[-1]:
@@ -352,7 +358,9 @@ class Auto:
         # where steps grow, each is a multiple of the first
         equal_shares = (self.recipe.schedule.batch_start or self.recipe.train.global_batch) % ranks == 0
         link = measure(self.wire)
-        return choose(link, self.compute, self.parameters, ranks, settings, self.last, equal_shares)
+        return choose(
+            link, self.compute, self.parameters, ranks, settings, self.last, equal_shares, self.recipe.optimizer.kind
+        )
 
 
 def decided(wire: Wire, checkpoints: Path) -> dict[str, Any] | None:
