@@ -93,7 +93,8 @@ def describe(raw: Raw, key: Row) -> str:
 
 def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: str, namespaces: bool) -> Row:
     tokens = plan.recipe.train.global_batch * (plan.recipe.model.context or 1024) / len(where)
-    computed = None if method == IDEAL else _computed(plan, raw, len(where), megabits, method)
+    # what `auto` sends on one link says nothing of another
+    computed = None if method in (IDEAL, "auto") else _computed(plan, raw, len(where), megabits, method)
     if computed is not None and computed["step_seconds"] * _steps(plan, method) > plan.longest:
         found = computed
     elif method in PEERS:
