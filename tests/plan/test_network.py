@@ -39,6 +39,12 @@ def test_on_a_link_it_is_what_auto_would_choose(megabits: float) -> None:
     assert compute.total / (compute.total + found.seconds) == pytest.approx(choice.share)
 
 
+def test_of_two_passes_the_last_backward_alone_hides_what_is_sent() -> None:
+    one, two = compute_of(REHEARSAL, 2), compute_of(REHEARSAL, 2, over_each=2)
+    assert two.total == pytest.approx(one.total)
+    assert two.backward == pytest.approx(one.backward / 2)
+
+
 def test_what_the_recipe_says_holds_on_a_link() -> None:
     recipe = recipe_of(sync="every", codec={"kind": "int8"})
     group = replace(GROUP, link=Link(1e6, 1e-3))

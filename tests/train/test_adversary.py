@@ -95,7 +95,8 @@ def test_models_of_transformers_are_pushed_too() -> None:
     theirs = BertModel(
         BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     )
-    model = Foreign(foreign_config(theirs.config, causal=False), theirs.eval())
+    config = foreign_config(theirs.config, causal=False)
+    model = Foreign(config, theirs.eval()).like(config)  # as fine-tuning takes one
     tokens = torch.from_numpy(np.arange(12).reshape(2, 6))
     adversary = Adversary(model, 0.5)
     batch = Batch(tokens, tokens, 12)

@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from shoal.core import recipe as schema
 from shoal.core.recipe import Recipe
 from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer
-from shoal.parallel.cost import Compute
+from shoal.parallel.cost import Compute, step_seconds
 from shoal.parallel.link import Link, measure
 from shoal.parallel.throttle import FRAMING, Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import Causal
-from shoal.train.auto import Auto, Choice, Last, choose, time_step
+from shoal.train.auto import Auto, Choice, Last, choose, every_step, time_step
 from tests.ranks import alone, run_ranks
 from tests.train.runs import build_parts, tiny_recipe
 
@@ -29,7 +30,7 @@ COMPUTE = Compute(forward=1.0, backward=2.0, update=0.2)
 
 def on_link(megabits: float, latency: float = 1e-4, **changes: Any) -> Choice:
     link = Link(megabits * 1e6 / 8, latency)
-    return choose(link, COMPUTE, PARAMETERS, 2, schema.Parallel(**changes))
+    return choose(link, COMPUTE, PARAMETERS, 2, schema.Parallel(**changes), optimizer="muon")
 
 
 def test_a_fast_link_gives_plain_training() -> None:
@@ -55,6 +56,19 @@ def test_a_codec_that_would_hide_a_little_more_than_plain_training_is_not_taken(
         assert (choice.codec == "none") == (told >= 0.97 or choice.share <= 1.03 * told + 0.006), megabits
         if choice.codec != "none":
             assert choice.share > 1.03 * told - 0.006
+
+
+def test_ranks_do_not_part_for_less_than_the_cost_model_is_sure_of() -> None:
+    settings = schema.Parallel()
+    parted = 0
+    for step, megabits in product((0.3, 1.0, 3.0), (*range(10, 200, 3), *range(200, 2_000, 7))):
+        link, compute = Link(megabits * 1e6 / 8, 1e-4), Compute(step / 3, 2 * step / 3)
+        choice = choose(link, compute, PARAMETERS, 2, settings)
+        every = [every_step(PARAMETERS, 2, kind, settings, Last()) for kind in ("none", "bf16", "int8", "int4")]
+        best = max(compute.total / step_seconds(compute, traffic, link, 2) for traffic in every)
+        parted += choice.sync == "local"
+        assert choice.sync == "every" or choice.share > 1.03 * best, (step, megabits)
+    assert parted
 
 
 def test_local_updates_take_the_fewest_steps_that_reach_it() -> None:

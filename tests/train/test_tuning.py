@@ -106,6 +106,24 @@ def test_ranks_that_train_a_part_of_a_model_do_as_one_does(ways: Path, name: str
     assert losses_in(ways / name / kind) == pytest.approx(losses_in(ways / "alone" / kind), rel=near)
 
 
+def pushed(world: World, encoder: Path, data: Path, folder: Path, length: float = 0.5) -> None:
+    """Fine-tunings whose texts are pushed; a frozen trunk can't be looked up then."""
+    with at_home(folder):
+        for name, tuning in {"all": {"what": "all"}, **KINDS}.items():
+            recipe = labelled_recipe(encoder, data, tuning=tuning, regular={"adversarial": length})
+            finetune(world, recipe, folder / name)
+
+
+def test_texts_are_pushed_alike_on_any_number_of_ranks(encoder: Path, data: Path, tmp_path: Path) -> None:
+    pushed(alone(), encoder, data, tmp_path / "alone")
+    pushed(alone(), encoder, data, tmp_path / "not pushed", length=0.0)
+    run_ranks(2, pushed, encoder, data, tmp_path / "ranks")
+    for name in ("all", *KINDS):
+        one, ranks, without = (losses_in(tmp_path / where / name) for where in ("alone", "ranks", "not pushed"))
+        assert one == pytest.approx(ranks, rel=1e-4)
+        assert one[0] == pytest.approx(without[0]) and one[-1] != pytest.approx(without[-1], rel=1e-4)
+
+
 @pytest.mark.parametrize("pooling", ["attention", "first"])
 def test_every_way_of_pooling_reads_what_was_cached(encoder: Path, data: Path, tmp_path: Path, pooling: str) -> None:
     for cache in (True, False):

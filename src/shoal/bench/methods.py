@@ -56,5 +56,8 @@ PEERS: dict[str, list[str]] = {
 }
 """Scripts of bench/peers, plain loops under what others offer, with options."""
 
+ROUNDS = {"torchft DiLoCo": 8}
+"""Peers that meet every so many steps; they live in the environment that bench/setup_peers.sh makes."""
+
 QUICK = ("fp32", "int8", "streaming, H 8, int4", "auto")
 """What `--quick` measures."""

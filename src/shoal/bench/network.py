@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.table import Table
 
 from shoal.bench.hosts import reason_against
-from shoal.bench.methods import METHODS, PEERS, Keys
+from shoal.bench.methods import METHODS, PEERS, ROUNDS, Keys
 from shoal.bench.places import Place, RanksFailed, places, run_ranks
 from shoal.bench.raw import Raw, Row
 from shoal.core.files import read_json
@@ -93,8 +93,8 @@ def describe(raw: Raw, key: Row) -> str:
 
 def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: str, namespaces: bool) -> Row:
     tokens = plan.recipe.train.global_batch * (plan.recipe.model.context or 1024) / len(where)
-    # what `auto` sends on one link says nothing of another
-    computed = None if method in (IDEAL, "auto") else _computed(plan, raw, len(where), megabits, method)
+    # what `auto` sends on one link says nothing of another, and a peer's parts and travel are its own
+    computed = None if method in (IDEAL, "auto", *ROUNDS) else _computed(plan, raw, len(where), megabits, method)
     if computed is not None and computed["step_seconds"] * _steps(plan, method) > plan.longest:
         found = computed
     elif method in PEERS:
@@ -112,6 +112,8 @@ def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: 
 
 def _every(plan: Plan, method: str) -> int:
     """Steps from a meeting to the next."""
+    if method in ROUNDS:
+        return ROUNDS[method]
     keys = METHODS.get(method, {})
     every = keys.get("parallel.local.every", plan.recipe.parallel.local.every)
     assert isinstance(every, int)
@@ -176,12 +178,12 @@ def _peer(plan: Plan, where: Sequence[Place], megabits: float, method: str) -> R
         "corpus": Path(recipe.corpus_directory).resolve(),
         "layers": model.layers, "dim": model.dim, "heads": model.heads, "context": model.context,
         "vocabulary": recipe.tokenizer.vocabulary,
-        "steps": WARMUP + plan.steps, "warmup": WARMUP, "threads": 1,
+        "steps": WARMUP + _steps(plan, method), "warmup": WARMUP, "threads": 1,
     }  # fmt: skip
     script, *flags = PEERS[method]
     script = str(CHECKOUT / "bench" / "peers" / script)
     own = CHECKOUT / ".bench" / "venv" / "bin" / "python"  # bench/setup_peers.sh makes it
-    python = str(own) if own.exists() else sys.executable
+    python = str(own) if method in ROUNDS and own.exists() else sys.executable
     options = [word for key, value in numbers.items() for word in (f"--{key}", str(value))]
 
     def run(batch: int, alone: bool) -> list[Row]:
@@ -193,7 +195,7 @@ def _peer(plan: Plan, where: Sequence[Place], megabits: float, method: str) -> R
         **run(recipe.train.global_batch, alone=False)[0],
         "ideal_step_seconds": statistics.mean(row["step_seconds"] for row in ideal),
         "how": "namespaces",
-        "steps": plan.steps,
+        "steps": _steps(plan, method),
     }
 
 

@@ -42,6 +42,7 @@ from shoal.plan.picture import draw
 from shoal.plan.rehearsal import Extent, passes, rehearse
 from shoal.plan.resources import device_of, free_memory
 from shoal.plan.tuning import choose, tell
+from shoal.train.adversary import passes_of
 from shoal.train.auto import Last
 from shoal.train.exact import resolve
 from shoal.train.finder import Curve, find_rate, lines, suggest
@@ -229,7 +230,7 @@ def _shape(recipe: Recipe, text: Text, facts: dict[str, Any], ranks: int) -> Sha
         sequences_at_once(recipe, data_ranks),
         text.held_out,
         text.bytes,
-        Transformer(config).flops_per_token(config.context, text.projected),
+        passes_of(recipe) * Transformer(config).flops_per_token(config.context, text.projected),
         facts["parameters"],
     )
 

@@ -6,6 +6,8 @@ where a `Transformer` stands: hidden states of tokens, a projection onto the voc
 Shape suffixes as in `models.transformer`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -32,9 +34,6 @@ class Foreign(Transformer):
         self.theirs = theirs
         self.pooler = self.transform = None  # what they have of these is their own
         self.task_head = TaskHead(config) if config.head else None
-        theirs.get_input_embeddings().register_forward_hook(
-            lambda _, tokens, x_BTD: x_BTD if self.on_embedded is None else self.on_embedded(x_BTD)
-        )
 
     def forward(
         self,
@@ -51,8 +50,22 @@ class Foreign(Transformer):
             inputs["attention_mask"] = (reach.low == 0).long()
         if segments_BT is not None and self.config.segments:
             inputs["token_type_ids"] = segments_BT.clamp(max=self.config.segments - 1)
-        hidden_BTD: Tensor = self.theirs.base_model(**inputs).last_hidden_state
+        with self._embedding():
+            hidden_BTD: Tensor = self.theirs.base_model(**inputs).last_hidden_state
         return hidden_BTD
+
+    @contextmanager
+    def _embedding(self) -> Iterator[None]:
+        """Inside, what their tokens' embedding gives goes through `on_embedded`."""
+        changed = self.on_embedded
+        if changed is None:
+            yield
+            return
+        hook = self.theirs.get_input_embeddings().register_forward_hook(lambda _, tokens, x_BTD: changed(x_BTD))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def like(self, config: TransformerConfig) -> "Foreign":
         """Another one, with the same weights and the head of that shape."""

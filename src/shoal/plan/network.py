@@ -10,6 +10,7 @@ from shoal.core.recipe import Recipe
 from shoal.parallel.cost import Compute, Traffic, step_seconds
 from shoal.parallel.link import Link
 from shoal.plan.rehearsal import Rehearsal, passes
+from shoal.train.adversary import passes_of
 from shoal.train.auto import Last, choose, every_step, local_update, meeting
 
 FORWARD, BACKWARD, UPDATE = 0.31, 0.62, 0.07
@@ -54,11 +55,15 @@ def link_of(recipe: Recipe, workers: int, machines: int, megabits: float, latenc
     return None
 
 
-def compute_of(rehearsal: Rehearsal, micro_batches: int) -> Compute:
-    """Seconds that a rank computes in a step of so many micro-batches."""
+def compute_of(rehearsal: Rehearsal, micro_batches: int, over_each: int = 1) -> Compute:
+    """Seconds that a rank computes in a step of so many micro-batches, with so many passes `over_each`.
+
+    What is sent travels behind the last pass's backward alone.
+    """
     alone = rehearsal.step - rehearsal.waiting
-    forward = FORWARD * alone + (micro_batches - rehearsal.passes) * rehearsal.more
-    return Compute(forward, BACKWARD * alone, UPDATE * alone)
+    last = BACKWARD / over_each
+    forward = (FORWARD + BACKWARD - last) * alone + (micro_batches - rehearsal.passes) * rehearsal.more
+    return Compute(forward, last * alone, UPDATE * alone)
 
 
 def find_meeting(recipe: Recipe, group: Group, rehearsal: Rehearsal, batch: int, data_ranks: int, at_once: int) -> Meeting:
@@ -68,7 +73,7 @@ def find_meeting(recipe: Recipe, group: Group, rehearsal: Rehearsal, batch: int,
     if group.link is None:
         every = parallel.local.every if apart else 1
         return Meeting("local" if apart else "every", kind, group.sent, rehearsal.waiting / every)
-    compute = compute_of(rehearsal, passes(batch, data_ranks, at_once))
+    compute = compute_of(rehearsal, passes(batch, data_ranks, at_once), passes_of(recipe))
     plain = parallel.shard == "replicate" and parallel.tensor == 1
     if parallel.sync == "auto" and kind == "none" and plain and not parallel.exact:
         equal = (recipe.schedule.batch_start or batch) % ranks == 0

@@ -1,9 +1,9 @@
 """Adversarial training: each text a second time, its embeddings pushed to where its loss rises (Miyato et al. 2017,
 arXiv:1605.07725).
 
-A push is along the gradient of the text's own loss by its embeddings, and ε long over all of the text. It is a text's own
-affair: which others are in its row, its micro-batch or on its rank makes no difference. Half of a step's gradient is of the
-texts as they are, half of the pushed ones.
+A push is along the gradient of the text's own loss by its embeddings, and ε long over all of the text; where rows are cut
+from a corpus, over all of a row. Which others are in its micro-batch or on its rank makes no difference. Half of a step's
+gradient is of the texts as they are, half of the pushed ones.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,13 @@ from torch import Tensor
 
 from shoal.core.errors import RecipeError
 from shoal.core.recipe import Recipe
-from shoal.models.head_only import HeadOnly
 from shoal.models.transformer import Transformer
 from shoal.tasks.task import Batch, Pieces
+
+
+def passes_of(recipe: Recipe) -> int:
+    """Forward and backward passes over a micro-batch."""
+    return 2 if recipe.regular.adversarial else 1
 
 
 class Adversary:
@@ -28,15 +32,10 @@ class Adversary:
 
     @classmethod
     def of(cls, recipe: Recipe, model: Transformer) -> "Adversary | None":
-        """The recipe's, or none; `RecipeError` where there is nothing to push at, or no second pass may be."""
+        """The recipe's, or none; `RecipeError` where no second pass may be."""
         length = recipe.regular.adversarial
         if not length:
             return None
-        if isinstance(model, HeadOnly):
-            raise RecipeError(
-                "'regular.adversarial' pushes embeddings, and 'tuning.what' frozen looks up what comes out of the model; "
-                "accepted: 'tuning.what' all, top or lora, or 0"
-            )
         if recipe.parallel.exact:
             raise RecipeError(
                 "'parallel.exact' has one pass a micro-batch, and 'regular.adversarial' needs two: set it to 0"
@@ -56,6 +55,7 @@ class Adversary:
     @contextmanager
     def pushing(self, batch: Batch) -> Iterator[None]:
         """Forward inside is of embeddings that are pushed there; `batch` is the one that was watched."""
+        assert self._seen, "nothing was embedded while watching"
         pushes = iter([self._push(seen, batch) for seen in self._seen])
         self._seen = []
         self.model.on_embedded = lambda x_BTD: x_BTD + next(pushes) if torch.is_grad_enabled() else x_BTD
@@ -89,6 +89,7 @@ def push_along(gradient_BTD: Tensor, length: float, pieces: Pieces | None = None
         begins_N[pieces.starts] = 1
         of_token_N = (begins_N.cumsum(0) - 1).clamp(min=0)
     squares_N = gradient_BTD.float().square().sum(-1).flatten()
-    norms = squares_N.new_zeros(len(squares_N)).index_add(0, of_token_N, squares_N).sqrt()
+    # in one order, on a GPU too, as ranks that divide a text must push alike
+    norms = torch.segment_reduce(squares_N, "sum", lengths=torch.bincount(of_token_N)).sqrt()
     shares_N = torch.where(norms > 0, length / norms, 0.0)[of_token_N]
     return gradient_BTD * shares_N.view(B, T, 1)

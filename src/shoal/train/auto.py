@@ -159,7 +159,7 @@ def choose(
     settings: schema.Parallel,
     last: Last = NOTHING_LAST,
     equal_shares: bool = True,
-    optimizer: str = "muon",
+    optimizer: str = "adamw",
 ) -> Choice:
     """The mildest strategy that the link hides, with the recipe's buckets and codec settings.
 
@@ -181,7 +181,7 @@ def choose(
     apart = _apart(link, compute, parameters, ranks, settings)
     of_all = {"none": plain, **shares}
     kind, best = next((kind, share) for kind, share in of_all.items() if WORTH * share >= max(of_all.values()))
-    if not equal_shares or apart.share <= WORTH * best:
+    if not equal_shares or apart.share <= WORTH * max(of_all.values()):
         reason = "nothing is much faster" if equal_shares else "ranks with unequal shares of train.global_batch can't part"
         why = f"auto: {kind if kind != 'none' else 'plain'} every step ({best:.0%} of ideal): {reason}"
         return Choice("every", kind, best, (measured, why))

@@ -77,7 +77,7 @@ def looked_up(
     As they are where the trunk learns, where texts vary from epoch to epoch, or where the recipe wants no table. `quiet`: no
     progress is shown.
     """
-    varied = any(rows.vary is not None for rows in splits)
+    varied = any(rows.vary is not None for rows in splits) or recipe.regular.adversarial > 0
     if recipe.tuning.what != "frozen" or not recipe.tuning.cache or varied or recipe.parallel.tensor > 1:
         return model, list(splits), []
     pooled = model.config.head == "sequence" and model.config.pooling != "attention"

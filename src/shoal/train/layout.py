@@ -23,6 +23,7 @@ from shoal.parallel.mesh import make_mesh
 from shoal.parallel.sync import Sync
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
+from shoal.train.adversary import passes_of
 from shoal.train.loop import empty_totals
 from shoal.train.model_setup import divide_products, recompute_blocks, soften_loss
 from shoal.train.optimizers import Optimizer, build_optimizer
@@ -125,8 +126,7 @@ def one_step(recipe: Recipe, model: Transformer, sync: Sync, optimizer: Optimize
     """A step on tokens that mean nothing, with or without values; what this rank held when the optimizer stepped."""
     share = -(-recipe.train.global_batch // sync.mesh.data.size)
     size = recipe.train.micro_batch or share
-    passes = 2 if recipe.regular.adversarial else 1
-    sequences = [min(size, share - start) for start in range(0, share, size) for _ in range(passes)]
+    sequences = [min(size, share - start) for start in range(0, share, size) for _ in range(passes_of(recipe))]
     for index, count in enumerate(sequences):
         sync.begin_backward(last=index == len(sequences) - 1)
         tokens = torch.zeros(count, model.config.context, dtype=torch.int64)

@@ -32,7 +32,7 @@ from shoal.parallel.server.syncs import MeetAtServers, PassByServers, ServedOpti
 from shoal.parallel.shards import learnt, whole_shards
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World, is_rank
-from shoal.train.adversary import Adversary
+from shoal.train.adversary import Adversary, passes_of
 from shoal.train.auto import Auto
 from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
@@ -247,12 +247,11 @@ class Worker:
                 evaluate = AverageEvaluator(evaluate, self.optimizer, self.sync)
             patience = checked_patience(recipe, model, material.task, self.sync, evaluate)
         adversary = Adversary.of(recipe, model)
-        passes = 1 if adversary is None else 2
         self.parts = Parts(
             recipe, model, material.task, self.batches, self.optimizer, self.sync, self.budget, evaluate,
             Checkpoints(run.checkpoints, recipe.checkpoint.keep) if main else SavedElsewhere(run.checkpoints),
             Silence(), precision, sum(shard.shape.numel() for shard in self.sync.shards.values()),
-            passes * model.flops_per_token(context, material.task.projected),
+            passes_of(recipe) * model.flops_per_token(context, material.task.projected),
             matrix_peak(device, settings.precision) * seat.workers,
             stop_requested, Auto(recipe, self.client.wire), patience=patience, adversary=adversary, alike=material.alike,
         )  # fmt: skip

@@ -29,7 +29,7 @@ from shoal.parallel.throttle import Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import Task
-from shoal.train.adversary import Adversary
+from shoal.train.adversary import Adversary, passes_of
 from shoal.train.auto import Auto, decided
 from shoal.train.averages import AverageEvaluator
 from shoal.train.checkpoint import Checkpoints, Saved, SavedElsewhere
@@ -82,7 +82,7 @@ def build(
     train = recipe.train
     mesh = make_mesh(world, mesh_sizes(recipe, world.size))
     adversary = Adversary.of(recipe, model)
-    passes = 1 if adversary is None else 2
+    passes = passes_of(recipe)
     flops = passes * model.flops_per_token(material.tokens, task.projected)
     share, together = -(-train.global_batch // mesh.data.size), sequences_at_once(recipe, mesh.data.size)
     shards, compiled = lay_out_model(model, recipe, wire, mesh, together * material.tokens)
