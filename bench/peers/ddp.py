@@ -17,12 +17,31 @@ from plain_loop import build_model, build_optimizer, count_parameters
 from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power_sgd
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 COUNTER = Path("/sys/class/net/eth0/statistics/tx_bytes")
 
 
 def bytes_sent() -> int:
     return int(COUNTER.read_text()) if COUNTER.exists() else 0
+
+
+def steps(settings: Settings, model: nn.Module, optimizer: Optimizer, rank: int, world_size: int) -> dict[str, float]:
+    """Train, and tell what a step took and sent; as many parameters as `model` has."""
+    clock, sent = Clock(), [bytes_sent()]
+    for tokens, targets in batches(settings, rank, world_size):
+        model(tokens, targets).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.tick()
+        sent.append(bytes_sent())
+    measured = clock.step_seconds[settings.warmup :]
+    return {
+        "step_seconds": statistics.mean(measured),
+        "wire_bytes": (sent[-1] - sent[settings.warmup]) / len(measured),
+        "parameters": count_parameters(model),
+    }
 
 
 def main() -> None:
@@ -40,20 +59,7 @@ def main() -> None:
             state = power_sgd.PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2)
             parallel.register_comm_hook(state, power_sgd.powerSGD_hook)
         model = parallel
-    clock, sent = Clock(), [bytes_sent()]
-    for tokens, targets in batches(settings, rank, world_size):
-        model(tokens, targets).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        clock.tick()
-        sent.append(bytes_sent())
-    measured = clock.step_seconds[settings.warmup :]
-    result = {
-        "step_seconds": statistics.mean(measured),
-        "wire_bytes": (sent[-1] - sent[settings.warmup]) / len(measured),
-        "parameters": count_parameters(plain),
-    }
+    result = steps(settings, model, optimizer, rank, world_size)
     print(json.dumps(result), flush=True)
     if world_size > 1:
         distributed.destroy_process_group()

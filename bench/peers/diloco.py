@@ -8,13 +8,12 @@ travel, the most that it takes; outer Nesterov 0.9 with 0.7, as in its own examp
 import json
 import os
 import socket
-import statistics
 from datetime import timedelta
 
 import torch
-from ddp import bytes_sent
-from harness import GRADIENT_CLIP, Clock, Settings, batches
-from plain_loop import GPT, build_model, build_optimizer, count_parameters
+from ddp import steps
+from harness import Settings
+from plain_loop import GPT, build_model, build_optimizer
 from torch import distributed, nn
 from torchft import Manager, ProcessGroupGloo
 from torchft.coordination import LighthouseServer
@@ -63,20 +62,7 @@ def main() -> None:
         outer = [torch.optim.SGD(part.parameters(), lr=0.7, momentum=0.9, nesterov=True) for part in parts]
         inside = DiLoCo(manager, parts, optimizer, outer, EVERY, fragment_sync_delay=DELAY)
         inside.__enter__()
-    clock, sent = Clock(), [bytes_sent()]
-    for tokens, targets in batches(settings, rank, world_size):
-        optimizer.zero_grad()
-        model(tokens, targets).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
-        optimizer.step()
-        clock.tick()
-        sent.append(bytes_sent())
-    measured = clock.step_seconds[settings.warmup :]
-    result = {
-        "step_seconds": statistics.mean(measured),
-        "wire_bytes": (sent[-1] - sent[settings.warmup]) / len(measured),
-        "parameters": count_parameters(model),
-    }
+    result = steps(settings, model, optimizer, rank, world_size)
     if inside is not None:
         result["meetings"] = manager.current_step()
         meeting.set(f"over {rank}", "")
