@@ -215,7 +215,15 @@ from shoal.data import workers
 from shoal.data.prepare import prepare
 
 write = workers._write_unit
-workers._write_unit = lambda unit, job: (time.sleep(0.15), write(unit, job))[1]
+
+
+def wait_in_the_middle(unit, job):
+    middle = len(list(Path(sys.argv[2]).glob("unit-*.json"))) >= 4
+    time.sleep(1.0 if middle else 0.05)  # those under way are finished
+    return write(unit, job)
+
+
+workers._write_unit = wait_in_the_middle
 if __name__ == "__main__":
     data = Data(sources=[sys.argv[1]], shard_megabytes=0.005)
     prepare(data, Tokenizer(vocabulary=300), Path(sys.argv[2]), workers=2)
