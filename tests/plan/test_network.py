@@ -9,7 +9,7 @@ from shoal.core.recipe_file import build_recipe
 from shoal.parallel.cost import step_seconds
 from shoal.parallel.link import Link
 from shoal.plan.network import Group, Meeting, compute_of, find_meeting, link_of
-from shoal.train.auto import Last, choose, every_step
+from shoal.train.choice import Last, choose, every_step
 from tests.plan.test_forecast import REHEARSAL
 
 GROUP = Group(workers=2, machines=1, link=None, sent=44_000_000, parameters=11_000_000, last=Last(0.2, 0.05))

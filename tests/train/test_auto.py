@@ -20,7 +20,8 @@ from shoal.parallel.throttle import FRAMING, Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import Causal
-from shoal.train.auto import Auto, Choice, Last, choose, every_step, time_step
+from shoal.train.auto import Auto, time_step
+from shoal.train.choice import Choice, Last, choose, every_step
 from tests.ranks import alone, run_ranks
 from tests.train.runs import build_parts, tiny_recipe
 

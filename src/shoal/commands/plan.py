@@ -43,7 +43,7 @@ from shoal.plan.rehearsal import Extent, passes, rehearse
 from shoal.plan.resources import device_of, free_memory
 from shoal.plan.tuning import choose, tell
 from shoal.train.adversary import passes_of
-from shoal.train.auto import Last
+from shoal.train.choice import Last
 from shoal.train.exact import resolve
 from shoal.train.finder import Curve, find_rate, lines, suggest
 from shoal.train.finetune import finetuning_defaults

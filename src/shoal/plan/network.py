@@ -11,7 +11,7 @@ from shoal.parallel.cost import Compute, Traffic, step_seconds
 from shoal.parallel.link import Link
 from shoal.plan.rehearsal import Rehearsal, passes
 from shoal.train.adversary import passes_of
-from shoal.train.auto import Last, choose, every_step, local_update, meeting
+from shoal.train.choice import Last, choose, every_step, local_update, meeting
 
 FORWARD, BACKWARD, UPDATE = 0.31, 0.62, 0.07
 """Shares of a step of one micro-batch, as measured on the model of recipes/gpt-bench.yaml (`bench/network.py`)."""
