@@ -31,7 +31,7 @@ types: .venv/ready-dev
 floors: .venv/ready-dev
 	$(BIN)/lint-imports --no-cache
 
-bench: .venv/ready-dev       ## Shoal and its peers on this machine, in one session (an hour)
+bench: .venv/ready-dev       ## Shoal and its peers on this machine, in turn (an hour)
 	bench/setup_peers.sh
 	$(BIN)/python bench/train.py
 	$(BIN)/python bench/prepare.py --megabytes 130

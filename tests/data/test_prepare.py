@@ -224,9 +224,8 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
 def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bytes(sent, tmp_path):
-    source = write_jsonl(
-        tmp_path / "text.jsonl", list(sentences(2000))
-    )  # long enough for a loaded machine to see its middle
+    # so long that a loaded machine, too, sees its middle
+    source = write_jsonl(tmp_path / "text.jsonl", list(sentences(2000)))
     data, tokenizer = Data(sources=[str(source)], shard_megabytes=0.005), Tokenizer(vocabulary=300)
     prepare(data, tokenizer, tmp_path / "expected")
     (tmp_path / "slow.py").write_text(SLOW)
