@@ -44,14 +44,14 @@ class ByteDetokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in prompt[-BEFORE:]:
             self._decoder.decode(self._bytes_of(token))
-        # a character that a prompt ends within belongs to the prompt
-        self._skipped = 1 if self._held else 0
+        # a character that a prompt ends within belongs to the prompt; bytes that can't become one count one by one
+        self._skipped = len(self._held.decode(errors="replace"))
 
     def put(self, token: int) -> str:
         """As `Detokenizer.put`."""
         text = self._decoder.decode(self._bytes_of(token))
         if text and self._skipped:
-            text, self._skipped = text[1:], 0
+            text, self._skipped = text[self._skipped :], max(0, self._skipped - len(text))
         return text
 
     def rest(self) -> str:
