@@ -50,6 +50,10 @@ METHODS: dict[str, Keys] = {
     "auto": {"parallel.sync": "auto"},
 }
 
+TO_THE_END: dict[str, Keys] = {"1-bit Adam": {"optimizer.onebit_warmup": 400}}
+"""What differs where a model is trained to the end, for its loss: a variance is not settled after one step. A seventh of the
+steps, as of the paper's (15 to 25%)."""
+
 PEERS: dict[str, list[str]] = {
     "torch DDP": ["ddp.py"],
     "torch DDP, PowerSGD": ["ddp.py", "--power-sgd"],
