@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from shoal.bench.methods import METHODS, TO_THE_END, Keys
+from shoal.bench.methods import METHODS, Keys, to_the_end
 from shoal.bench.places import places, run_ranks
 from shoal.bench.raw import Raw, Row
 from shoal.core.errors import ShoalError
@@ -45,7 +45,7 @@ def measure(plan: Plan, raw: Raw, tell: Callable[[str], None]) -> None:
             for method in plan.methods:
                 key = {"kind": "loss", "recipe": plan.recipe.stem, "hosts": number, "method": method, "seed": seed}
                 if method in METHODS and method != "auto" and raw.find(key) is None:
-                    row = key | _train(plan, number, {**METHODS[method], **TO_THE_END.get(method, {})}, seed, facts)
+                    row = key | _train(plan, number, METHODS[method], seed, facts)
                     raw.add(row)
                     tell(f"{number} ranks, {method}, seed {seed}: held-out loss {row['eval_loss']:.4f}")
 
@@ -72,7 +72,7 @@ def _train(plan: Plan, number: int, method: Keys, seed: int, facts: dict[str, An
         "evaluation.every": max(1, steps // EVALUATIONS),
         "parallel.threads": 1,
         "parallel.timeout": 7200.0,
-        **method,
+        **to_the_end(method, steps),
     }
     flags = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder, places(number, 0.0, namespaces=False) as where:

@@ -50,10 +50,6 @@ METHODS: dict[str, Keys] = {
     "auto": {"parallel.sync": "auto"},
 }
 
-TO_THE_END: dict[str, Keys] = {"1-bit Adam": {"optimizer.onebit_warmup": 400}}
-"""What differs where a model is trained to the end, for its loss: a variance is not settled after one step. A seventh of the
-steps, as of the paper's (15 to 25%)."""
-
 PEERS: dict[str, list[str]] = {
     "torch DDP": ["ddp.py"],
     "torch DDP, PowerSGD": ["ddp.py", "--power-sgd"],
@@ -66,3 +62,13 @@ ROUNDS = {"torchft DiLoCo": 8}
 
 QUICK = ("fp32", "int8", "streaming, H 8, int4", "auto")
 """What `--quick` measures."""
+
+PLAIN_SHARE = 0.15
+"""Of the steps, in which 1-bit Adam's variance settles where a model is trained to the end (DeepSpeed advises 15 to 25%)."""
+
+
+def to_the_end(keys: Keys, steps: int) -> Keys:
+    """A method's keys where a run of so many steps is about its loss: as they are, but for 1-bit Adam's plain steps."""
+    if "optimizer.onebit_warmup" not in keys:
+        return keys
+    return {**keys, "optimizer.onebit_warmup": max(1, round(PLAIN_SHARE * steps))}

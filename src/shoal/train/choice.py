@@ -211,7 +211,7 @@ class _Apart:
 def _outer_step(apart: _Apart, local: schema.Local, optimizer: str) -> tuple[dict[str, Any], str]:
     """Its settings, and how they are told, where the recipe leaves it as it comes.
 
-    Only Muon gains by more than the mean: AdamW loses by both (docs/communication.md).
+    Only Muon gains by more than the mean; AdamW does not by the one, and loses by the other (docs/communication.md).
     """
     default = schema.Local()
     if optimizer != "muon":
