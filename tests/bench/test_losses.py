@@ -39,3 +39,14 @@ def test_every_method_trains_to_the_end_and_is_held_against_plain_training(
 def test_one_bit_adam_is_plain_for_a_share_of_the_steps() -> None:
     assert to_the_end(METHODS["1-bit Adam"], 1000)["optimizer.onebit_warmup"] == 150
     assert to_the_end(METHODS["int4"], 1000) == METHODS["int4"]
+
+
+def test_a_method_is_held_against_plain_training_with_the_same_seeds(tmp_path: Path) -> None:
+    raw = Raw(tmp_path / "raw.json")
+    for method, seed, loss in (
+        ("fp32", 1, 2.0), ("fp32", 2, 4.0), ("local", 1, 2.2), ("local", 2, 4.8), ("one seed", 2, 4.1), ("no plain", 3, 5.0)
+    ):  # fmt: skip
+        key = {"kind": "loss", "recipe": "tiny", "hosts": 2, "method": method, "seed": seed}
+        raw.add(key | {"eval_loss": loss, "wire_bytes": 100.0, "parameters": 800})
+    shown = dict(zip(table(raw).columns[1].cells, table(raw).columns[4].cells, strict=True))
+    assert shown == {"fp32": "+0.00% ± 0.00%", "local": "+15.00% ± 7.07%", "one seed": "+2.50%", "no plain": ""}

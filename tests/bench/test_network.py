@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shoal.bench.methods import METHODS, QUICK
+from shoal.bench.methods import METHODS, QUICK, to_the_end
 from shoal.bench.network import IDEAL, Plan, check_cost_model, measure, table
 from shoal.bench.picture import draw
 from shoal.bench.places import Here, run_ranks
@@ -37,7 +37,8 @@ def plan(**changes: Any) -> Plan:
 
 def test_every_method_is_a_recipe() -> None:
     for keys in METHODS.values():
-        read_recipe(None, [word for key, value in keys.items() for word in (f"--{key}", str(value))])
+        for whole in (keys, to_the_end(keys, 1000)):
+            read_recipe(None, [word for key, value in whole.items() for word in (f"--{key}", str(value))])
     assert set(QUICK) <= set(METHODS)
 
 
