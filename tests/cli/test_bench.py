@@ -38,3 +38,12 @@ def test_a_recipe_without_its_corpus_is_refused_once(shoal: Shoal, tmp_path: Pat
     assert refused.code == 2
     assert refused.err.count(f"{missing}: no corpus there") == 1
     assert not results.exists()
+
+
+def test_a_recipe_of_losses_without_its_corpus_is_refused_before_anything_is_measured(shoal: Shoal, tmp_path: Path) -> None:
+    missing, results = tmp_path / "nothing", tmp_path / "results.json"
+    (tmp_path / "losses.yaml").write_text(f"train: {{steps: 1}}\ndata: {{directory: {missing}}}\n")
+    refused = shoal("bench", "network", "--losses", str(tmp_path / "losses.yaml"), "--links", "--results", str(results))
+    assert refused.code == 2
+    assert f"{missing}: no corpus there" in refused.err
+    assert not results.exists()

@@ -33,6 +33,7 @@ from shoal.core.device import find_device
 from shoal.core.errors import InputError, Interrupted, ShoalError
 from shoal.core.files import read_json, write_json
 from shoal.core.recipe_file import read_recipe
+from shoal.data.plan import open_corpora
 from shoal.parallel.launch import launch
 from shoal.parallel.world import is_rank, join
 from shoal.train import parity
@@ -95,6 +96,8 @@ def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     )  # fmt: skip
     if arguments.quick:
         plan = replace(plan, hosts=(2,), links=(0.0, 10.0), methods=QUICK, steps=4, longest=60.0)
+    if arguments.losses is not None:
+        open_corpora(read_recipe(arguments.losses, []))  # what is missing is told before hours of speeds
     raw = Raw(arguments.results)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, _leave)
