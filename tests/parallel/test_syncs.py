@@ -1,6 +1,7 @@
 """Summed gradients, however the model is divided: over any number of ranks the same as one rank with all the data."""
 
 import os
+import time
 from typing import Any
 
 import pytest
@@ -147,7 +148,7 @@ def shared_steps(world: World, length: int, broken: int, lost: bool = False) -> 
     model = nn.ParameterDict({f"of {size}": nn.Parameter(torch.zeros(size)) for size in range(length, length + 5)})
     sync = SharedMemory(Wire(world), make_mesh(world, (world.size, 1, 1)))
     sync.attach(model, whole_shards(model))
-    assert (sync.buffers is None) == (broken >= 0)
+    assert (sync.memory is None) == (broken >= 0)
     steps = []
     for step in range(3):
         sync.begin_backward(last=True)
@@ -188,6 +189,45 @@ def test_where_memory_cant_be_shared_sums_travel(lost: bool) -> None:
             assert len(sums) == 5 and all(sums[name].equal(value) for name, value in some.items())
             assert all(same[name].equal(value) for name, value in weights.items())
     assert all(got["sent"] == 3 * 4 * sum(range(500, 505)) for got in sent)
+
+
+def two_buckets(world: World) -> tuple[SharedMemory, nn.ParameterDict]:
+    model = nn.ParameterDict({name: nn.Parameter(torch.ones(2)) for name in ("first", "last")})
+    sync = SharedMemory(Wire(world), make_mesh(world, (world.size, 1, 1)), bucket_bytes=1)
+    sync.attach(model, whole_shards(model))
+    return sync, model
+
+
+def late(world: World) -> bool:
+    """Rank 1 has only one of its gradients until it sees the sum of these, which rank 0 has made."""
+    sync, model = two_buckets(world)
+    assert sync.memory is not None and sync.gradients.parameters[0] is model["last"]
+    sync.begin_backward(last=True)
+    model["last"].sum().backward()
+    ends = time.monotonic() + 60
+    while world.rank == 1 and not any(buffer[:2].tolist() == [2, 2] for buffer in sync.memory.buffers):
+        assert time.monotonic() < ends
+    model["first"].sum().backward()
+    sync.before_step()
+    return all(shard.value.grad is not None and shard.value.grad.tolist() == [2, 2] for shard in sync.shards.values())
+
+
+def test_who_waits_sums_what_is_there() -> None:
+    assert all(run_ranks(2, late))
+
+
+def changed(world: World) -> tuple[set[float], set[float]]:
+    """The weights that a rank computes with while, and after, another is about to change them."""
+    sync, model = two_buckets(world)
+    before = {weight for _ in range(world.rank * 20_000) for weight in model["first"].tolist() + model["last"].tolist()}
+    with torch.no_grad(), sync.changing_weights():
+        for shard in sync.shards.values():
+            shard.value.fill_(5)
+    return before, {weight for value in model.values() for weight in value.tolist()}
+
+
+def test_weights_change_when_nobody_computes_with_them() -> None:
+    assert run_ranks(2, changed) == [(set(), {5}), ({1}, {5})]
 
 
 def few_parameters(world: World) -> Tensor:

@@ -57,7 +57,7 @@ def live(world: World, corpus: Path, name: str, folder: Path) -> dict[str, list[
         mock.patch("shoal.train.strategies.update_work", mostly_embedding if "nothing" in name else update_work),
     ):
         parts = build_parts(recipe, folder / "run", world)
-        assert isinstance(parts.sync, SharedMemory) and parts.sync.buffers is not None
+        assert isinstance(parts.sync, SharedMemory) and parts.sync.memory is not None
         assert "nothing" not in name or world.rank or [*parts.sync.shards] == ["embedding.weight"]
         found = {"trained": run(parts)}
         with averaged_weights(parts.sync, parts.optimizer):

@@ -142,17 +142,19 @@ class FullySharded(Sync):
             for unit in self.units:
                 assert isinstance(unit, FSDPModule)
                 unit.set_reshard_after_forward(not self.keep, recurse=False)
-            self.weights_changed()
+            self._give_back()
 
-    def weights_changed(self) -> None:
-        """Give back what an evaluation has left gathered: only a backward pass does that."""
+    @contextmanager
+    def changing_weights(self) -> Iterator[None]:
+        """Afterwards, what was gathered is old."""
+        yield
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """What an evaluation has left gathered: only a backward pass does that."""
         for unit in (*self.units, self.model):
             assert isinstance(unit, FSDPModule)
             unit.reshard()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to take up, but the weights."""
-        self.weights_changed()
 
     def own_state(self) -> dict[str, Tensor]:
         """The feedback."""

@@ -161,8 +161,8 @@ class Local(Sync):
                 self.dropped[start:end] = 0
             self.wire.finish(self.closing.start(values, None) if self.closing else self.wire.start_sum(values, self.apart))
             self.common[start:end].sub_(values, alpha=1 / self.apart.size)
-            self._write(start, self.common[start:end])
-        self.weights_changed()
+        with self.changing_weights():
+            self._write(0, self.common)
 
     @contextmanager
     def common_weights(self) -> Iterator[None]:
@@ -171,13 +171,13 @@ class Local(Sync):
             yield
             return
         own = self._read(0, self.length)
-        self._write(0, self.common)
-        self.weights_changed()
+        with self.changing_weights():
+            self._write(0, self.common)
         try:
             yield
         finally:
-            self._write(0, own)
-            self.weights_changed()
+            with self.changing_weights():
+                self._write(0, own)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Common weights, outer momentum, what is under way, and how far it has come."""
@@ -201,7 +201,6 @@ class Local(Sync):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from there; from a run whose ranks did not step apart, from its weights."""
         self.flight = self._message = None
-        self.weights_changed()
         if "local/steps" not in state:
             self.common = self._read(0, self.length)
             return
@@ -307,9 +306,9 @@ class Local(Sync):
         """Of this copy."""
         return self.inner.whole_weights()
 
-    def weights_changed(self) -> None:
+    def changing_weights(self) -> AbstractContextManager[None]:
         """The ranks that divide this copy may have to gather them."""
-        self.inner.weights_changed()
+        return self.inner.changing_weights()
 
     def _read(self, start: int, end: int) -> Tensor:
         return self.flat.read(self.shards, start, end)

@@ -8,7 +8,8 @@ Gradients may travel encoded. Weights do not: a rank updates its own from what i
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -104,13 +105,11 @@ class ShardedOptimizer(Sync):
         for work in works:
             self.wire.finish(work)
 
-    def weights_changed(self) -> None:
-        """The weights of the others are to be had again."""
+    @contextmanager
+    def changing_weights(self) -> Iterator[None]:
+        """Afterwards, those of the others are to be had again."""
+        yield
         self.after_step()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to take up, but the weights."""
-        self.weights_changed()
 
     def own_state(self) -> dict[str, Tensor]:
         """The feedback."""

@@ -72,9 +72,12 @@ class Sync(Protocol):
         """Inside, each rank has all of the model's weights, and may compute by itself, as often as it likes."""
         return nullcontext()
 
-    def weights_changed(self) -> None:
-        """The weights of this rank's shards were changed by others than the optimizer: what was gathered of them is old."""
-        return
+    def changing_weights(self) -> AbstractContextManager[None]:
+        """Inside, the weights of this rank's shards are changed by others than the optimizer, on all ranks.
+
+        No rank computes with them meanwhile, and afterwards all compute with the new ones.
+        """
+        return nullcontext()
 
     @property
     def apart(self) -> Axis:

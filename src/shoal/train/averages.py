@@ -43,19 +43,18 @@ def averaged_weights(sync: Sync, optimizer: Optimizer) -> Iterator[None]:
         return
     values = [sync.shards[name].value for name in averages]
     own = [value.detach().clone() for value in values]
-    _put(values, _mean_over_copies(sync, list(averages.values())))
-    sync.weights_changed()
+    _put(sync, values, _mean_over_copies(sync, list(averages.values())))
     try:
         yield
     finally:
-        _put(values, own)
-        sync.weights_changed()
+        _put(sync, values, own)
 
 
 @torch.no_grad()
-def _put(values: list[Any], others: list[Tensor]) -> None:
-    for value, other in zip(values, others, strict=True):
-        value.copy_(other)
+def _put(sync: Sync, values: list[Any], others: list[Tensor]) -> None:
+    with sync.changing_weights():
+        for value, other in zip(values, others, strict=True):
+            value.copy_(other)
 
 
 def _mean_over_copies(sync: Sync, tensors: list[Tensor]) -> list[Tensor]:

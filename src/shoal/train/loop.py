@@ -354,13 +354,13 @@ def _restore_weights(parts: Parts, saved: Saved) -> None:
     """
     sync, copies = parts.sync, saved.state.get("copies", 1)
     shards = sync.shards
-    for name, shard in shards.items():
-        whole = saved.wholes["model"][name]
-        if whole.shape != shard.shape:
-            raise RuntimeError(f"{name} is {tuple(whole.shape)} there and {tuple(shard.shape)} here")
-        taken = [sync.apart.rank] if copies == sync.apart.size else range(copies)
-        read = [saved.read(of_copy("model", copy), name, shard.boxes) for copy in taken]
-        shard.value.copy_(read[0] if len(read) == 1 else torch.stack(read).mean(0))
+    taken = [sync.apart.rank] if copies == sync.apart.size else range(copies)
+    with sync.changing_weights():
+        for name, shard in shards.items():
+            if (shape := saved.wholes["model"][name].shape) != shard.shape:
+                raise RuntimeError(f"{name} is {tuple(shape)} there and {tuple(shard.shape)} here")
+            read = [saved.read(of_copy("model", copy), name, shard.boxes) for copy in taken]
+            shard.value.copy_(read[0] if len(read) == 1 else torch.stack(read).mean(0))
     mine = of_copy("optimizer", sync.apart.rank % copies)
     parts.optimizer.load_state_dict(_read_divided(saved, mine, shards))
     sync.load_state_dict(_read_divided(saved, "sync", shards))
