@@ -19,7 +19,7 @@ test-thorough: .venv/ready-dev ## the tests with all sizes, fuzzing and browsers
 
 test-cluster: .venv/ready-dev ## parameter servers on a real Ray, which `test` leaves out where Ray is missing
 	$(BIN)/pip install --quiet --editable '.[cluster]'
-	$(BIN)/python -m pytest tests/train/test_cluster.py
+	$(BIN)/python -m pytest tests/train/test_cluster.py tests/bench/test_served.py
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check src tests bench

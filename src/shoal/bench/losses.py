@@ -15,9 +15,10 @@ from typing import Any
 
 from rich.table import Table
 
-from shoal.bench.methods import METHODS, Keys, to_the_end
+from shoal.bench.methods import METHODS, Keys, is_served, to_the_end
 from shoal.bench.places import places, run_ranks
 from shoal.bench.raw import Raw, Row
+from shoal.bench.served import run_served
 from shoal.core.errors import ShoalError
 from shoal.core.files import read_json
 
@@ -77,7 +78,10 @@ def _train(plan: Plan, number: int, method: Keys, seed: int, facts: dict[str, An
     flags = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder, places(number, 0.0, namespaces=False) as where:
         words = ["-m", "shoal", "pretrain", str(plan.recipe), "--quiet", "--runs", folder, *flags]
-        run_ranks(where, lambda rank: words)
+        if is_served(method):
+            run_served(where, words)
+        else:
+            run_ranks(where, lambda rank: words)
         run = Path(folder) / "losses"
         result = read_json(run / "result.json")
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -5,6 +5,7 @@ Keys = dict[str, object]
 EVERY: Keys = {"parallel.sync": "every"}
 LOCAL: Keys = {"parallel.sync": "local"}
 INT4: Keys = {"parallel.codec.kind": "int4"}
+SERVER: Keys = {"parallel.sync": "server", "parallel.server.shards": 2}
 TWO_BIT: Keys = {"parallel.codec.kind": "two_bit"}
 
 
@@ -47,6 +48,8 @@ METHODS: dict[str, Keys] = {
     "streaming, H 14, two bits": {**LOCAL, **TWO_BIT, **streaming(14, 7, 2), **nesterov(0.9, 0.3)},
     "streaming, H 14, two bits, mean": {**LOCAL, **TWO_BIT, **streaming(14, 7, 2)},
     "streaming, H 32, int4": {**LOCAL, **INT4, **streaming(32, 8, 4)},
+    "server": SERVER,
+    "server, int8": {**SERVER, "parallel.codec.kind": "int8"},
     "auto": {"parallel.sync": "auto"},
 }
 
@@ -65,6 +68,11 @@ QUICK = ("fp32", "int8", "streaming, H 8, int4", "auto")
 
 PLAIN_SHARE = 0.15
 """Of the steps, in which 1-bit Adam's variance settles where a model is trained to the end (DeepSpeed advises 15 to 25%)."""
+
+
+def is_served(keys: Keys) -> bool:
+    """Whether workers push to, and pull from, servers."""
+    return keys.get("parallel.sync") == "server"
 
 
 def to_the_end(keys: Keys, steps: int) -> Keys:

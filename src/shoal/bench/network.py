@@ -19,9 +19,10 @@ from pathlib import Path
 from rich.table import Table
 
 from shoal.bench.hosts import reason_against
-from shoal.bench.methods import METHODS, PEERS, ROUNDS, Keys
+from shoal.bench.methods import METHODS, PEERS, ROUNDS, Keys, is_served
 from shoal.bench.places import Place, RanksFailed, places, run_ranks
 from shoal.bench.raw import Raw, Row
+from shoal.bench.served import run_served
 from shoal.core.files import read_json
 from shoal.core.recipe import Recipe
 from shoal.data.shards import Corpus
@@ -93,8 +94,8 @@ def describe(raw: Raw, key: Row) -> str:
 
 def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: str, namespaces: bool) -> Row:
     tokens = plan.recipe.train.global_batch * (plan.recipe.model.context or 1024) / len(where)
-    # what `auto` sends on one link says nothing of another, and a peer's parts and travel are its own
-    computed = None if method in (IDEAL, "auto", *ROUNDS) else _computed(plan, raw, len(where), megabits, method)
+    # what `auto` sends on one link says nothing of another; servers' and a peer's ways are not those of the cost model
+    computed = None if not _foretold(method) else _computed(plan, raw, len(where), megabits, method)
     if computed is not None and computed["step_seconds"] * _steps(plan, method) > plan.longest:
         found = computed
     elif method in PEERS:
@@ -108,6 +109,10 @@ def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: 
         "bits_per_parameter": 8 * found["wire_bytes"] / found["parameters"],
         "load_average": os.getloadavg()[0],
     }
+
+
+def _foretold(method: str) -> bool:
+    return method not in (IDEAL, "auto", *ROUNDS) and not is_served(METHODS.get(method, {}))
 
 
 def _every(plan: Plan, method: str) -> int:
@@ -149,7 +154,12 @@ def _shoal(plan: Plan, where: Sequence[Place], megabits: float, method: str) -> 
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         runs = [Path(folder) / (str(rank) if alone else "all") for rank in range(len(where))]
         words = ["-m", "shoal", "pretrain", str(plan.recipe_file), "--quiet", *plan.overrides, *_flags(keys)]
-        run_ranks(where, lambda rank: [*words, "--runs", str(runs[rank])], alone)
+        if is_served(keys):
+            if megabits:
+                raise RanksFailed("parameter servers are not slowed down, so a link needs hosts of their own, and root")
+            run_served(where, [*words, "--runs", str(runs[0])])
+        else:
+            run_ranks(where, lambda rank: [*words, "--runs", str(runs[rank])], alone)
         found = [_read(path / "network", steps) for path in sorted({*runs})]
     return {key: statistics.mean(one[key] for one in found) for key in found[0]} | {"steps": steps}
 
@@ -255,7 +265,7 @@ def check_cost_model(plan: Plan, raw: Raw) -> list[Row]:
     """Measured rows beside what the cost model says of them."""
     found = []
     for row in raw.rows:
-        if row["kind"] == "speed" and row["how"] != "computed" and row["method"] in METHODS and row["method"] != "auto":
+        if row["kind"] == "speed" and row["how"] != "computed" and row["method"] in METHODS and _foretold(row["method"]):
             computed = _computed(plan, raw, row["hosts"], row["megabits"], row["method"])
             if computed is not None:
                 ratio = computed["step_seconds"] / row["step_seconds"]

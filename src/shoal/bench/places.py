@@ -6,8 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Protocol
 
@@ -16,6 +16,7 @@ from shoal.core.errors import ShoalError
 
 HOST_PORT = 29_500
 """Where ranks on hosts of their own meet: nobody else is there."""
+STOP_SECONDS = 10.0
 
 
 class RanksFailed(ShoalError):
@@ -56,6 +57,45 @@ def places(number: int, megabits: float, namespaces: bool) -> Iterator[Sequence[
         yield found
 
 
+class Running:
+    """Words that run at a place, on one core, until they end or the context does; it may have `told` in its environment."""
+
+    def __init__(self, place: Place, number: int, words: list[str], told: Mapping[str, object]) -> None:
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        bound = ["taskset", "-c", str(cores[number % len(cores)])] if cores else []
+        self.number, self._out, self._err = number, _scratch(), _scratch()
+        self.process = subprocess.Popen(
+            place.command([*bound, *words]),
+            env={**os.environ, **{key: str(value) for key, value in told.items()}},
+            stdout=self._out,
+            stderr=self._err,
+            text=True,
+        )
+
+    def __enter__(self) -> "Running":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """It has a moment to stop what it has started."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._out.close()
+        self._err.close()
+
+    def printed(self) -> str:
+        """All that it printed."""
+        return _all_of(self._out)
+
+    def said(self) -> str:
+        """The last that it told of errors."""
+        return "\n".join(_all_of(self._err).splitlines()[-20:])
+
+
 def run_ranks(
     where: Sequence[Place], words: Callable[[int], list[str]], alone: bool = False, python: str = sys.executable
 ) -> list[str]:
@@ -63,13 +103,13 @@ def run_ranks(
 
     `alone`: each is its own world. `RanksFailed` with what the first that failed had to say.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     port = HOST_PORT if where[0].address != Here().address else _free_port()
     interface = {"GLOO_SOCKET_IFNAME": "eth0"} if where[0].address != Here().address else {}
-    running: list[tuple[subprocess.Popen[str], IO[str], IO[str]]] = []
-    try:
+    with ExitStack() as ranks:
+        running = []
         for rank, place in enumerate(where):
             told: dict[str, object] = {
+                **interface,
                 "RANK": 0 if alone else rank,
                 "WORLD_SIZE": 1 if alone else len(where),
                 "LOCAL_RANK": 0,
@@ -78,36 +118,21 @@ def run_ranks(
                 "MASTER_PORT": port,
                 "OMP_NUM_THREADS": 1,
             }
-            bound = ["taskset", "-c", str(cores[rank % len(cores)])] if cores else []
-            out, err = _scratch(), _scratch()
-            process = subprocess.Popen(
-                place.command([*bound, python, *words(rank)]),
-                env={**os.environ, **interface, **{key: str(value) for key, value in told.items()}},
-                stdout=out,
-                stderr=err,
-                text=True,
-            )
-            running.append((process, out, err))
-        _wait(running)
-        return [_all_of(out) for _, out, _ in running]
-    finally:
-        for process, out, err in running:
-            process.kill()
-            process.wait()
-            out.close()
-            err.close()
+            running.append(ranks.enter_context(Running(place, rank, [python, *words(rank)], told)))
+        wait_for(running)
+        return [process.printed() for process in running]
 
 
-def _wait(running: list[tuple["subprocess.Popen[str]", IO[str], IO[str]]]) -> None:
-    left = dict(enumerate(running))
+def wait_for(running: Sequence[Running]) -> None:
+    """Until all have ended; `RanksFailed` when one fails."""
+    left = list(running)
     while left:
-        for rank, (process, _, err) in list(left.items()):
-            if process.poll() is None:
+        for rank in [*left]:
+            if rank.process.poll() is None:
                 continue
-            del left[rank]
-            if process.returncode:
-                said = "\n".join(_all_of(err).splitlines()[-20:])
-                raise RanksFailed(f"rank {rank} ended with exit code {process.returncode}:\n{said}")
+            left.remove(rank)
+            if rank.process.returncode:
+                raise RanksFailed(f"rank {rank.number} ended with exit code {rank.process.returncode}:\n{rank.said()}")
         time.sleep(0.02)
 
 
