@@ -1,5 +1,6 @@
 """`shoal bench network`: rows are kept as they come, and what is too slow to measure is computed and says so."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def test_a_row_that_takes_too_long_is_computed_and_says_so(raw: Raw, monkeypatch
     assert row["step_seconds"] == pytest.approx(33, rel=0.1)  # 4 MB at 1 Mbit/s, with headers
     assert "computed" in told[-1]
     assert table(raw).row_count == 2
+
+
+def test_servers_on_a_link_that_is_too_slow_are_left_out(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.bench.network.reason_against", lambda: "none are made here")
+    raw.add(speed(10, "server", 4.0, 8e6))
+    told: list[str] = []
+    slow = replace(plan(steps=4, longest=60.0), links=(1.0,), methods=("server",))
+    assert measure(slow, raw, told.append) == []
+    assert raw.find({"megabits": 1, "method": "server"}) is None
+    assert "left out, it would take 5 minutes" in told[-1]  # 8 steps of 40 s
+    assert [row["method"] for row in check_cost_model(plan(), raw)] == []
 
 
 def test_measured_rows_stand_beside_what_the_model_says(raw: Raw) -> None:

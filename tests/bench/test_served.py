@@ -1,6 +1,7 @@
 """Parameter servers on a bench's hosts: Ray on each, workers and servers apart, and nothing left behind."""
 
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 
 from shoal.bench.hosts import hosts, reason_against
 from shoal.bench.losses import Plan, measure
-from shoal.bench.places import Here, RanksFailed
+from shoal.bench.places import Here, RanksFailed, Running, wait_for
 from shoal.bench.raw import Raw
-from shoal.bench.served import run_served
+from shoal.bench.served import _wait_joined, run_served
 from shoal.core.files import read_json
 from tests.bench.test_losses import RECIPE
 from tests.threads import one_thread  # noqa: F401 (a fixture)
@@ -19,10 +20,19 @@ with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not insta
 against = reason_against()
 
 
-def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.bench.served.find_spec", lambda name: None)
-    with pytest.raises(RanksFailed, match="pip install"):
-        run_served([Here()], [])
+def test_a_node_that_ends_is_told_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.bench.served.JOINED", "import time; time.sleep(600)")
+    words = [sys.executable, "-c", "import sys; sys.exit('no such port')"]
+    with Running(Here(), None, words, {}) as node, pytest.raises(RanksFailed, match=r"place 0: ended .*\nno such port$"):
+        _wait_joined(Here(), "127.0.0.1:1", [node])
+
+
+def test_a_wait_has_an_end() -> None:
+    with (
+        Running(Here(), 0, [sys.executable, "-c", "import time; time.sleep(600)"], {}) as one,
+        pytest.raises(RanksFailed, match=r"not done in 0\.1 seconds"),
+    ):
+        wait_for([one], longest=0.1)
 
 
 @with_ray

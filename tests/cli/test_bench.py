@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Shoal
 
 
@@ -22,6 +24,13 @@ def test_a_method_that_there_is_not_is_refused(shoal: Shoal) -> None:
     refused = shoal("bench", "network", "gpt-bench", "--methods", "int2")
     assert refused.code == 2
     assert "there is no 'int2'; accepted: 'fp32'" in refused.err
+
+
+def test_parameter_servers_without_ray_are_refused(shoal: Shoal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.commands.bench.find_spec", lambda name: None)
+    refused = shoal("bench", "network", "gpt-bench", "--methods", "fp32", "server")
+    assert refused.code == 2
+    assert "'server' needs Ray: pip install" in refused.err
 
 
 def test_a_file_that_holds_no_results_is_left_alone(shoal: Shoal, tmp_path: Path) -> None:

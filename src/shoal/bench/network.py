@@ -46,7 +46,7 @@ class Plan:
     """What to measure: a recipe on so many hosts over links of so many Mbit/s (0: as fast as the machine).
 
     `steps` are those that count, more where a method meets less often. A run that would take longer than `longest` seconds
-    is not made: its row is computed by the cost model, and says so.
+    is not made: its row is computed by the cost model, and says so. With parameter servers there is none.
     """
 
     recipe_file: Path
@@ -71,6 +71,9 @@ def measure(plan: Plan, raw: Raw, tell: Callable[[str], None]) -> list[str]:
                 for method in (IDEAL, *plan.methods):
                     key = {"kind": "speed", "hosts": number, "megabits": megabits, "method": method}
                     if raw.find(key) is not None:
+                        continue
+                    if (minutes := _served_minutes(plan, raw, key)) * 60 > plan.longest:
+                        tell(f"{number} hosts, {megabits:g} Mbit/s, {method}: left out, it would take {minutes:.0f} minutes")
                         continue
                     try:
                         raw.add(key | _row(plan, raw, where, megabits, method, against is None))
@@ -113,6 +116,19 @@ def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: 
 
 def _foretold(method: str) -> bool:
     return method not in (IDEAL, "auto", *ROUNDS) and not is_served(METHODS.get(method, {}))
+
+
+def _served_minutes(plan: Plan, raw: Raw, key: Row) -> float:
+    """How long a run through parameter servers takes at most, by one on a faster link; 0 where there was none."""
+    if not is_served(METHODS.get(key["method"], {})) or not key["megabits"]:
+        return 0.0
+    faster = [
+        row["step_seconds"] * row["megabits"] / key["megabits"]
+        for row in raw.rows
+        if row["kind"] == "speed" and all(row[name] == key[name] for name in ("hosts", "method"))
+        and row["megabits"] > key["megabits"]
+    ]  # fmt: skip
+    return (WARMUP + plan.steps + 1) * min(faster, default=0.0) / 60
 
 
 def _every(plan: Plan, method: str) -> int:

@@ -1,5 +1,6 @@
 """Where ranks run, and running one on each: on hosts of their own, or all on this one."""
 
+import math
 import os
 import socket
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Protocol
 
@@ -16,7 +17,6 @@ from shoal.core.errors import ShoalError
 
 HOST_PORT = 29_500
 """Where ranks on hosts of their own meet: nobody else is there."""
-STOP_SECONDS = 10.0
 
 
 class RanksFailed(ShoalError):
@@ -58,12 +58,18 @@ def places(number: int, megabits: float, namespaces: bool) -> Iterator[Sequence[
 
 
 class Running:
-    """Words that run at a place, on one core, until they end or the context does; it may have `told` in its environment."""
+    """Words that run at a place until they end or the context does, with what they are `told` in their environment.
 
-    def __init__(self, place: Place, number: int, words: list[str], told: Mapping[str, object]) -> None:
+    `core`: the number of the one that they have (None: all). `patience`: seconds in which they may stop by themselves what
+    they have started.
+    """
+
+    def __init__(
+        self, place: Place, core: int | None, words: list[str], told: Mapping[str, object], patience: float = 0.0
+    ) -> None:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        bound = ["taskset", "-c", str(cores[number % len(cores)])] if cores else []
-        self.number, self._out, self._err = number, _scratch(), _scratch()
+        bound = ["taskset", "-c", str(cores[core % len(cores)])] if cores and core is not None else []
+        self.patience, self._out, self._err = patience, _scratch(), _scratch()
         self.process = subprocess.Popen(
             place.command([*bound, *words]),
             env={**os.environ, **{key: str(value) for key, value in told.items()}},
@@ -77,13 +83,13 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """It has a moment to stop what it has started."""
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        """Stop it."""
+        if self.patience:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(self.patience)
+        self.process.kill()
+        self.process.wait()
         self._out.close()
         self._err.close()
 
@@ -123,16 +129,21 @@ def run_ranks(
         return [process.printed() for process in running]
 
 
-def wait_for(running: Sequence[Running]) -> None:
-    """Until all have ended; `RanksFailed` when one fails."""
-    left = list(running)
+def wait_for(running: Sequence[Running], beside: Sequence[Running] = (), longest: float = math.inf) -> None:
+    """Until all have ended; `RanksFailed` when one fails, one of those `beside` them ends, or it takes too many seconds."""
+    left, ends = dict(enumerate(running)), time.monotonic() + longest
     while left:
-        for rank in [*left]:
-            if rank.process.poll() is None:
+        for rank, one in [*left.items()]:
+            if one.process.poll() is None:
                 continue
-            left.remove(rank)
-            if rank.process.returncode:
-                raise RanksFailed(f"rank {rank.number} ended with exit code {rank.process.returncode}:\n{rank.said()}")
+            del left[rank]
+            if one.process.returncode:
+                raise RanksFailed(f"rank {rank} ended with exit code {one.process.returncode}:\n{one.said()}")
+        for one in beside if left else ():
+            if one.process.poll() is not None:
+                raise RanksFailed(f"ended before the others, with exit code {one.process.returncode}:\n{one.said()}")
+        if time.monotonic() > ends:
+            raise RanksFailed(f"not done in {longest:g} seconds:\n{next(iter(left.values())).said()}")
         time.sleep(0.02)
 
 

@@ -16,6 +16,7 @@ import os
 import signal
 import tempfile
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shoal.bench import losses, network
-from shoal.bench.methods import METHODS, PEERS, QUICK
+from shoal.bench.methods import METHODS, PEERS, QUICK, is_served
 from shoal.bench.picture import draw
 from shoal.bench.raw import Raw
 from shoal.core.device import find_device
@@ -56,11 +57,11 @@ class Arguments:
     links: tuple[float, ...] = (0.0, 100.0, 10.0, 1.0)
     """network: millions of bits a second that a host sends, at most (0: as many as it can)."""
     methods: tuple[str, ...] = ()
-    """network: which ones, by name (none: all)."""
+    """network: which ones, by name (none: all, but parameter servers where Ray is not installed)."""
     measured: int = 12
     """network: steps that count, at least; after three that don't."""
     longest: float = 600.0
-    """network: seconds; a run that would take longer is computed by the cost model instead, and marked so."""
+    """network: seconds; a run that would take longer is computed by the cost model instead, and marked so, or left out."""
     losses: Path | None = None
     """network: a recipe to train with every method to 20 tokens a parameter, over loopback, for the loss."""
     seeds: tuple[int, ...] = (1,)
@@ -90,9 +91,14 @@ def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     unknown = [name for name in arguments.methods if name not in known]
     if unknown:
         raise InputError(f"--methods: there is no '{unknown[0]}'; accepted: {', '.join(map(repr, known))}")
+    ray = find_spec("ray") is not None
+    served = [name for name in known if is_served(METHODS.get(name, {}))]
+    if not ray and (asked := [name for name in served if name in arguments.methods]):
+        raise InputError(f"--methods: '{asked[0]}' needs Ray: pip install 'shoal[cluster]' (or: pip install ray)")
+    methods = arguments.methods or tuple(name for name in known if ray or name not in served)
     plan = network.Plan(
         arguments.recipe, read_recipe(arguments.recipe, overrides), overrides, arguments.hosts, arguments.links,
-        arguments.methods or known, arguments.measured, arguments.longest,
+        methods, arguments.measured, arguments.longest,
     )  # fmt: skip
     if arguments.quick:
         plan = replace(plan, hosts=(2,), links=(0.0, 10.0), methods=QUICK, steps=4, longest=60.0)

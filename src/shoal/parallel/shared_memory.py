@@ -11,10 +11,10 @@ on everything, they read and write the whole state together.
 import fcntl
 import mmap
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from io import FileIO
 from typing import Any
 
 import torch
@@ -172,15 +172,16 @@ class Memory:
     closes the file, however often it has opened it: no map of it may end before.
     """
 
-    def __init__(self, buffers: list[Tensor], file: FileIO) -> None:
+    def __init__(self, buffers: list[Tensor], file: int) -> None:
         self.buffers = buffers
         self._file = file
+        weakref.finalize(self, os.close, file)
 
     def take(self, number: int) -> bool:
         """Whether no other rank has taken it."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except (BlockingIOError, PermissionError):
+        except BlockingIOError:
             return False
         return True
 
@@ -207,13 +208,19 @@ def share_memory(wire: Wire, axis: Axis, length: int, dtype: torch.dtype) -> Mem
         for told in wire.gather_objects(said):
             with suppress(OSError, TypeError):  # another's processes are not for this one to look at; there is none
                 path, identity = told
-                file = closing.enter_context(FileIO(path, "r+"))
-                if _identity(file.fileno()) == identity:
+                file = os.open(path, os.O_RDWR)
+                closing.callback(os.close, file)
+                if _identity(file) == identity:
                     files.append(file)
-                    buffers.append(torch.frombuffer(mmap.mmap(file.fileno(), length * dtype.itemsize), dtype=dtype))
-        if all(wire.gather_objects(len(buffers) == axis.size)):  # also: all have mapped what the paths are of
-            memory = Memory(buffers, FileIO(os.dup(files[0].fileno()), "r+"))
-    return memory
+                    buffers.append(torch.frombuffer(mmap.mmap(file, length * dtype.itemsize), dtype=dtype))
+        able = False
+        with suppress(OSError):  # there are no locks
+            if len(buffers) == axis.size:
+                memory = Memory(buffers, os.dup(files[0]))
+                able = memory.take(axis.rank)
+                memory.give_back()
+        able = all(wire.gather_objects(able))  # also: all have mapped what the paths are of
+    return memory if able else None
 
 
 def _identity(number: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ LEAST_STORE_BYTES = 128 << 20
 
 ANSWER_SECONDS = 5.0
 
+IS_NODE = re.compile(r"node:(?!__)").match
+"""Every node has a resource of this name and its address."""
+
 
 def check_cluster(recipe: Recipe, workers: int, elastic: bool) -> None:
     """Raise `InputError` for a recipe that asks for parameter servers and can't have them here."""
@@ -69,14 +73,13 @@ def train_on_servers(
     threads = recipe.parallel.threads or max(1, cores() // workers)
     parameters = sum(shape.numel() for shape in shapes.values())
     with _ray(workers, 4 * parameters * (3 * workers + 3)) as ray:
-        # no cores are kept for them: a worker waits while they work
-        small = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
+        places = _in_turn(ray)
         # calls that wait hold a thread each: one a worker, and one for its signs of life
-        clock = ray.remote(Clock).options(**small, max_concurrency=2 * workers + 2).remote(pace)
+        clock = ray.remote(Clock).options(**next(places), max_concurrency=2 * workers + 2).remote(pace)
         multiples = rate_multiples(material.model, shapes, recipe.tuning)
         build = partial(build_server_optimizer, recipe, workers, multiples)
         servers = [
-            ray.remote(ParameterServer).options(**small).remote(portion, shapes, codec, build) for portion in portions
+            ray.remote(ParameterServer).options(**next(places)).remote(portion, shapes, codec, build) for portion in portions
         ]
         gpus = 1 if torch.cuda.is_available() and recipe.train.device != "cpu" else 0
         restarts = recipe.parallel.server.restarts
@@ -100,6 +103,16 @@ def train_on_servers(
         device = worker.world.device
         peak = max(worker.parts.peak_flops, matrix_peak(device, recipe.train.precision) * workers)
         return finish(worker.parts, worker.material, session.run, peak, evaluated, [memory_bytes(device)])
+
+
+def _in_turn(ray: Any) -> Iterator[dict[str, Any]]:
+    """Options of actors that stand on one machine after the other: Ray's own spreading may put them side by side.
+
+    No cores are kept for them: a worker waits while they work.
+    """
+    names = [next(name for name in node["Resources"] if IS_NODE(name)) for node in ray.nodes() if node["Alive"]]
+    for name in cycle(sorted(names)):
+        yield {"num_cpus": 0, "resources": {name: 0.001}}
 
 
 def build_server_optimizer(recipe: Recipe, workers: int, multiples: Mapping[str, float], shards: Shards) -> Optimizer:
