@@ -29,6 +29,7 @@ SHAPES = [
     (130, 784, 400),
     (777, 80, 112),
     (500, 384, 32),
+    (500, 400, 2640),
 ]  # tokens, width, columns
 
 
@@ -127,6 +128,8 @@ def test_results_are_the_same_bits_at_any_number_of_threads(monkeypatch):
 
     def everything() -> list[Tensor]:
         results = with_gradients(matrices.linear, random(700, 400), random(800, 400), random(800))
+        results += with_gradients(matrices.linear, random(700, 400), random(2640, 400))  # a large factor, as is the next
+        results += matrices.cross_entropy(random(700, 48), random(22000, 48), torch.arange(700), True)[:3]
         results += with_gradients(native_mlp("silu"), *mlp_inputs(700, 400, 800, True, True))
         return [*results, *matrices.cross_entropy(random(700, 48), random(999, 48), torch.arange(700), True, random(999))]
 

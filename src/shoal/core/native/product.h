@@ -18,6 +18,9 @@ namespace {
 
 constexpr int64_t DEPTH = 384;  // of a pass: a panel of 24 KiB in L1
 constexpr int64_t BLOCK = 96;   // rows at most: 144 KiB in L2
+// Of a right factor of that many floats, rows at most: each block reads all of the factor, from L3 or memory, which cores
+// share. 576 KiB, in the L2 of 1 MiB that processors with AVX-512 have; others were not measured.
+constexpr int64_t LARGE = 1 << 20, LARGE_BLOCK = LANES == 16 ? 4 * BLOCK : BLOCK;
 
 // Memory that is kept from call to call: fresh pages would cost more than the packing. Not for two uses at a time.
 inline float *kept(int use, int64_t floats) {
@@ -130,7 +133,7 @@ struct ByColumns {
 
     void pack(float *to, int64_t row, int64_t rows, int64_t k, int64_t depth) const {
         const float *from = data + k * stride + row;
-        float total[BLOCK] = {};
+        float total[LARGE_BLOCK] = {};
         for (int64_t c = 0; c < depth; c++, from += stride) {
             prefetch_row<false>(from + AHEAD * stride, rows);
             tiles(0, rows, [&](auto count, int64_t r) { std::memcpy(to + r * depth + c * count(), from + r, sizeof(float) * count()); });
@@ -159,14 +162,15 @@ struct Same {
 template <class Left, class Right, class Finish>
 void product(float *c, int64_t stride, int64_t rows, Left left, const Right &right, bool add, int64_t threads, Finish finish) {
     // as many equal blocks a thread as it takes, of whole tiles
-    const int64_t blocks_each = std::max<int64_t>(1, (rows + threads * BLOCK - 1) / (threads * BLOCK));
+    const int64_t most = Right::PACKED && right.depth * right.columns >= LARGE ? LARGE_BLOCK : BLOCK;
+    const int64_t blocks_each = std::max<int64_t>(1, (rows + threads * most - 1) / (threads * most));
     const int64_t part = (rows + threads * blocks_each - 1) / (threads * blocks_each);
-    const int64_t block = std::min<int64_t>(BLOCK, (part + ROWS - 1) / ROWS * ROWS);
+    const int64_t block = std::min<int64_t>(most, (part + ROWS - 1) / ROWS * ROWS);
     const int64_t blocks = (rows + block - 1) / block;
     const auto multiply_block = [&](int64_t number, int64_t k, const float *panels) {
         const int64_t row = number * block, height = std::min(block, rows - row), depth = std::min(DEPTH, right.depth - k);
         const bool begun = add || k, last = k + DEPTH >= right.depth;
-        float *packed = kept(LEFT, BLOCK * DEPTH + PANEL);
+        float *packed = kept(LEFT, LARGE_BLOCK * DEPTH + PANEL);
         left.pack(packed, row, height, k, depth);
         for (int64_t column = 0; column < right.columns; column += PANEL)
             tiles(0, height, [&](auto count, int64_t r) {
