@@ -1,5 +1,6 @@
 """`shoal bench network`: rows are kept as they come, and what is too slow to measure is computed and says so."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def test_a_row_that_takes_too_long_is_computed_and_says_so(raw: Raw, monkeypatch
 
 
 def test_servers_on_a_link_that_is_too_slow_are_left_out(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.bench.network.reason_against", lambda: "none are made here")
+    monkeypatch.setattr("shoal.bench.network.reason_against", lambda: None)
+    monkeypatch.setattr("shoal.bench.network.places", lambda *_: nullcontext([]))
     raw.add(speed(10, "server", 4.0, 8e6))
     told: list[str] = []
     slow = replace(plan(steps=4, longest=60.0), links=(1.0,), methods=("server",))
@@ -70,6 +72,17 @@ def test_servers_on_a_link_that_is_too_slow_are_left_out(raw: Raw, monkeypatch: 
     assert raw.find({"megabits": 1, "method": "server"}) is None
     assert "left out, it would take 5 minutes" in told[-1]  # 8 steps of 40 s
     assert [row["method"] for row in check_cost_model(plan(), raw)] == []
+
+
+def test_who_cannot_be_slowed_down_is_left_out_where_no_hosts_are(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.bench.network.reason_against", lambda: "none are made here")
+    told: list[str] = []
+    assert measure(replace(plan(), links=(1.0,), methods=("server", "torch DDP")), raw, told.append) == []
+    assert len(raw.rows) == 3
+    assert [line.partition(": left out, ")[0] for line in told[1:]] == [
+        "2 hosts, 1 Mbit/s, server",
+        "2 hosts, 1 Mbit/s, torch DDP",
+    ]
 
 
 def test_measured_rows_stand_beside_what_the_model_says(raw: Raw) -> None:

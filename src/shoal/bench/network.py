@@ -72,8 +72,8 @@ def measure(plan: Plan, raw: Raw, tell: Callable[[str], None]) -> list[str]:
                     key = {"kind": "speed", "hosts": number, "megabits": megabits, "method": method}
                     if raw.find(key) is not None:
                         continue
-                    if (minutes := _served_minutes(plan, raw, key)) * 60 > plan.longest:
-                        tell(f"{number} hosts, {megabits:g} Mbit/s, {method}: left out, it would take {minutes:.0f} minutes")
+                    if (why := _why_not(plan, raw, key, against is None)) is not None:
+                        tell(f"{number} hosts, {megabits:g} Mbit/s, {method}: left out, {why}")
                         continue
                     try:
                         raw.add(key | _row(plan, raw, where, megabits, method, against is None))
@@ -101,10 +101,8 @@ def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: 
     computed = None if not _foretold(method) else _computed(plan, raw, len(where), megabits, method)
     if computed is not None and computed["step_seconds"] * _steps(plan, method) > plan.longest:
         found = computed
-    elif method in PEERS:
-        found = _peer(plan, where, megabits, method)
     else:
-        found = _shoal(plan, where, megabits if not namespaces else 0.0, method)
+        found = _peer(plan, where, method) if method in PEERS else _shoal(plan, where, 0.0 if namespaces else megabits, method)
         found["how"] = "namespaces" if namespaces else "throttled"
     return {
         **found,
@@ -118,10 +116,17 @@ def _foretold(method: str) -> bool:
     return method not in (IDEAL, "auto", *ROUNDS) and not is_served(METHODS.get(method, {}))
 
 
+def _why_not(plan: Plan, raw: Raw, key: Row, namespaces: bool) -> str | None:
+    """Why a row can't be measured here."""
+    served = is_served(METHODS.get(key["method"], {}))
+    if key["megabits"] and not namespaces and (served or key["method"] in PEERS):
+        return "its ranks don't slow themselves down, so a link needs hosts of their own, and root"
+    minutes = _served_minutes(plan, raw, key) if served and key["megabits"] else 0.0
+    return f"it would take {minutes:.0f} minutes" if minutes * 60 > plan.longest else None
+
+
 def _served_minutes(plan: Plan, raw: Raw, key: Row) -> float:
     """How long a run through parameter servers takes at most, by one on a faster link; 0 where there was none."""
-    if not is_served(METHODS.get(key["method"], {})) or not key["megabits"]:
-        return 0.0
     faster = [
         row["step_seconds"] * row["megabits"] / key["megabits"]
         for row in raw.rows
@@ -171,8 +176,6 @@ def _shoal(plan: Plan, where: Sequence[Place], megabits: float, method: str) -> 
         runs = [Path(folder) / (str(rank) if alone else "all") for rank in range(len(where))]
         words = ["-m", "shoal", "pretrain", str(plan.recipe_file), "--quiet", *plan.overrides, *_flags(keys)]
         if is_served(keys):
-            if megabits:
-                raise RanksFailed("parameter servers are not slowed down, so a link needs hosts of their own, and root")
             run_served(where, [*words, "--runs", str(runs[0])])
         else:
             run_ranks(where, lambda rank: [*words, "--runs", str(runs[rank])], alone)
@@ -197,7 +200,7 @@ def _read(run: Path, steps: int) -> Row:
     return means | {"parameters": read_json(run / "result.json")["parameters"]}
 
 
-def _peer(plan: Plan, where: Sequence[Place], megabits: float, method: str) -> Row:
+def _peer(plan: Plan, where: Sequence[Place], method: str) -> Row:
     """What others offer, on the shape of the recipe's model; its ideal is its own loop, as many times alone."""
     model, recipe = plan.recipe.model, plan.recipe
     numbers = {
@@ -220,7 +223,6 @@ def _peer(plan: Plan, where: Sequence[Place], megabits: float, method: str) -> R
     return {
         **run(recipe.train.global_batch, alone=False)[0],
         "ideal_step_seconds": statistics.mean(row["step_seconds"] for row in ideal),
-        "how": "namespaces",
         "steps": _steps(plan, method),
     }
 
