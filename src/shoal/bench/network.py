@@ -102,7 +102,8 @@ def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: 
     if computed is not None and computed["step_seconds"] * _steps(plan, method) > plan.longest:
         found = computed
     else:
-        found = _peer(plan, where, method) if method in PEERS else _shoal(plan, where, 0.0 if namespaces else megabits, method)
+        throttled = 0.0 if namespaces else megabits
+        found = _peer(plan, where, method) if method in PEERS else _shoal(plan, where, throttled, method)
         found["how"] = "namespaces" if namespaces else "throttled"
     return {
         **found,
