@@ -117,6 +117,13 @@ def test_ranks_that_meet_often_step_further_than_their_mean() -> None:
     assert (own.sync, own.every, own.outer) == ("local", 4, {})
 
 
+@pytest.mark.parametrize(("ranks", "rate"), [(2, 1.2), (3, 1.2), (4, 1.6), (8, 1.6)])
+def test_more_ranks_step_further(ranks: int, rate: float) -> None:
+    choice = choose(Link(80e6 / 8, 1e-4), COMPUTE, PARAMETERS, ranks, schema.Parallel(), optimizer="muon")
+    assert (choice.sync, choice.every) == ("local", 4)
+    assert choice.outer["learning_rate"] == rate and f"an outer step of {rate:g}" in choice.reasons[1]
+
+
 def test_int4_is_kept_where_two_bits_would_need_as_many_steps() -> None:
     quick = Compute(forward=0.06, backward=0.13, update=0.01)  # encoding and copying are what costs, not the link
     choice = choose(Link(100e6 / 8, 1e-4), quick, PARAMETERS, 2, schema.Parallel())

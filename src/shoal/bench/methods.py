@@ -44,6 +44,7 @@ METHODS: dict[str, Keys] = {
     "local, H 15": {**LOCAL, "parallel.local.every": 15},
     "streaming, H 4, int4": {**LOCAL, **INT4, **streaming(4, 2, 1)},
     "streaming, H 4, int4, outer 1.2": {**LOCAL, **INT4, **streaming(4, 2, 1), **sgd(1.2)},
+    "streaming, H 4, int4, outer 1.6": {**LOCAL, **INT4, **streaming(4, 2, 1), **sgd(1.6)},
     "streaming, H 8, int4": {**LOCAL, **INT4, **streaming(8, 4, 1)},
     "streaming, H 14, two bits": {**LOCAL, **TWO_BIT, **streaming(14, 7, 2), **nesterov(0.9, 0.3)},
     "streaming, H 14, two bits, mean": {**LOCAL, **TWO_BIT, **streaming(14, 7, 2)},

@@ -40,8 +40,9 @@ FEWER = 0.75
 CLOSE = 4
 """Steps between meetings up to which a longer outer step than the mean of the ranks' pays (docs/communication.md)."""
 
-LONGER: dict[str, Any] = {"outer": "sgd", "learning_rate": 1.2}
-"""The outer step, then: what ranks have each learnt of a part of the batch cancels in part, so their mean falls short."""
+LONGER = {2: 1.2, 4: 1.6}
+"""The outer step then, of so many ranks and more: what they have each learnt of a part of the batch cancels in part, so their
+mean falls short."""
 
 WITH_MOMENTUM: dict[str, Any] = {"outer": "nesterov", "learning_rate": 0.9, "momentum": 0.3}
 """The outer step of ranks that meet rarely, in the second codec."""
@@ -165,7 +166,7 @@ def choose(
         reason = "nothing is much faster" if equal_shares else "ranks with unequal shares of train.global_batch can't part"
         why = f"auto: {kind if kind != 'none' else 'plain'} every step ({best:.0%} of ideal): {reason}"
         return Choice("every", kind, best, (measured, why))
-    outer, told = _outer_step(apart, settings.local, optimizer)
+    outer, told = _outer_step(apart, ranks, settings.local, optimizer)
     why = (
         f"auto: local updates every {apart.every} steps, {apart.codec}, {apart.overlap} to travel{told} "
         f"({apart.share:.0%} of ideal); every step, {kind}: {best:.0%}"
@@ -208,7 +209,7 @@ class _Apart:
     share: float
 
 
-def _outer_step(apart: _Apart, local: schema.Local, optimizer: str) -> tuple[dict[str, Any], str]:
+def _outer_step(apart: _Apart, ranks: int, local: schema.Local, optimizer: str) -> tuple[dict[str, Any], str]:
     """Its settings, and how they are told, where the recipe leaves it as it comes.
 
     Only Muon gains by more than the mean; AdamW does not by the one, and loses by the other (docs/communication.md).
@@ -221,7 +222,8 @@ def _outer_step(apart: _Apart, local: schema.Local, optimizer: str) -> tuple[dic
     if apart.codec == LOCAL_CODECS[-1]:
         return WITH_MOMENTUM, ", with outer momentum"
     if apart.every <= CLOSE and not local.mix:
-        return LONGER, f", an outer step of {LONGER['learning_rate']:g}"
+        rate = max(rate for least, rate in LONGER.items() if ranks >= least)
+        return {"outer": "sgd", "learning_rate": rate}, f", an outer step of {rate:g}"
     return {}, ""
 
 
