@@ -16,6 +16,9 @@ from pathlib import Path
 LEAST_BURST = 3_100
 """Bytes that may leave at once: two packets; what a link of 100 Mbit/s sends in 2 ms is more, and timers need that."""
 
+CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"
+"""How TCP finds out how fast to send; each namespace has its own."""
+
 _sets = count()
 
 
@@ -78,6 +81,10 @@ def _make(host: Host, bridge: str, port: str, megabits: float) -> None:
     _run("ip", "-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
     for interface in ("eth0", "lo"):
         _run("ip", "-n", host.name, "link", "set", interface, "up")
+    # What Linux comes with, so that machines can be compared. With another, as BBR, small messages between four ranks take
+    # twice as long on a narrow link (docs/communication.md).
+    if _run(*host.command(["cat", CONGESTION])).strip() != "cubic":
+        _run(*host.command(["sh", "-c", f"echo cubic > {CONGESTION}"]))
     if megabits:
         bits = round(megabits * 1e6)
         burst = max(LEAST_BURST, round(bits / 8 * 0.002))

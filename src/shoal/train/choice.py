@@ -41,8 +41,8 @@ CLOSE = 4
 """Steps between meetings up to which a longer outer step than the mean of the ranks' pays (docs/communication.md)."""
 
 LONGER = {2: 1.2, 4: 1.6}
-"""The outer step then, of so many ranks and more: what they have each learnt of a part of the batch cancels in part, so their
-mean falls short."""
+"""The outer step then, of so many ranks and more: what each has learnt of a part of the batch cancels in part, so their mean
+falls short."""
 
 WITH_MOMENTUM: dict[str, Any] = {"outer": "nesterov", "learning_rate": 0.9, "momentum": 0.3}
 """The outer step of ranks that meet rarely, in the second codec."""
