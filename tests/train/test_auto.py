@@ -119,7 +119,7 @@ def test_ranks_that_meet_often_step_further_than_their_mean() -> None:
 
 @pytest.mark.parametrize(("ranks", "rate"), [(2, 1.2), (3, 1.2), (4, 1.6), (8, 1.6)])
 def test_more_ranks_step_further(ranks: int, rate: float) -> None:
-    choice = choose(Link(80e6 / 8, 1e-4), COMPUTE, PARAMETERS, ranks, schema.Parallel(), optimizer="muon")
+    choice = choose(Link(20e6 / 8, 1e-4), COMPUTE, PARAMETERS, ranks, schema.Parallel(), optimizer="muon")
     assert (choice.sync, choice.every) == ("local", 4)
     assert choice.outer["learning_rate"] == rate and f"an outer step of {rate:g}" in choice.reasons[1]
 
