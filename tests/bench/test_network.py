@@ -79,6 +79,9 @@ def test_who_cannot_be_slowed_down_is_left_out_where_no_hosts_are(raw: Raw, monk
     told: list[str] = []
     assert measure(replace(plan(), links=(1.0,), methods=("server", "torch DDP")), raw, told.append) == []
     assert len(raw.rows) == 3
+    raw.add(speed(0, "torch DDP", 1.1, 4e6))  # by which a row can be computed
+    assert measure(replace(plan(longest=60.0), links=(1.0,), methods=("torch DDP",)), raw, lambda _: None) == []
+    assert [row["how"] for row in raw.rows if row["method"] == "torch DDP"] == ["namespaces", "computed"]
     assert [line.partition(": left out, ")[0] for line in told[1:]] == [
         "2 hosts, 1 Mbit/s, server",
         "2 hosts, 1 Mbit/s, torch DDP",

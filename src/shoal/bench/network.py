@@ -72,11 +72,12 @@ def measure(plan: Plan, raw: Raw, tell: Callable[[str], None]) -> list[str]:
                     key = {"kind": "speed", "hosts": number, "megabits": megabits, "method": method}
                     if raw.find(key) is not None:
                         continue
-                    if (why := _why_not(plan, raw, key, against is None)) is not None:
+                    computed = _instead(plan, raw, number, megabits, method)
+                    if computed is None and (why := _why_not(plan, raw, key, against is None)) is not None:
                         tell(f"{number} hosts, {megabits:g} Mbit/s, {method}: left out, {why}")
                         continue
                     try:
-                        raw.add(key | _row(plan, raw, where, megabits, method, against is None))
+                        raw.add(key | _row(plan, where, megabits, method, against is None, computed))
                         tell(describe(raw, key))
                     except RanksFailed as error:
                         failed.append(f"{number} hosts, {megabits:g} Mbit/s, {method}: {error}")
@@ -95,11 +96,12 @@ def describe(raw: Raw, key: Row) -> str:
     )
 
 
-def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: str, namespaces: bool) -> Row:
+def _row(
+    plan: Plan, where: Sequence[Place], megabits: float, method: str, namespaces: bool, computed: Row | None = None
+) -> Row:
+    """What was computed, or else is measured."""
     tokens = plan.recipe.train.global_batch * (plan.recipe.model.context or 1024) / len(where)
-    # what `auto` sends on one link says nothing of another; servers' and a peer's ways are not those of the cost model
-    computed = None if not _foretold(method) else _computed(plan, raw, len(where), megabits, method)
-    if computed is not None and computed["step_seconds"] * _steps(plan, method) > plan.longest:
+    if computed is not None:
         found = computed
     else:
         throttled = 0.0 if namespaces else megabits
@@ -114,7 +116,14 @@ def _row(plan: Plan, raw: Raw, where: Sequence[Place], megabits: float, method: 
 
 
 def _foretold(method: str) -> bool:
+    """What `auto` sends on one link says nothing of another; servers' and a peer's ways are not those of the cost model."""
     return method not in (IDEAL, "auto", *ROUNDS) and not is_served(METHODS.get(method, {}))
+
+
+def _instead(plan: Plan, raw: Raw, number: int, megabits: float, method: str) -> Row | None:
+    """The row by the cost model, where measuring would take too long."""
+    found = _computed(plan, raw, number, megabits, method) if _foretold(method) else None
+    return found if found is not None and found["step_seconds"] * _steps(plan, method) > plan.longest else None
 
 
 def _why_not(plan: Plan, raw: Raw, key: Row, namespaces: bool) -> str | None:

@@ -59,8 +59,12 @@ FRAGMENTS = 8
 ENCODED = {"bf16": 7e9, "int8": 4.5e9, "int4": 3e9, "two_bit": 3e9}
 """Bytes of fp32 that a core encodes a second, feedback included, as bench/codecs.py measures it."""
 
-DECODED = 30e9
-"""Bytes of fp32 that a core decodes a second, at least."""
+DECODED = 14e9
+"""Bytes of fp32 that a core decodes a second."""
+
+CARRIED = 1e9
+"""Encoded bytes that a core sends, and takes in, a second: what int8 and bf16 at every step cost where the link is no limit,
+beyond encoding (docs/communication.md)."""
 
 PASSES = 16
 """How often a local update reads or writes each weight, from leaving to landing."""
@@ -196,7 +200,8 @@ def meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -
     codec = CODECS[kind](settings.codec)
     # encoded are all numbers and the sums of this rank's piece; decoded are the others' pieces, and all sums
     work = 4 * parameters * ((1 + 1 / ranks) / ENCODED[kind] + 2 / DECODED)
-    return 2 * (ranks - 1) * codec.nbytes(-(-parameters // ranks)), work
+    sent = 2 * (ranks - 1) * codec.nbytes(-(-parameters // ranks))
+    return sent, work + sent / CARRIED
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,7 @@ def _outer_step(apart: _Apart, ranks: int, local: schema.Local, optimizer: str) 
     if apart.codec == LOCAL_CODECS[-1]:
         return WITH_MOMENTUM, ", with outer momentum"
     if apart.every <= CLOSE and not local.mix:
-        rate = max(rate for least, rate in LONGER.items() if ranks >= least)
+        rate = LONGER[max(least for least in LONGER if ranks >= least)]
         return {"outer": "sgd", "learning_rate": rate}, f", an outer step of {rate:g}"
     return {}, ""
 

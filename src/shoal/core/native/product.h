@@ -2,7 +2,7 @@
 // comes out may be changed on the way out, while it is in registers anyway. That is what a library's product can't do.
 //
 // The loops are Goto's (Goto and van de Geijn 2008): the right factor is packed once, by all threads, into panels that pass
-// through the L1 cache, each called there while the one before is in use; blocks of BLOCK rows of the left one are packed by the
+// through the L1 cache, each called there while the one before is in use; blocks of rows of the left one are packed by the
 // thread that multiplies them and stay in L2.
 // Blocks go to whichever thread is free, so that a core that loses time to others doesn't hold up the rest. A block's sums
 // are always in the same order: results don't depend on the number of threads.
@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t DEPTH = 384;  // of a pass: a panel of 24 KiB in L1
 constexpr int64_t BLOCK = 96;   // rows at most: 144 KiB in L2
 // Of a right factor of that many floats, rows at most: each block reads all of the factor, from L3 or memory, which cores
-// share. 576 KiB, in the L2 of 1 MiB that processors with AVX-512 have; others were not measured.
+// share. 576 KiB, in the L2 of 1 MiB that AMD's processors with AVX-512 have; others were not measured.
 constexpr int64_t LARGE = 1 << 20, LARGE_BLOCK = LANES == 16 ? 4 * BLOCK : BLOCK;
 
 // Memory that is kept from call to call: fresh pages would cost more than the packing. Not for two uses at a time.
@@ -133,7 +133,7 @@ struct ByColumns {
 
     void pack(float *to, int64_t row, int64_t rows, int64_t k, int64_t depth) const {
         const float *from = data + k * stride + row;
-        float total[LARGE_BLOCK] = {};
+        float total[BLOCK] = {};  // rows at most, as what it is multiplied by is not packed whole
         for (int64_t c = 0; c < depth; c++, from += stride) {
             prefetch_row<false>(from + AHEAD * stride, rows);
             tiles(0, rows, [&](auto count, int64_t r) { std::memcpy(to + r * depth + c * count(), from + r, sizeof(float) * count()); });
