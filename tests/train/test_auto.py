@@ -123,6 +123,12 @@ def test_more_ranks_step_further(ranks: int, rate: float) -> None:
     assert choice.outer["learning_rate"] == rate and f"an outer step of {rate:g}" in choice.reasons[1]
 
 
+def test_what_encoded_bytes_cost_a_core_counts() -> None:
+    quick = Compute(forward=0.27, backward=0.54, update=0.06)  # there int8 at every step had 90% (docs/communication.md)
+    choice = choose(Link(300e6 / 8, 1e-4), quick, PARAMETERS, 2, schema.Parallel(), Last(0.226, 0.02))
+    assert choice.sync == "local"
+
+
 def test_int4_is_kept_where_two_bits_would_need_as_many_steps() -> None:
     quick = Compute(forward=0.06, backward=0.13, update=0.01)  # encoding and copying are what costs, not the link
     choice = choose(Link(100e6 / 8, 1e-4), quick, PARAMETERS, 2, schema.Parallel())
