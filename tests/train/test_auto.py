@@ -124,7 +124,7 @@ def test_more_ranks_step_further(ranks: int, rate: float) -> None:
 
 
 def test_what_encoded_bytes_cost_a_core_counts() -> None:
-    quick = Compute(forward=0.27, backward=0.54, update=0.06)  # there int8 at every step had 90% (docs/communication.md)
+    quick = Compute(forward=0.27, backward=0.54, update=0.06)  # there int8 at every step had 91% (docs/communication.md)
     choice = choose(Link(300e6 / 8, 1e-4), quick, PARAMETERS, 2, schema.Parallel(), Last(0.226, 0.02))
     assert choice.sync == "local"
 
