@@ -81,7 +81,7 @@ def _make(host: Host, bridge: str, port: str, megabits: float) -> None:
     _run("ip", "-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
     for interface in ("eth0", "lo"):
         _run("ip", "-n", host.name, "link", "set", interface, "up")
-    # What Linux comes with, so that machines can be compared: with BBR, four ranks on a narrow link were a quarter slower
+    # What Linux comes with, so that machines can be compared: with BBR, four ranks on a narrow link were 9 and 19% slower
     # (docs/communication.md). It may not be for this process to say, or not be there.
     with suppress(subprocess.CalledProcessError):
         _run(*host.command(["sh", "-c", f"echo cubic > {CONGESTION}"]))
