@@ -101,6 +101,17 @@ def test_an_mlp_and_its_gradients_equal_float64(kind, gated, biased):
         assert_equals_float64(native_mlp(kind), mlp_formula(kind), *mlp_inputs(tokens, width, hidden, gated, biased))
 
 
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_a_nonlinearity_and_its_slope_are_right_far_from_zero(kind):
+    x = torch.tensor(
+        [[-1e12, -1e6, -200.0, -88.0, -87.0, -30.0, -9.0, -1e-30, 0.0, 1e-30, 9.0, 30.0, 87.0, 200.0, 1e6, 1e12]]
+    )
+    same = torch.eye(16)
+    found = with_gradients(lambda x: native_mlp(kind)(x, same, None, same, None), x)
+    for mine, right in zip(found, with_gradients(ACTIVATIONS[kind], x.double()), strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("vocabulary", [16, 65, 1000])
 @pytest.mark.parametrize("tokens", [1, 200, 900])

@@ -9,8 +9,8 @@ namespace {
 enum Activation { GELU, SILU, SQUARED_RELU, GELU_ERF };
 
 inline Vector sigmoid(Vector x) {
-    const Vector e = power_of_two((x < 0 ? x : -x) * LOG2_E), below = e / (1 + e);
-    return x < 0 ? below : 1 - below;
+    const Vector exponent = x * -LOG2_E;
+    return exponent > 126.0f ? Vector{} : 1 / (1 + power_of_two(exponent));
 }
 
 constexpr float GELU_SLOPE = 1.5957691216f, GELU_CUBE = 0.044715f;  // 2 sqrt(2 / pi): tanh z = 2 sigmoid 2z - 1

@@ -2,9 +2,8 @@
 
 A library's product can't take the work beside it along. Here GELU is computed while its values are packed for the next
 product, the gradient of GELU while a product's sums are in registers, a bias's gradient while the gradient is packed, and
-logits become their own gradient in cache. On two threads of an EPYC with AVX2 (Zen 3) the products alone are level with
-MKL's to 7% faster, and what surrounded them is gone; on one with AVX-512 (Zen 4) gpt-bench trains 1.19 times as fast as with
-the library's (2,064 to 1,734 tokens/s, bench/native.py). Other processors were not measured, and keep their library's.
+logits become their own gradient in cache. Measured to be faster than the libraries' (bench/native.py) on AMD's processors
+with AVX2 (Zen 3) and AVX-512 (Zen 4, Zen 5), and on Intel's with AVX-512; processors with neither keep their library's.
 
 To PyTorch they are operators of their own, as attention is. Results don't depend on the number of threads.
 

@@ -78,11 +78,16 @@ inline float sum_of(Vector value) {
     return total;
 }
 
+struct Nothing {
+    void operator()(int64_t) const {}
+};
+
 // The micro-kernel: COUNT rows of a, times b, of which one panel; calls finish(row, lane, sums) for each vector of the result
-// while it is in a register. `depth` is a's columns and b's rows. a's columns lie side by side, 16 of them, and the next 16
-// `a_panel` further; or, with A_COLUMN above 1, a's rows do, its columns A_COLUMN apart.
-template <int COUNT, int A_COLUMN = 1, class Finish>
-ALWAYS_INLINE inline void multiply(const float *a, const float *b, int64_t depth, int64_t a_panel, Finish finish) {
+// while it is in a register, and meanwhile(step) after every 16 of the depth. `depth` is a's columns and b's rows. a's columns lie
+// side by side, 16 of them, and the next 16 `a_panel` further; or, with A_COLUMN above 1, a's rows do, its columns A_COLUMN apart.
+template <int COUNT, int A_COLUMN = 1, class Finish, class Meanwhile = Nothing>
+ALWAYS_INLINE inline void multiply(const float *a, const float *b, int64_t depth, int64_t a_panel, Finish finish,
+                                   Meanwhile meanwhile = {}) {
     constexpr int A_ROW = A_COLUMN > 1 ? 1 : PANEL;
     Vector sums[COUNT][VECTORS] = {};
     const auto add = [&](int p) ALWAYS_INLINE {
@@ -96,9 +101,11 @@ ALWAYS_INLINE inline void multiply(const float *a, const float *b, int64_t depth
             for (int v = 0; v < VECTORS; v++) sums[r][v] += value * row[v];
         }
     };
-    for (; depth >= PANEL; depth -= PANEL, a += a_panel, b += PANEL * PANEL)
+    for (int64_t step = 0; depth >= PANEL; step++, depth -= PANEL, a += a_panel, b += PANEL * PANEL) {
+        meanwhile(step);
 #pragma GCC unroll 16
         for (int p = 0; p < PANEL; p++) add(p);
+    }
     for (int p = 0; p < depth; p++) add(p);
 #pragma GCC unroll 12
     for (int r = 0; r < COUNT; r++)

@@ -2,7 +2,7 @@
 // comes out may be changed on the way out, while it is in registers anyway. That is what a library's product can't do.
 //
 // The loops are Goto's (Goto and van de Geijn 2008): the right factor is packed once, by all threads, into panels that pass
-// through the L1 cache, each called there while the one before is in use; blocks of rows of the left one are packed by the
+// through the L1 cache, each called from L3 while the one before is in use; blocks of rows of the left one are packed by the
 // thread that multiplies them and stay in L2.
 // Blocks go to whichever thread is free, so that a core that loses time to others doesn't hold up the rest. A block's sums
 // are always in the same order: results don't depend on the number of threads.
@@ -118,9 +118,9 @@ template <class Value> struct ByRows {
                     store(tile + c / PANEL * PANEL * count() + i * PANEL + c % PANEL, value(row + r + i, k + c));
         });
     }
-    template <int COUNT, class Finish>
-    ALWAYS_INLINE static void tile(const float *a, int64_t row, const float *b, int64_t depth, Finish finish) {
-        multiply<COUNT>(a + row * rounded(depth), b, depth, PANEL * COUNT, finish);
+    template <int COUNT, class Finish, class Meanwhile>
+    ALWAYS_INLINE static void tile(const float *a, int64_t row, const float *b, int64_t depth, Finish finish, Meanwhile meanwhile) {
+        multiply<COUNT>(a + row * rounded(depth), b, depth, PANEL * COUNT, finish, meanwhile);
     }
 };
 
@@ -143,9 +143,9 @@ struct ByColumns {
         if (sums)
             for (int64_t r = 0; r < rows; r++) sums[row + r] = (k ? sums[row + r] : 0) + total[r];
     }
-    template <int COUNT, class Finish>
-    ALWAYS_INLINE static void tile(const float *a, int64_t row, const float *b, int64_t depth, Finish finish) {
-        multiply<COUNT, COUNT>(a + row * depth, b, depth, PANEL * COUNT, finish);
+    template <int COUNT, class Finish, class Meanwhile>
+    ALWAYS_INLINE static void tile(const float *a, int64_t row, const float *b, int64_t depth, Finish finish, Meanwhile meanwhile) {
+        multiply<COUNT, COUNT>(a + row * depth, b, depth, PANEL * COUNT, finish, meanwhile);
     }
 };
 
@@ -172,20 +172,27 @@ void product(float *c, int64_t stride, int64_t rows, Left left, const Right &rig
         const bool begun = add || k, last = k + DEPTH >= right.depth;
         float *packed = kept(LEFT, LARGE_BLOCK * DEPTH + PANEL);
         left.pack(packed, row, height, k, depth);
+        const int64_t steps = std::max<int64_t>(1, depth / PANEL);
         for (int64_t column = 0; column < right.columns; column += PANEL)
             tiles(0, height, [&](auto count, int64_t r) {
                 float *corner = c + (row + r) * stride + column;
-                for (int i = 0; i < count(); i++) {
-                    __builtin_prefetch(corner + i * stride, 1);
-                    if (last) finish.touch(row + r + i, column);
-                }
-                left.template tile<count()>(packed, r, panels + column * depth, depth, [&](int i, int lane, Vector sum) {
+                // What comes from memory is called bit by bit: all at once, a dozen lines would fill the buffers that L1 waits with.
+                const int64_t share = (depth * count() + height * steps - 1) / (height * steps);
+                const float *panel = panels + column * depth, *next = panel + depth * PANEL + r / count() * steps * share * PANEL;
+                const auto call = [&](int64_t step) ALWAYS_INLINE {
+                    for (int64_t i = step; i < count(); i += steps) {
+                        __builtin_prefetch(corner + i * stride, 1);
+                        if (last) finish.touch(row + r + i, column);
+                    }
+                    for (int64_t line = step * share; line < (step + 1) * share; line++) __builtin_prefetch(next + line * PANEL, 0, 2);
+                };
+                left.template tile<count()>(packed, r, panel, depth, [&](int i, int lane, Vector sum) {
                     float *place = corner + i * stride + lane;
                     if (begun) sum += load(place);
                     if constexpr (!Finish::AFTERWARDS)
                         if (last) sum = finish(column + lane, sum);
                     store(place, sum);
-                });
+                }, call);
                 if constexpr (Finish::AFTERWARDS)
                     if (last) finish.tile(corner, stride, row + r, column, count());
             });
