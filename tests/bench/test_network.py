@@ -94,11 +94,12 @@ def test_measured_rows_stand_beside_what_the_model_says(raw: Raw) -> None:
     assert row["computed_over_measured"] == pytest.approx(0.97, abs=0.05)
 
 
-def test_losses_are_drawn_against_time_and_bytes(raw: Raw, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hosts", [2, 4], ids=["with a link", "without any"])
+def test_losses_are_drawn_against_time_and_bytes(raw: Raw, tmp_path: Path, hosts: int) -> None:
     raw.add(speed(1, "fp32", 35.0, 4e6))
-    loss = {"kind": "loss", "hosts": 2, "method": "fp32", "seed": 1, "steps": 10, "wire_bytes": 9}
+    loss = {"kind": "loss", "hosts": hosts, "method": "fp32", "seed": 1, "steps": 10, "wire_bytes": 9}
     raw.add(loss | {"curve": [[5, 3.0], [10, 2.0]]})
-    draw(raw, 2, tmp_path / "drawn.png")
+    draw(raw, hosts, tmp_path / "drawn.png")
     assert (tmp_path / "drawn.png").stat().st_size > 1000
 
 

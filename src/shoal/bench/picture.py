@@ -20,9 +20,9 @@ def draw(raw: Raw, hosts: int, path: Path) -> None:
     speeds = [row for row in raw.rows if (row["kind"], row["hosts"]) == ("speed", hosts)]
     colours = {method: f"C{index}" for index, method in enumerate(sorted(losses))}
     links = sorted({row["megabits"] for row in speeds if row["megabits"]}, reverse=True)
-    figure, panels = pyplot.subplots(
-        1, len(links) + 1, figsize=(4.2 * (len(links) + 1), 4), layout="constrained", sharey=True
-    )
+    count = len(links) + 1
+    width = max(4.2 * count, 6.0)  # a single panel has to hold its legend
+    figure, (panels,) = pyplot.subplots(1, count, figsize=(width, 4), layout="constrained", sharey=True, squeeze=False)
     for panel, megabits in zip(panels, links, strict=False):
         for row in speeds:
             if row["megabits"] == megabits and row["method"] in losses:
