@@ -9,7 +9,7 @@ namespace {
 enum Activation { GELU, SILU, SQUARED_RELU, GELU_ERF };
 
 inline Vector sigmoid(Vector x) {
-    const Vector exponent = x * -LOG2_E;
+    const Vector exponent = x * -LOG2_E;  // up to 126: the reciprocal of what follows would be less than a float can be
     return exponent > 126.0f ? Vector{} : 1 / (1 + power_of_two(exponent));
 }
 

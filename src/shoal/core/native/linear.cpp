@@ -111,8 +111,8 @@ template <class Work> int guarded(Work work) {
 
 extern "C" {
 
-// Whether these products were measured to be faster than the libraries' with these instructions: on AMD's processors with either,
-// on Intel's with AVX-512.
+// Whether these products are the faster ones with these instructions: so they were on AMD's processors with either, and on Intel's
+// with AVX-512.
 int measured_best() {
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
     return 1;

@@ -55,7 +55,7 @@ inline Vector lane_numbers() {
     return numbers;
 }
 
-// 2^x for x <= about 1, within 2e-7 of it (Cephes' polynomial); 0 below 2^-126.
+// 2^x for x < 127, within 2e-7 of it (Cephes' polynomial); 0 below 2^-126.
 inline Vector power_of_two(Vector x) {
     const Vector shift = all(12582912.0f);  // 1.5 x 2^23: adding it rounds x, and leaves the integer in the low bits
     const Vector clamped = x < -126.0f ? all(-126.0f) : x;
@@ -83,7 +83,7 @@ struct Nothing {
 };
 
 // The micro-kernel: COUNT rows of a, times b, of which one panel; calls finish(row, lane, sums) for each vector of the result
-// while it is in a register, and meanwhile(step) after every 16 of the depth. `depth` is a's columns and b's rows. a's columns lie
+// while it is in a register, and meanwhile(step) before each whole 16 of the depth. `depth` is a's columns and b's rows. a's columns lie
 // side by side, 16 of them, and the next 16 `a_panel` further; or, with A_COLUMN above 1, a's rows do, its columns A_COLUMN apart.
 template <int COUNT, int A_COLUMN = 1, class Finish, class Meanwhile = Nothing>
 ALWAYS_INLINE inline void multiply(const float *a, const float *b, int64_t depth, int64_t a_panel, Finish finish,

@@ -2,7 +2,7 @@
 // comes out may be changed on the way out, while it is in registers anyway. That is what a library's product can't do.
 //
 // The loops are Goto's (Goto and van de Geijn 2008): the right factor is packed once, by all threads, into panels that pass
-// through the L1 cache, each called from L3 while the one before is in use; blocks of rows of the left one are packed by the
+// through the L1 cache, each called to L2 while the one before is in use; blocks of rows of the left one are packed by the
 // thread that multiplies them and stay in L2.
 // Blocks go to whichever thread is free, so that a core that loses time to others doesn't hold up the rest. A block's sums
 // are always in the same order: results don't depend on the number of threads.
@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t DEPTH = 384;  // of a pass: a panel of 24 KiB in L1
 constexpr int64_t BLOCK = 96;   // rows at most: 144 KiB in L2
 // Of a right factor of that many floats, rows at most: each block reads all of the factor, from L3 or memory, which cores
-// share. 576 KiB, in the L2 of 1 MiB that AMD's processors with AVX-512 have; others were not measured.
+// share. 576 KiB, in an L2 of 1 MiB (AMD's processors with AVX-512) or 2 (Intel's for servers).
 constexpr int64_t LARGE = 1 << 20, LARGE_BLOCK = LANES == 16 ? 4 * BLOCK : BLOCK;
 
 // Memory that is kept from call to call: fresh pages would cost more than the packing. Not for two uses at a time.
@@ -172,20 +172,24 @@ void product(float *c, int64_t stride, int64_t rows, Left left, const Right &rig
         const bool begun = add || k, last = k + DEPTH >= right.depth;
         float *packed = kept(LEFT, LARGE_BLOCK * DEPTH + PANEL);
         left.pack(packed, row, height, k, depth);
-        const int64_t steps = std::max<int64_t>(1, depth / PANEL);
+        const int64_t steps = std::max<int64_t>(1, depth / PANEL), next_panel = depth * PANEL;
         for (int64_t column = 0; column < right.columns; column += PANEL)
             tiles(0, height, [&](auto count, int64_t r) {
                 float *corner = c + (row + r) * stride + column;
-                // What comes from memory is called bit by bit: all at once, a dozen lines would fill the buffers that L1 waits with.
-                const int64_t share = (depth * count() + height * steps - 1) / (height * steps);
-                const float *panel = panels + column * depth, *next = panel + depth * PANEL + r / count() * steps * share * PANEL;
+                const float *panel = panels + column * depth;
+                // A core waits for a dozen lines or two at a time: called at once, a tile's rows would hold up its factors. So they
+                // come one by one in the first half of the steps, and with them this tile's share of the next panel.
+                const int64_t rows_a_step = (2 * count() + steps - 1) / steps;
+                const int64_t from = depth * r / height, to = depth * (r + count()) / height;
                 const auto call = [&](int64_t step) ALWAYS_INLINE {
-                    for (int64_t i = step; i < count(); i += steps) {
+                    for (int64_t i = step * rows_a_step; i < std::min<int64_t>(count(), (step + 1) * rows_a_step); i++) {
                         __builtin_prefetch(corner + i * stride, 1);
                         if (last) finish.touch(row + r + i, column);
                     }
-                    for (int64_t line = step * share; line < (step + 1) * share; line++) __builtin_prefetch(next + line * PANEL, 0, 2);
+                    for (int64_t line = from + step; line < to; line += steps)
+                        __builtin_prefetch(panel + next_panel + line * PANEL, 0, 2);
                 };
+                if (depth < PANEL) call(0);
                 left.template tile<count()>(packed, r, panel, depth, [&](int i, int lane, Vector sum) {
                     float *place = corner + i * stride + lane;
                     if (begun) sum += load(place);
