@@ -10,13 +10,14 @@ from shoal.bench.raw import Raw, Row
 
 
 def draw(raw: Raw, hosts: int, path: Path) -> None:
-    """Draw what has both a loss and speeds; the first seed stands for all."""
+    """Draw what has both a loss and speeds; the lowest seed stands for all."""
     import matplotlib  # takes a second to import
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    losses = {row["method"]: row for row in reversed(raw.rows) if (row["kind"], row["hosts"]) == ("loss", hosts)}
+    trained = [row for row in raw.rows if (row["kind"], row["hosts"]) == ("loss", hosts)]
+    losses = {row["method"]: row for row in sorted(trained, key=lambda row: row["seed"], reverse=True)}
     speeds = [row for row in raw.rows if (row["kind"], row["hosts"]) == ("speed", hosts)]
     colours = {method: f"C{index}" for index, method in enumerate(sorted(losses))}
     links = sorted({row["megabits"] for row in speeds if row["megabits"]}, reverse=True)
