@@ -33,6 +33,8 @@ METHODS: dict[str, Keys] = {
     "bf16": {**EVERY, "parallel.codec.kind": "bf16"},
     "int8": {**EVERY, "parallel.codec.kind": "int8"},
     "int4": {**EVERY, **INT4},
+    "two bits": {**EVERY, **TWO_BIT},
+    "sign": {**EVERY, "parallel.codec.kind": "sign"},
     "topk": {**EVERY, "parallel.codec.kind": "topk"},
     "powersgd": {**EVERY, "parallel.codec.kind": "powersgd"},
     "1-bit Adam": {
