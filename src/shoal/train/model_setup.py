@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from shoal.core import native, recipe
 from shoal.core.errors import InputError, RecipeError
+from shoal.core.extras import silenced
 from shoal.core.machine import cache_folder, cpp_compiler, python_headers
 from shoal.core.native import matrices
 from shoal.core.native.attention import attention
@@ -82,6 +83,8 @@ def compile_blocks(model: Transformer, choice: str) -> str:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     if device.type == "cpu":
         os.environ.setdefault("CXX", str(cpp_compiler()))
+        with silenced("torch.utils.cpp_extension"):  # the compiler needs it; it complains of CUDA's tools without a GPU
+            import torch.utils.cpp_extension
     # what can't be compiled after all runs eager, with torch's own warning
     torch._dynamo.config.suppress_errors = choice == "auto"
     for block in model.blocks:
