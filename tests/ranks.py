@@ -16,7 +16,8 @@ from torch import distributed
 from shoal.parallel.world import World, join
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "tests.ranks"])
+# what most ranks import, which takes each of them seconds otherwise
+CONTEXT.set_forkserver_preload(["torch", "transformers", "pytest", "tests.ranks", "tests.conftest", "tests.train.runs"])
 
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
