@@ -13,7 +13,7 @@ RECIPE = """
 name: tiny
 data: {{directory: {corpus}}}
 model: {{preset: qwen3-tiny, context: 16, layers: 1, dim: 32, heads: 2, hidden: 32}}
-train: {{steps: 1, global_batch: 8}}
+train: {{steps: 1, global_batch: 8, compile: "off"}}
 evaluation: {{sequences: 8, final_sequences: 8}}
 """
 

@@ -1,6 +1,7 @@
 """`parallel.sync: auto`: which strategy for which link, and that choosing leaves no trace."""
 
 import json
+import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import product
@@ -194,6 +195,33 @@ def test_timing_a_step_leaves_no_trace() -> None:
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Watched(Causal):
+    """Notes when each pass begins; the first takes longer on rank 1, as one that compiles would."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank, self.begun = rank, list[float]()
+
+    def batch(self, *arguments: Any) -> Any:
+        self.begun.append(time.monotonic())
+        if self.rank == 1 and len(self.begun) == 1:
+            time.sleep(0.5)
+        return super().batch(*arguments)
+
+
+def timed_passes(world: World) -> list[float]:
+    model = Transformer(make_config("gpt2-small", vocabulary=30, context=16, layers=1, dim=16, heads=2)).materialise()
+    model.initialise(torch.Generator().manual_seed(1), 0.02, None, False)
+    task = Watched(world.rank)
+    time_step(model, task, nullcontext(), Wire(world), sequences=2, passes=1)
+    return task.begun
+
+
+def test_no_rank_times_a_step_while_another_still_compiles() -> None:
+    begun = run_ranks(2, timed_passes)
+    assert min(of_rank[1] for of_rank in begun) >= begun[1][0] + 0.5
 
 
 def slow_ranks(world: World, recipe: Recipe, folder: Path) -> tuple[Link, dict[str, Any] | None, dict[str, Any] | None]:
