@@ -51,6 +51,30 @@ def test_a_bench_goes_on_from_what_was_kept(raw: Raw) -> None:
     assert again.share(again.rows[0]) is None
 
 
+def test_a_row_is_held_against_the_ideals_next_to_it(tmp_path: Path) -> None:
+    kept = Raw(tmp_path / "raw.json")
+    kept.add(speed(9, "lone", 1.0))
+    assert kept.share(kept.rows[0]) is None
+    for method, seconds in ((IDEAL, 1.0), ("a", 2.0), (IDEAL, 3.0), ("b", 2.0), ("peer", 2.0), (IDEAL, 5.0), ("c", 2.0)):
+        kept.add(speed(1, method, seconds) | ({"ideal_step_seconds": 1.5} if method == "peer" else {}))
+        kept.add(speed(2, IDEAL, 100.0))  # another link's
+    shares = {row["method"]: kept.share(row) for row in kept.rows if row["megabits"] == 1}
+    assert shares == {"a": 1.0, "b": 2.0, "c": 2.5, "peer": 0.75, IDEAL: None}
+
+
+def test_the_ideal_is_measured_first_after_every_few_rows_and_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.bench.network.reason_against", lambda: None)
+    monkeypatch.setattr("shoal.bench.network.places", lambda *_: nullcontext([]))
+    monkeypatch.setattr("shoal.bench.network._row", lambda *given: speed(given[2], given[3], 1.0))
+    methods, kept = ("fp32", "bf16", "int8", "int4", "topk", "sign"), Raw(tmp_path / "raw.json")
+    fast = replace(plan(), links=(0.0,))
+    assert measure(replace(fast, methods=methods[:5]), kept, lambda _: None) == []
+    assert measure(replace(fast, methods=methods[:5]), kept, lambda _: None) == []  # all is there
+    assert [row["method"] for row in kept.rows] == [IDEAL, *methods[:4], IDEAL, "topk", IDEAL]
+    assert measure(replace(fast, methods=methods), kept, lambda _: None) == []
+    assert [row["method"] for row in kept.rows[8:]] == ["sign", IDEAL]
+
+
 def test_a_row_that_takes_too_long_is_computed_and_says_so(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shoal.bench.network.reason_against", lambda: "none are made here")
     told: list[str] = []

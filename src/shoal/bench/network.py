@@ -1,9 +1,9 @@
 """Training speed over networks: rows of hosts × link × method, each a run of `shoal pretrain` on every host.
 
 Ideal is what as many ranks do at the same time, each alone on its host and with its share of the batch: nothing is sent,
-and whatever cores and memory they have to share, they share as those do that talk. It is measured anew for each link, as
-close in time to what is compared with it as can be. All is kept in one file, row by row, and what is there is not measured
-again.
+and whatever cores and memory they have to share, they share as those do that talk. On each link it is measured first, after
+every few rows, and last, and a row is held against those next to it: a machine that others use is not as fast all day. All
+is kept in one file, row by row, and what is there is not measured again.
 """
 
 import json
@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,9 @@ WARMUP = 3
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 IDEAL = "ideal"
+
+ROWS_AN_IDEAL = 4
+"""Rows that are measured before the ideal is once more."""
 
 FORWARD, BACKWARD, UPDATE = 0.31, 0.62, 0.07
 """Shares of a step of one rank alone, as measured on the model of recipes/gpt-bench.yaml."""
@@ -68,26 +71,44 @@ def measure(plan: Plan, raw: Raw, tell: Callable[[str], None]) -> list[str]:
     for number in plan.hosts:
         for megabits in plan.links:
             with places(number, megabits, against is None) as where:
-                for method in (IDEAL, *plan.methods):
+                for method in _turns(plan, raw, number, megabits):
                     key = {"kind": "speed", "hosts": number, "megabits": megabits, "method": method}
-                    if raw.find(key) is not None:
-                        continue
                     computed = _instead(plan, raw, number, megabits, method)
                     if computed is None and (why := _why_not(plan, raw, key, against is None)) is not None:
                         tell(f"{number} hosts, {megabits:g} Mbit/s, {method}: left out, {why}")
                         continue
                     try:
                         raw.add(key | _row(plan, where, megabits, method, against is None, computed))
-                        tell(describe(raw, key))
+                        tell(describe(raw, raw.rows[-1]))
                     except RanksFailed as error:
                         failed.append(f"{number} hosts, {megabits:g} Mbit/s, {method}: {error}")
                         tell(failed[-1])
     return failed
 
 
-def describe(raw: Raw, key: Row) -> str:
+def _turns(plan: Plan, raw: Raw, number: int, megabits: float) -> Iterator[str]:
+    """What `raw` lacks on a link, one after the other, and the ideal between."""
+    place = {"kind": "speed", "hosts": number, "megabits": megabits}
+    lacking = [method for method in plan.methods if raw.find(place | {"method": method}) is None]
+    if raw.find(place | {"method": IDEAL}) is None:
+        yield IDEAL
+    for method in lacking:
+        if _since_ideal(raw, place) >= ROWS_AN_IDEAL:
+            yield IDEAL
+        yield method
+    if lacking and _since_ideal(raw, place):
+        yield IDEAL
+
+
+def _since_ideal(raw: Raw, place: Row) -> int:
+    """Rows of a place that were measured after its last ideal, and are held against it."""
+    rows = [row for row in raw.rows if place.items() <= row.items()]
+    last = max((index for index, row in enumerate(rows) if row["method"] == IDEAL), default=-1)
+    return sum(row["how"] != "computed" and "ideal_step_seconds" not in row for row in rows[last + 1 :])
+
+
+def describe(raw: Raw, row: Row) -> str:
     """A row in a line."""
-    row = raw.find(key) or {}
     share = raw.share(row)
     link = f"{row['megabits']:g} Mbit/s" if row["megabits"] else "unlimited"
     return (
@@ -244,10 +265,10 @@ def _computed(plan: Plan, raw: Raw, number: int, megabits: float, method: str) -
         if (row["kind"], row["hosts"], row["method"]) == ("speed", number, method) and row["how"] != "computed"
         and (row["megabits"] == 0 or row["megabits"] > megabits)
     ]  # fmt: skip
-    ideal = raw.find({"kind": "speed", "hosts": number, "megabits": megabits, "method": IDEAL})
+    ideal = raw.ideal({"kind": "speed", "hosts": number, "megabits": megabits})
     if not faster or ideal is None or not megabits:
         return None
-    alone: float = faster[-1].get("ideal_step_seconds") or ideal["step_seconds"]
+    alone: float = faster[-1].get("ideal_step_seconds") or ideal
     every, keys = _every(plan, method), METHODS.get(method, {})
     fragments, overlap = (keys.get(f"parallel.local.{key}", default) for key, default in (("fragments", 1), ("overlap", 0)))
     assert isinstance(fragments, int) and isinstance(overlap, int)
@@ -274,7 +295,7 @@ def table(raw: Raw) -> Table:
     for hosts, method in dict.fromkeys((row["hosts"], row["method"]) for row in speeds):
         mine = {row["megabits"]: row for row in speeds if (row["hosts"], row["method"]) == (hosts, method)}
         some = next(iter(mine.values()))
-        cells = [_cell(raw, mine[link]) if link in mine else "" for link in links]
+        cells = [_cell(raw, mine[link]) if link in mine else "" for link in links]  # of ideals the last
         lost = [
             row["eval_loss"] for row in raw.rows if (row["kind"], row["hosts"], row["method"]) == ("loss", hosts, method)
         ]

@@ -1,5 +1,6 @@
 """The raw results of a bench: one file, extended row by row, so that a bench that is killed loses only what it was at."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,15 @@ class Raw:
         """The row with all of these values."""
         return next((row for row in self.rows if key.items() <= row.items()), None)
 
+    def ideal(self, row: Row) -> float | None:
+        """Seconds of an ideal step about when a row was measured: the mean of the last before it and the next after."""
+        place = {key: row[key] for key in ("kind", "hosts", "megabits")} | {"method": "ideal"}
+        at = next((index for index, other in enumerate(self.rows) if other is row), len(self.rows))
+        ideals = [index for index, other in enumerate(self.rows) if place.items() <= other.items()]
+        near = [index for index in ideals if index < at][-1:] + [index for index in ideals if index > at][:1]
+        return statistics.mean(self.rows[index]["step_seconds"] for index in near) if near else None
+
     def share(self, row: Row) -> float | None:
         """A row's speed as a share of the ideal: of its own loop where it has one."""
-        own = row.get("ideal_step_seconds")
-        ideal = self.find({"kind": "speed", "hosts": row["hosts"], "megabits": row["megabits"], "method": "ideal"})
-        alone = own if own is not None else ideal and ideal["step_seconds"]
+        alone = row.get("ideal_step_seconds") or self.ideal(row)
         return alone / row["step_seconds"] if alone and row["method"] != "ideal" else None
