@@ -20,7 +20,7 @@ def draw(raw: Raw, hosts: int, path: Path) -> None:
     losses = {row["method"]: row for row in sorted(trained, key=lambda row: row["seed"], reverse=True)}
     speeds = [row for row in raw.rows if (row["kind"], row["hosts"]) == ("speed", hosts)]
     colours = {method: f"C{index}" for index, method in enumerate(sorted(losses))}
-    links = sorted({row["megabits"] for row in speeds if row["megabits"]}, reverse=True)
+    links = sorted({row["megabits"] for row in speeds if row["megabits"] and row["method"] in losses}, reverse=True)
     count = len(links) + 1
     width = max(4.2 * count, 6.0)  # a single panel has to hold its legend
     figure, (panels,) = pyplot.subplots(1, count, figsize=(width, 4), layout="constrained", sharey=True, squeeze=False)
