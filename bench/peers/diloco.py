@@ -67,11 +67,11 @@ def main() -> None:
         result["meetings"] = manager.current_step()
         meeting.set(f"over {rank}", "")
         meeting.wait([f"over {other}" for other in range(world_size)], LONG)
+        manager.shutdown(wait=False)
         if rank:
             meeting.set(f"left {rank}", "")
-        else:  # it holds the store, which others may still read
+        else:  # it holds the store and the lighthouse, which others may still ask
             meeting.wait([f"left {other}" for other in range(1, world_size)], LONG)
-        manager.shutdown(wait=False)
         if lighthouse is not None:
             lighthouse.shutdown()
     print(json.dumps(result), flush=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.image import imread
 
 from shoal.bench.methods import METHODS, QUICK, to_the_end
 from shoal.bench.network import IDEAL, Plan, check_cost_model, measure, table
@@ -62,17 +63,44 @@ def test_a_row_is_held_against_the_ideals_next_to_it(tmp_path: Path) -> None:
     assert shares == {"a": 1.0, "b": 2.0, "c": 2.5, "peer": 0.75, IDEAL: None}
 
 
-def test_the_ideal_is_measured_first_after_every_few_rows_and_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows take no time: in what order they come is what is looked at."""
     monkeypatch.setattr("shoal.bench.network.reason_against", lambda: None)
     monkeypatch.setattr("shoal.bench.network.places", lambda *_: nullcontext([]))
-    monkeypatch.setattr("shoal.bench.network._row", lambda *given: speed(given[2], given[3], 1.0))
-    methods, kept = ("fp32", "bf16", "int8", "int4", "topk", "sign"), Raw(tmp_path / "raw.json")
-    fast = replace(plan(), links=(0.0,))
-    assert measure(replace(fast, methods=methods[:5]), kept, lambda _: None) == []
-    assert measure(replace(fast, methods=methods[:5]), kept, lambda _: None) == []  # all is there
-    assert [row["method"] for row in kept.rows] == [IDEAL, *methods[:4], IDEAL, "topk", IDEAL]
-    assert measure(replace(fast, methods=methods), kept, lambda _: None) == []
-    assert [row["method"] for row in kept.rows[8:]] == ["sign", IDEAL]
+    monkeypatch.setattr("shoal.bench.network._row", lambda *given: speed(given[2], given[3], 1.0) | (given[5] or {}))
+
+
+def measured(raw: Raw, *methods: str, megabits: float = 0.0) -> list[str]:
+    """The rows that a bench of these adds."""
+    before = len(raw.rows)
+    wanted = replace(plan(longest=60.0), links=(megabits,), methods=methods)
+    assert measure(wanted, raw, lambda _: None) == []
+    return [row["method"] for row in raw.rows[before:]]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_ideal_is_measured_first_after_every_few_rows_and_last(tmp_path: Path) -> None:
+    kept, four = Raw(tmp_path / "raw.json"), ("fp32", "bf16", "int8", "int4")
+    assert measured(kept, *four, "topk", "topk") == [IDEAL, *four, IDEAL, "topk", IDEAL]
+    assert measured(kept, *four, "topk") == []
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_later_sitting_has_ideals_of_its_own(raw: Raw) -> None:
+    for row in raw.rows:
+        row["began"] = "the day before"
+    assert measured(raw, "fp32", "bf16") == [IDEAL, "bf16", IDEAL]
+    raw.rows[3]["step_seconds"], raw.rows[5]["step_seconds"] = 3.0, 5.0
+    assert [raw.share(row) for row in raw.rows if row["method"] in ("fp32", "bf16")] == [pytest.approx(1 / 1.1), 4.0]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_is_not_held_against_an_ideal_asks_for_none(raw: Raw) -> None:
+    assert measured(raw, "torch DDP") == ["torch DDP"]  # it has its own
+    assert measured(raw, "fp32", megabits=1.0) == ["fp32"]
+    assert raw.rows[-1]["how"] == "computed"
+    assert raw.share(raw.rows[-1]) == pytest.approx(1.0 / raw.rows[-1]["step_seconds"])
 
 
 def test_a_row_that_takes_too_long_is_computed_and_says_so(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +152,9 @@ def test_losses_are_drawn_against_time_and_bytes(raw: Raw, tmp_path: Path, hosts
     loss = {"kind": "loss", "hosts": hosts, "method": "fp32", "seed": 1, "steps": 10, "wire_bytes": 9}
     raw.add(loss | {"curve": [[5, 3.0], [10, 2.0]]})
     draw(raw, hosts, tmp_path / "drawn.png")
-    assert (tmp_path / "drawn.png").stat().st_size > 1000
+    raw.add(speed(10, "never trained", 1.0, hosts=hosts))  # no panel is drawn for it
+    draw(raw, hosts, tmp_path / "again.png")
+    assert imread(tmp_path / "drawn.png").shape == imread(tmp_path / "again.png").shape
 
 
 def test_the_rank_that_failed_is_named_with_its_words() -> None:

@@ -1,9 +1,9 @@
 """Training speed over networks: rows of hosts × link × method, each a run of `shoal pretrain` on every host.
 
 Ideal is what as many ranks do at the same time, each alone on its host and with its share of the batch: nothing is sent,
-and whatever cores and memory they have to share, they share as those do that talk. On each link it is measured first, after
-every few rows, and last, and a row is held against those next to it: a machine that others use is not as fast all day. All
-is kept in one file, row by row, and what is there is not measured again.
+and whatever cores and memory they have to share, they share as those do that talk. In each sitting it is measured on a link
+first, after every few rows, and last, and a row is held against those next to it: a machine that others use is not as fast
+all day. All is kept in one file, row by row, and what is there is not measured again.
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.table import Table
@@ -67,18 +68,19 @@ def measure(plan: Plan, raw: Raw, tell: Callable[[str], None]) -> list[str]:
     against = reason_against()
     if against is not None:
         tell(f"links are throttled inside the ranks: {against}")
-    failed = []
+    began, failed = datetime.now(UTC).isoformat(timespec="seconds"), []
     for number in plan.hosts:
         for megabits in plan.links:
             with places(number, megabits, against is None) as where:
-                for method in _turns(plan, raw, number, megabits):
+                for method in _turns(plan, raw, number, megabits, against is None):
                     key = {"kind": "speed", "hosts": number, "megabits": megabits, "method": method}
-                    computed = _instead(plan, raw, number, megabits, method)
-                    if computed is None and (why := _why_not(plan, raw, key, against is None)) is not None:
+                    computed, why = _instead(plan, raw, key, against is None)
+                    if why is not None:
                         tell(f"{number} hosts, {megabits:g} Mbit/s, {method}: left out, {why}")
                         continue
                     try:
-                        raw.add(key | _row(plan, where, megabits, method, against is None, computed))
+                        row = _row(plan, where, megabits, method, against is None, computed)
+                        raw.add(key | row | {"began": began})
                         tell(describe(raw, raw.rows[-1]))
                     except RanksFailed as error:
                         failed.append(f"{number} hosts, {megabits:g} Mbit/s, {method}: {error}")
@@ -86,29 +88,26 @@ def measure(plan: Plan, raw: Raw, tell: Callable[[str], None]) -> list[str]:
     return failed
 
 
-def _turns(plan: Plan, raw: Raw, number: int, megabits: float) -> Iterator[str]:
-    """What `raw` lacks on a link, one after the other, and the ideal between."""
+def _turns(plan: Plan, raw: Raw, number: int, megabits: float, namespaces: bool) -> Iterator[str]:
+    """What `raw` lacks on a link, one after the other, and the ideal before, between and after what is measured."""
     place = {"kind": "speed", "hosts": number, "megabits": megabits}
-    lacking = [method for method in plan.methods if raw.find(place | {"method": method}) is None]
-    if raw.find(place | {"method": IDEAL}) is None:
+    lacking = [method for method in dict.fromkeys(plan.methods) if raw.find(place | {"method": method}) is None]
+    taken, since = raw.find(place | {"method": IDEAL}) is None, 0
+    if taken:
         yield IDEAL
     for method in lacking:
-        if _since_ideal(raw, place) >= ROWS_AN_IDEAL:
+        is_held = method not in PEERS and _instead(plan, raw, place | {"method": method}, namespaces) == (None, None)
+        if is_held and (not taken or since == ROWS_AN_IDEAL):
             yield IDEAL
+            taken, since = True, 0
         yield method
-    if lacking and _since_ideal(raw, place):
+        since += is_held
+    if since:
         yield IDEAL
-
-
-def _since_ideal(raw: Raw, place: Row) -> int:
-    """Rows of a place that were measured after its last ideal, and are held against it."""
-    rows = [row for row in raw.rows if place.items() <= row.items()]
-    last = max((index for index, row in enumerate(rows) if row["method"] == IDEAL), default=-1)
-    return sum(row["how"] != "computed" and "ideal_step_seconds" not in row for row in rows[last + 1 :])
 
 
 def describe(raw: Raw, row: Row) -> str:
-    """A row in a line."""
+    """A row in a line; the ideal is the one before, as that after it is still to come."""
     share = raw.share(row)
     link = f"{row['megabits']:g} Mbit/s" if row["megabits"] else "unlimited"
     return (
@@ -141,19 +140,17 @@ def _foretold(method: str) -> bool:
     return method not in (IDEAL, "auto", *ROUNDS) and not is_served(METHODS.get(method, {}))
 
 
-def _instead(plan: Plan, raw: Raw, number: int, megabits: float, method: str) -> Row | None:
-    """The row by the cost model, where measuring would take too long."""
-    found = _computed(plan, raw, number, megabits, method) if _foretold(method) else None
-    return found if found is not None and found["step_seconds"] * _steps(plan, method) > plan.longest else None
-
-
-def _why_not(plan: Plan, raw: Raw, key: Row, namespaces: bool) -> str | None:
-    """Why a row can't be measured here."""
-    served = is_served(METHODS.get(key["method"], {}))
-    if key["megabits"] and not namespaces and (served or key["method"] in PEERS):
-        return "its ranks don't slow themselves down, so a link needs hosts of their own, and root"
-    minutes = _served_minutes(plan, raw, key) if served and key["megabits"] else 0.0
-    return f"it would take {minutes:.0f} minutes" if minutes * 60 > plan.longest else None
+def _instead(plan: Plan, raw: Raw, key: Row, namespaces: bool) -> tuple[Row | None, str | None]:
+    """What stands in for measuring a row: itself by the cost model where it would take too long, or why it is left out."""
+    number, megabits, method = key["hosts"], key["megabits"], key["method"]
+    found = _computed(plan, raw, number, megabits, method, raw.ideal(key)) if _foretold(method) else None
+    if found is not None and found["step_seconds"] * _steps(plan, method) > plan.longest:
+        return found, None
+    served = is_served(METHODS.get(method, {}))
+    if megabits and not namespaces and (served or method in PEERS):
+        return None, "its ranks don't slow themselves down, so a link needs hosts of their own, and root"
+    minutes = _served_minutes(plan, raw, key) if served and megabits else 0.0
+    return None, f"it would take {minutes:.0f} minutes" if minutes * 60 > plan.longest else None
 
 
 def _served_minutes(plan: Plan, raw: Raw, key: Row) -> float:
@@ -258,14 +255,16 @@ def _peer(plan: Plan, where: Sequence[Place], method: str) -> Row:
     }
 
 
-def _computed(plan: Plan, raw: Raw, number: int, megabits: float, method: str) -> Row | None:
-    """By the cost model, from what was sent and computed on a faster link; None where nothing was measured there."""
+def _computed(plan: Plan, raw: Raw, number: int, megabits: float, method: str, ideal: float | None) -> Row | None:
+    """By the cost model, from what was sent and computed on a faster link, and the seconds of an ideal step on this one.
+
+    None where nothing was measured.
+    """
     faster = [
         row for row in raw.rows
         if (row["kind"], row["hosts"], row["method"]) == ("speed", number, method) and row["how"] != "computed"
         and (row["megabits"] == 0 or row["megabits"] > megabits)
     ]  # fmt: skip
-    ideal = raw.ideal({"kind": "speed", "hosts": number, "megabits": megabits})
     if not faster or ideal is None or not megabits:
         return None
     alone: float = faster[-1].get("ideal_step_seconds") or ideal
@@ -281,8 +280,9 @@ def _computed(plan: Plan, raw: Raw, number: int, megabits: float, method: str) -
     link = Link(megabits * 1e6 / 8 / FRAMING, 0.0)
     compute = Compute(FORWARD * alone, BACKWARD * alone, UPDATE * alone)
     seconds = step_seconds(compute, traffic, link, number)
-    kept = {key: value for key, value in faster[-1].items() if key in ("wire_bytes", "parameters", "ideal_step_seconds")}
-    return kept | {"step_seconds": seconds, "blocked_seconds": seconds - alone, "how": "computed", "steps": 0}
+    kept = {key: value for key, value in faster[-1].items() if key in ("wire_bytes", "parameters")}
+    times = {"step_seconds": seconds, "blocked_seconds": seconds - alone, "ideal_step_seconds": alone}
+    return kept | times | {"how": "computed", "steps": 0}
 
 
 def table(raw: Raw) -> Table:
@@ -295,7 +295,7 @@ def table(raw: Raw) -> Table:
     for hosts, method in dict.fromkeys((row["hosts"], row["method"]) for row in speeds):
         mine = {row["megabits"]: row for row in speeds if (row["hosts"], row["method"]) == (hosts, method)}
         some = next(iter(mine.values()))
-        cells = [_cell(raw, mine[link]) if link in mine else "" for link in links]  # of ideals the last
+        cells = [_cell(raw, mine[link]) if link in mine else "" for link in links]
         lost = [
             row["eval_loss"] for row in raw.rows if (row["kind"], row["hosts"], row["method"]) == ("loss", hosts, method)
         ]
@@ -305,9 +305,11 @@ def table(raw: Raw) -> Table:
 
 
 def _cell(raw: Raw, row: Row) -> str:
-    share = raw.share(row)
-    mark = "≈" if row["how"] == "computed" else ""
-    return f"{mark}{row['tokens_per_second']:,.0f}" + ("" if share is None else f" {share:.1%}")
+    share, speed = raw.share(row), row["tokens_per_second"]
+    if row["method"] == IDEAL:  # of which there are several
+        place = {key: row[key] for key in ("kind", "hosts", "megabits", "method")}
+        speed = statistics.mean(other["tokens_per_second"] for other in raw.rows if place.items() <= other.items())
+    return f"{'≈' if row['how'] == 'computed' else ''}{speed:,.0f}" + ("" if share is None else f" {share:.1%}")
 
 
 def check_cost_model(plan: Plan, raw: Raw) -> list[Row]:
@@ -315,7 +317,7 @@ def check_cost_model(plan: Plan, raw: Raw) -> list[Row]:
     found = []
     for row in raw.rows:
         if row["kind"] == "speed" and row["how"] != "computed" and row["method"] in METHODS and _foretold(row["method"]):
-            computed = _computed(plan, raw, row["hosts"], row["megabits"], row["method"])
+            computed = _computed(plan, raw, row["hosts"], row["megabits"], row["method"], raw.ideal(row))
             if computed is not None:
                 ratio = computed["step_seconds"] / row["step_seconds"]
                 found.append({**row, "computed_seconds": computed["step_seconds"], "computed_over_measured": ratio})

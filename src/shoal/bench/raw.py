@@ -31,11 +31,19 @@ class Raw:
         return next((row for row in self.rows if key.items() <= row.items()), None)
 
     def ideal(self, row: Row) -> float | None:
-        """Seconds of an ideal step about when a row was measured: the mean of the last before it and the next after."""
+        """Seconds of an ideal step about when a row was measured: the mean of the last before it and the next after.
+
+        Both of the row's own sitting, as a machine differs from one day to the next. For a row that is not there yet, the
+        last.
+        """
         place = {key: row[key] for key in ("kind", "hosts", "megabits")} | {"method": "ideal"}
-        at = next((index for index, other in enumerate(self.rows) if other is row), len(self.rows))
         ideals = [index for index, other in enumerate(self.rows) if place.items() <= other.items()]
-        near = [index for index in ideals if index < at][-1:] + [index for index in ideals if index > at][:1]
+        at = next((index for index, other in enumerate(self.rows) if other is row), None)
+        if at is None:
+            near = ideals[-1:]
+        else:
+            ideals = [index for index in ideals if self.rows[index].get("began") == row.get("began")]
+            near = [index for index in ideals if index < at][-1:] + [index for index in ideals if index > at][:1]
         return statistics.mean(self.rows[index]["step_seconds"] for index in near) if near else None
 
     def share(self, row: Row) -> float | None:
