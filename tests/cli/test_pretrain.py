@@ -134,7 +134,11 @@ def test_the_printed_recipe_is_a_recipe(shoal: Shoal, tmp_path: Path) -> None:
         (["words.yaml"], "words.yaml: a recipe is a mapping of sections"),
         (["bytes.yaml"], "bytes.yaml: not UTF-8 text"),
         (["twice.yaml"], "twice.yaml:2: not valid YAML: 'seed' is given twice"),
-        (["empty.yaml"], "data/run: no corpus there (no manifest.json); make one: shoal prepare --data.directory data/run"),
+        (
+            ["empty.yaml"],
+            "data/run: no corpus there (no manifest.json); make one: shoal prepare RECIPE, with the recipe that names it, "
+            "or of Python's own source: shoal prepare --data.directory data/run",
+        ),
         (["--train.steps"], "--train.steps: needs a value"),
         (["--train.steps=x"], "--train.steps is 'x', a text; accepted: a whole number from 0"),
         (["--steps", "5"], "--steps is not a recipe key; the nearest is 'train.steps'"),

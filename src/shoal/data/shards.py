@@ -155,7 +155,10 @@ class Corpus:
         manifest = directory / MANIFEST
         if not manifest.exists():
             state = "no corpus there" if not directory.exists() else "no finished corpus there"
-            raise CorpusError(f"{directory}: {state} (no {MANIFEST}); make one: shoal prepare --data.directory {directory}")
+            raise CorpusError(
+                f"{directory}: {state} (no {MANIFEST}); make one: shoal prepare RECIPE, with the recipe that names it, or "
+                f"of Python's own source: shoal prepare --data.directory {directory}"
+            )
         try:
             corpus = cls(directory, read_json(manifest))
             if corpus.manifest["version"] != VERSION:
