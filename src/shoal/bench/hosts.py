@@ -14,7 +14,15 @@ from itertools import count
 from pathlib import Path
 
 LEAST_BURST = 3_100
-"""Bytes that may leave at once: two packets; what a link of 100 Mbit/s sends in 2 ms is more, and timers need that."""
+"""Bytes that may leave at once: two packets."""
+
+BURST_SECONDS = 0.006
+"""What a link sends in this time may leave at once, where that is more: at 100 Mbit/s, the largest frame that TCP makes. One
+that fits leaves whole, as into a network card that cuts it by itself. Were it cut before, the kernel would set a timer for
+each packet of 1,500 bytes, and ranks would compute that much slower (`bench/carrying.py`)."""
+
+LARGEST_FRAME, HEADERS = 65_536, 66
+"""Bytes that TCP hands over at most, and those that go before each packet's."""
 
 CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"
 """How TCP finds out how fast to send; each namespace has its own."""
@@ -87,7 +95,9 @@ def _make(host: Host, bridge: str, port: str, megabits: float) -> None:
         _run(*host.command(["sh", "-c", f"echo cubic > {CONGESTION}"]))
     if megabits:
         bits = round(megabits * 1e6)
-        burst = max(LEAST_BURST, round(bits / 8 * 0.002))
+        burst = max(LEAST_BURST, round(bits / 8 * BURST_SECONDS))
+        packets = max(1, burst // (1_448 + HEADERS))
+        _run("ip", "-n", host.name, "link", "set", "eth0", "gso_max_size", str(min(LARGEST_FRAME, 1_448 * packets)))
         shape = ["rate", f"{bits}bit", "burst", str(burst), "latency", "200ms"]
         _run(*host.command(["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", *shape]))
 

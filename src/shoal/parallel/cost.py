@@ -12,6 +12,8 @@ class Compute:
     forward: float
     backward: float
     update: float = 0.0
+    core: float = 1.0
+    """The share of a core that each of its threads has."""
 
     @property
     def total(self) -> float:
@@ -23,10 +25,10 @@ class Compute:
 class Traffic:
     """What a strategy does with the wire: at each meeting, `every` so many steps, a rank sends `sent` bytes.
 
-    They travel in `messages`, each passed on `hops` times, and `work` seconds go into encoding and decoding them. With
-    `overlap` 0, ranks that meet every step send while backward runs, and others stop until all is there; else each of the
-    `messages` has so many steps to arrive in. `last` is the share that backward reaches only at its end: that of the token
-    embedding, a quarter of a small model.
+    They travel in `messages`, each passed on `hops` times, and `work` seconds of a core go into encoding and decoding them.
+    With `overlap` 0, ranks that meet every step send while backward runs, and others stop until all is there; else each of
+    the `messages` has so many steps to arrive in. `last` is the share that backward reaches only at its end: that of the
+    token embedding, a quarter of a small model.
     """
 
     sent: float
@@ -41,9 +43,9 @@ class Traffic:
 def step_seconds(compute: Compute, traffic: Traffic, link: Link, ranks: int) -> float:
     """Seconds that a step takes on the average.
 
-    With F, B and U the seconds of forward, backward and update, W of encoding (which takes the core from computing),
-    M messages, C = sent / bandwidth + hops × latency the seconds that all of them travel, and S = 2 (N − 1) × latency those
-    of the small sum that ends a step in which ranks meet:
+    With F, B and U the seconds of forward, backward and update, W of encoding (which takes the core from computing, and
+    longer where this rank has but a share of it), M messages, C = sent / bandwidth + hops × latency the seconds that all of
+    them travel, and S = 2 (N − 1) × latency those of the small sum that ends a step in which ranks meet:
 
         every step     F + B + W + U + S + max(C − B (M − 1) / M,  C / M,  C × last)
         every H steps  F + B + U + (W + S + C) / H
@@ -56,11 +58,11 @@ def step_seconds(compute: Compute, traffic: Traffic, link: Link, ranks: int) -> 
     if ranks == 1:
         return compute.total
     travel = link.seconds(traffic.sent, traffic.hops)
-    each, meeting = travel / traffic.messages, 2 * (ranks - 1) * link.latency
+    each, meeting, work = travel / traffic.messages, 2 * (ranks - 1) * link.latency, traffic.work / compute.core
     if traffic.overlap:
         exposed = traffic.messages * max(0.0, each - traffic.overlap * compute.total)
-        return compute.total + (traffic.work + exposed) / traffic.every
+        return compute.total + (work + exposed) / traffic.every
     if traffic.every > 1:
-        return compute.total + (traffic.work + meeting + travel) / traffic.every
+        return compute.total + (work + meeting + travel) / traffic.every
     hidden = compute.backward * (traffic.messages - 1) / traffic.messages
-    return compute.total + traffic.work + meeting + max(travel - hidden, each, travel * traffic.last)
+    return compute.total + work + meeting + max(travel - hidden, each, travel * traffic.last)

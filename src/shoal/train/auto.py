@@ -15,21 +15,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from shoal.core import recipe as schema
 from shoal.core.recipe import Recipe
 from shoal.data.sequences import Sequences
 from shoal.models.transformer import Transformer
+from shoal.parallel.codecs import CODECS
+from shoal.parallel.coded_sum import MESSAGE_BYTES, CodedSum
 from shoal.parallel.cost import Compute
-from shoal.parallel.link import measure, on_one_machine
+from shoal.parallel.link import Link, measure, on_one_machine
 from shoal.parallel.wire import Wire
 from shoal.tasks import Task
 from shoal.train.checkpoint import newest_state
-from shoal.train.choice import ENOUGH, NOTHING_LAST, Choice, Last, choose
+from shoal.train.choice import ENOUGH, MILDEST_FIRST, NOTHING_LAST, UNKNOWN, Choice, Costs, Last, choose
 
 WINDOW = 20
 """Steps over which drift is looked for."""
 
 PASSES_TIMED = 3
 """Runs of the batch that is thrown away; the first compiles."""
+
+SUMS_TIMED, LONGEST_SUM = 4, 0.3
+"""Sums of each codec that are timed, and the seconds that one may travel."""
 
 
 class Auto:
@@ -43,6 +49,7 @@ class Auto:
         kept = decided if self.asked else None
         self.choice = None if kept is None else Choice.of_state(kept)
         self.compute: Compute | None = None
+        self.costs: Costs = UNKNOWN
         self.parameters, self.last = 0, NOTHING_LAST
         self.seconds: list[tuple[float, float]] = []
         self.usual: float | None = None
@@ -114,7 +121,9 @@ class Auto:
         # where steps grow, each is a multiple of the first
         equal_shares = (self.recipe.schedule.batch_start or self.recipe.train.global_batch) % ranks == 0
         link, inner = measure(self.wire), self.recipe.optimizer.kind
-        return choose(link, self.compute, self.parameters, ranks, settings, self.last, equal_shares, inner)
+        if not self.costs and self.wire.world.device.type == "cpu":
+            self.costs = time_sums(self.wire, settings.codec, link)
+        return choose(link, self.compute, self.parameters, ranks, settings, self.last, equal_shares, inner, self.costs)
 
 
 def decided(wire: Wire, checkpoints: Path) -> dict[str, Any] | None:
@@ -128,28 +137,55 @@ def time_step(
     model: Transformer, task: Task, precision: AbstractContextManager[None], wire: Wire, sequences: int, passes: int
 ) -> Compute:
     """Seconds of forward and backward on the slowest rank, for a step of `passes` of `sequences`; leaves no trace."""
-    device = wire.world.device
+    device, threads = wire.world.device, torch.get_num_threads()
     shape = (sequences, model.config.context + 1)
     tokens = (np.arange(np.prod(shape)) % model.config.vocabulary).astype(np.int64).reshape(shape)
     rows = Sequences.of_windows(tokens)
-    fastest = torch.full((2,), torch.inf, dtype=torch.float64, device=device)
+    fastest = torch.full((3,), torch.inf, dtype=torch.float64, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for passed in range(PASSES_TIMED):
             if passed == 1:
                 wire.gather_objects(None)  # what shares a core with a rank that still compiles would seem slow
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             with precision:
                 loss_sum, _ = task.loss(model, task.batch(rows, device))
             _wait(device)
             between = time.perf_counter()
             loss_sum.backward()
             _wait(device)
-            took = torch.tensor([between - began, time.perf_counter() - between], dtype=torch.float64, device=device)
+            ended = time.perf_counter()
+            waited = threads * (ended - began) / max(time.process_time() - used, 1e-9)  # for a core that others have as well
+            took = torch.tensor([between - began, ended - between, waited], dtype=torch.float64, device=device)
             fastest = torch.minimum(fastest, took)
             for parameter in model.parameters():
                 parameter.grad = None
-    forward, backward = wire.largest(fastest, wire.everyone).tolist()
-    return Compute(passes * forward + (passes - 1) * backward, backward)
+    forward, backward, waited = wire.largest(fastest, wire.everyone).tolist()
+    core = 1.0 if device.type == "cuda" else min(1.0, 1 / waited)
+    return Compute(passes * forward + (passes - 1) * backward, backward, core=core)
+
+
+def time_sums(wire: Wire, settings: schema.Codec, link: Link) -> Costs:
+    """What a sum costs the slowest rank's core for each number, with those codecs of which the link soon carries a message.
+
+    By the processor time of this process, which other programs don't lengthen; every rank must call it.
+    """
+    numbers, costs = MESSAGE_BYTES // 4, {}
+    for kind in MILDEST_FIRST:
+        sums = CodedSum(wire, wire.everyone, CODECS[kind](settings))
+        length = numbers - numbers % sums.multiple
+        if link.seconds(sums.wire_bytes(length)) > LONGEST_SUM:
+            continue
+        values = torch.randn(length, generator=torch.Generator().manual_seed(1))
+        dropped, took = torch.zeros_like(values), []
+        for _ in range(SUMS_TIMED):
+            wire.gather_objects(None)
+            began = time.process_time()
+            for _stage in sums.sum(values.clone(), dropped):
+                pass
+            took.append(time.process_time() - began)
+        least = torch.tensor(min(took), dtype=torch.float64)
+        costs[kind] = wire.largest(least, wire.everyone).item() / length
+    return costs
 
 
 def _wait(device: torch.device) -> None:

@@ -6,6 +6,7 @@ in two bits where int4 would need many. Top-k is not among them: at one value in
 (docs/communication.md).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,11 @@ DECODED = 14e9
 CARRIED = 1e9
 """Encoded bytes that a core sends, and takes in, a second: what int8 and bf16 at every step cost where the link is no limit,
 beyond encoding (docs/communication.md)."""
+
+Costs = Mapping[str, float]
+"""Seconds of a core for each number of a meeting, encoding, carrying and decoding, by codec; where it was measured."""
+
+UNKNOWN: Costs = {}
 
 PASSES = 16
 """How often a local update reads or writes each weight, from leaving to landing."""
@@ -145,6 +151,7 @@ def choose(
     last: Last = NOTHING_LAST,
     equal_shares: bool = True,
     optimizer: str = "adamw",
+    costs: Costs = UNKNOWN,
 ) -> Choice:
     """The mildest strategy that the link hides, with the recipe's buckets and codec settings.
 
@@ -157,13 +164,14 @@ def choose(
     )
     if plain >= HIDDEN:
         return Choice("every", "none", plain, (measured, "auto: plain, as the link hides it"))
-    coded = {kind: every_step(parameters, ranks, kind, settings, last) for kind in MILDEST_FIRST}
+    coded = {kind: every_step(parameters, ranks, kind, settings, last, costs) for kind in MILDEST_FIRST}
     shares = {kind: _share(link, compute, traffic, ranks) for kind, traffic in coded.items()}
     for kind, share in shares.items():
         if share >= HIDDEN and share > WORTH * plain:
             why = f"auto: {kind} every step, the mildest codec that the link hides ({share:.0%} of ideal)"
             return Choice("every", kind, share, (measured, why))
-    apart = _apart(link, compute, parameters, ranks, settings)
+    ways = (_fewest_steps(kind, link, compute, parameters, ranks, settings, costs) for kind in LOCAL_CODECS)
+    apart = _apart(*ways)
     of_all = {"none": plain, **shares}
     kind, best = next((kind, share) for kind, share in of_all.items() if WORTH * share >= max(of_all.values()))
     if not equal_shares or apart.share <= WORTH * max(of_all.values()):
@@ -178,29 +186,37 @@ def choose(
     return Choice("local", apart.codec, apart.share, (measured, why), apart.every, apart.overlap, parts(apart.every), outer)
 
 
-def every_step(parameters: int, ranks: int, kind: str, settings: schema.Parallel, last: Last) -> Traffic:
+def every_step(
+    parameters: int, ranks: int, kind: str, settings: schema.Parallel, last: Last, costs: Costs = UNKNOWN
+) -> Traffic:
     """What sums of gradients send in a step, with a codec or `none`."""
     bucket = settings.bucket_megabytes * 2**20
     bucket, hops = (bucket, 2 * (ranks - 1)) if kind == "none" else (min(bucket, MESSAGE_BYTES), 2)
-    sent, work = meeting(parameters, ranks, kind, settings)
+    sent, work = meeting(parameters, ranks, kind, settings, costs)
     return Traffic(sent, hops, max(1, round(4 * parameters / bucket)), work, last=last.of(kind))
 
 
-def local_update(parameters: int, ranks: int, kind: str, every: int, overlap: int, settings: schema.Parallel) -> Traffic:
+def local_update(
+    parameters: int, ranks: int, kind: str, every: int, overlap: int, settings: schema.Parallel, costs: Costs = UNKNOWN
+) -> Traffic:
     """What a local update sends from a meeting to the next, with a codec."""
-    sent, work = meeting(parameters, ranks, kind, settings)
+    sent, work = meeting(parameters, ranks, kind, settings, costs)
     work += 4 * parameters * PASSES / MEMORY
     return Traffic(sent, 2, parts(every), work, every, overlap)
 
 
-def meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -> tuple[float, float]:
-    """(bytes that a rank sends, seconds of encoding and decoding) for a sum of that many numbers."""
+def meeting(
+    parameters: int, ranks: int, kind: str, settings: schema.Parallel, costs: Costs = UNKNOWN
+) -> tuple[float, float]:
+    """(bytes that a rank sends, seconds of a core for encoding and decoding) for a sum of that many numbers."""
     if kind == "none":
         return 8 * parameters * (ranks - 1) / ranks, 0.0
     codec = CODECS[kind](settings.codec)
+    sent = 2 * (ranks - 1) * codec.nbytes(-(-parameters // ranks))
+    if kind in costs:
+        return sent, parameters * costs[kind]
     # encoded are all numbers and the sums of this rank's piece; decoded are the others' pieces, and all sums
     work = 4 * parameters * ((1 + 1 / ranks) / ENCODED[kind] + 2 / DECODED)
-    sent = 2 * (ranks - 1) * codec.nbytes(-(-parameters // ranks))
     return sent, work + sent / CARRIED
 
 
@@ -232,20 +248,21 @@ def _outer_step(apart: _Apart, ranks: int, local: schema.Local, optimizer: str) 
     return {}, ""
 
 
-def _apart(link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel) -> _Apart:
+def _apart(mild: _Apart, coarse: _Apart) -> _Apart:
     """The mildest codec and the fewest steps between meetings that hide the link, or nearly, or come nearest to it."""
-    mild, coarse = (_fewest_steps(kind, link, compute, parameters, ranks, settings) for kind in LOCAL_CODECS)
     if mild.share < ENOUGH:
         return max(mild, coarse, key=lambda way: way.share)
     return coarse if mild.every > FEW_STEPS and coarse.every <= FEWER * mild.every else mild
 
 
-def _fewest_steps(kind: str, link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel) -> _Apart:
+def _fewest_steps(
+    kind: str, link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel, costs: Costs
+) -> _Apart:
     ways = [
         _Apart(kind, every, overlap, _share(link, compute, update, ranks))
         for every in MEETINGS
         for overlap in range(1, every // parts(every) + 1)
-        for update in [local_update(parameters, ranks, kind, every, overlap, settings)]
+        for update in [local_update(parameters, ranks, kind, every, overlap, settings, costs)]
     ]
     for enough, most in ((HIDDEN, FEW_STEPS), (ENOUGH, MEETINGS[-1])):
         for way in ways:
