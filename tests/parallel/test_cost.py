@@ -51,6 +51,13 @@ def test_what_backward_cannot_hide_is_the_last_message_or_the_rest_of_a_busy_lin
     assert step_seconds(COMPUTE, replace(hidden, last=0.25), free, 2) == pytest.approx(3.5 + 0.25)
 
 
+def test_encoding_takes_longer_on_a_core_that_others_have_as_well() -> None:
+    free, half = Link(1e6, 0.0), replace(COMPUTE, core=0.5)
+    for traffic in (Traffic(0, 1, work=1.0), Traffic(0, 1, work=4.0, every=4), Traffic(0, 1, work=4.0, every=4, overlap=1)):
+        assert step_seconds(COMPUTE, traffic, free, 2) == pytest.approx(3.5 + 1)
+        assert step_seconds(half, traffic, free, 2) == pytest.approx(3.5 + 2)
+
+
 def test_ranks_that_meet_seldom_share_the_cost_of_a_meeting_among_steps() -> None:
     free = Link(1e6, 0.0)
     blocking = Traffic(sent=8e6, hops=1, every=10, work=1.0)

@@ -1,11 +1,13 @@
 """Bytes are counted as the network counts them, and a throttled link is as slow as a real one."""
 
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
-from shoal.bench.hosts import reason_against
+from shoal.bench.hosts import hosts, reason_against
 from shoal.bench.wire import KINDS, Found, Task, measure
 from shoal.parallel.throttle import FRAMING, Throttle
 
@@ -51,6 +53,35 @@ def test_what_entering_runs_into_is_raised_by_waiting() -> None:
 
     with pytest.raises(RuntimeError, match="lost"):
         Throttle(1.0, 0.0, torch.device("cpu")).send(1, 1, fail).wait()
+
+
+LISTEN = """
+import socket
+server = socket.create_server(("", 5000))
+print(flush=True)
+other = server.accept()[0]
+while other.recv(1 << 16):
+    pass
+"""
+SEND = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 5000)) as other:
+    other.sendall(bytes(4_000_000))
+"""
+
+
+@needs_hosts
+@pytest.mark.parametrize("megabits", [0, 100])
+def test_what_tcp_hands_over_leaves_a_host_whole(megabits: float) -> None:
+    """Cut into packets, each with a timer, it took ranks a quarter of their computing (bench/carrying.py)."""
+    with hosts(2, megabits) as (one, other):
+        with subprocess.Popen(one.command([sys.executable, "-c", LISTEN]), stdout=subprocess.PIPE) as listening:
+            assert listening.stdout is not None
+            listening.stdout.readline()
+            subprocess.run(other.command([sys.executable, "-c", SEND, one.address]), check=True)
+        packets = other.command(["cat", "/sys/class/net/eth0/statistics/tx_packets"])
+        left = int(subprocess.run(packets, capture_output=True, text=True, check=True).stdout)
+    assert 4_000_000 / left > 4 * 1_500
 
 
 @needs_hosts

@@ -21,7 +21,7 @@ from shoal.parallel.throttle import FRAMING, Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import Causal
-from shoal.train.auto import Auto, time_step
+from shoal.train.auto import Auto, time_step, time_sums
 from shoal.train.choice import Choice, Last, choose, every_step
 from tests.ranks import alone, run_ranks
 from tests.train.runs import build_parts, tiny_recipe
@@ -117,6 +117,17 @@ def test_ranks_that_meet_often_step_further_than_their_mean() -> None:
     assert (own.sync, own.every, own.outer) == ("local", 4, {})
 
 
+def test_meeting_seldom_must_promise_more_than_meeting_every_few_steps() -> None:
+    """Every 4 steps lose a tenth of the loss of every 8 (docs/communication.md)."""
+    link, settings = Link(20e6 / 8, 1e-4), schema.Parallel()
+    least = {
+        seconds: choose(link, COMPUTE, PARAMETERS, 2, settings, costs={"int4": seconds / PARAMETERS})
+        for seconds in (0.2, 0.4, 0.6)
+    }
+    assert [choice.every for choice in least.values()] == [4, 4, 8]
+    assert least[0.2].share > 0.97 > least[0.4].share > 0.94
+
+
 @pytest.mark.parametrize(("ranks", "rate"), [(2, 1.2), (3, 1.2), (4, 1.6), (8, 1.6)])
 def test_more_ranks_step_further(ranks: int, rate: float) -> None:
     choice = choose(Link(20e6 / 8, 1e-4), COMPUTE, PARAMETERS, ranks, schema.Parallel(), optimizer="muon")
@@ -128,6 +139,17 @@ def test_what_encoded_bytes_cost_a_core_counts() -> None:
     quick = Compute(forward=0.27, backward=0.54, update=0.06)  # there int8 at every step had 91% (docs/communication.md)
     choice = choose(Link(300e6 / 8, 1e-4), quick, PARAMETERS, 2, schema.Parallel(), Last(0.226, 0.02))
     assert choice.sync == "local"
+
+
+def test_what_a_sum_was_measured_to_cost_a_core_decides_between_every_step_and_local_updates() -> None:
+    link, settings = Link(50e6 / 8, 1e-4), schema.Parallel()
+    cheap, dear, halved = (
+        choose(link, replace(COMPUTE, core=core), PARAMETERS, 2, settings, costs={"int4": seconds / PARAMETERS})
+        for seconds, core in ((0.02, 1.0), (0.4, 1.0), (0.1, 0.25))
+    )
+    assert (cheap.sync, cheap.codec) == ("every", "int4")
+    assert (dear.sync, halved.sync) == ("local", "local")
+    assert cheap.share > 0.97 > dear.share - 0.03
 
 
 def test_int4_is_kept_where_two_bits_would_need_as_many_steps() -> None:
@@ -195,6 +217,22 @@ def test_timing_a_step_leaves_no_trace() -> None:
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def measured_sums(world: World, megabits: float) -> tuple[dict[str, float], bool]:
+    wire = Wire(world, throttle=Throttle(megabits, 0.0, world.device) if megabits else None)
+    before = torch.get_rng_state()
+    costs = time_sums(wire, schema.Codec(), Link(megabits * 1e6 / 8 or 1e9, 1e-4))
+    return dict(costs), torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("megabits", "kinds"), [(0, {"bf16", "int8", "int4"}), (20, {"int8", "int4"}), (1, set())])
+def test_sums_are_timed_with_the_codecs_of_which_the_link_soon_carries_a_message(megabits: float, kinds: set[str]) -> None:
+    found = run_ranks(2, measured_sums, megabits)
+    assert found[0] == found[1]  # so all choose alike
+    costs, untouched = found[0]
+    assert {*costs} == kinds and untouched
+    assert all(0 < seconds < 1e-6 for seconds in costs.values())  # a millionth: half a second for a message
 
 
 class Watched(Causal):

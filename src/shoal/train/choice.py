@@ -264,7 +264,10 @@ def _fewest_steps(
         for overlap in range(1, every // parts(every) + 1)
         for update in [local_update(parameters, ranks, kind, every, overlap, settings, costs)]
     ]
-    for enough, most in ((HIDDEN, FEW_STEPS), (ENOUGH, MEETINGS[-1])):
+    few = max(way.share for way in ways if way.every <= FEW_STEPS)
+    # so close together that more steps must be worth their loss
+    close = min(HIDDEN, few / WORTH) if few >= HIDDEN else HIDDEN
+    for enough, most in ((close, CLOSE), (HIDDEN, FEW_STEPS), (ENOUGH, MEETINGS[-1])):
         for way in ways:
             if way.share >= enough and way.every <= most:
                 return way
