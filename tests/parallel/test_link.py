@@ -58,6 +58,7 @@ def test_what_entering_runs_into_is_raised_by_waiting() -> None:
 LISTEN = """
 import socket
 server = socket.create_server(("", 5000))
+server.settimeout(60)
 print(flush=True)
 other = server.accept()[0]
 while other.recv(1 << 16):
@@ -66,6 +67,7 @@ while other.recv(1 << 16):
 SEND = """
 import socket, sys
 with socket.create_connection((sys.argv[1], 5000)) as other:
+    other.settimeout(60)
     other.sendall(bytes(4_000_000))
 """
 
@@ -78,7 +80,7 @@ def test_what_tcp_hands_over_leaves_a_host_whole(megabits: float) -> None:
         with subprocess.Popen(one.command([sys.executable, "-c", LISTEN]), stdout=subprocess.PIPE) as listening:
             assert listening.stdout is not None
             listening.stdout.readline()
-            subprocess.run(other.command([sys.executable, "-c", SEND, one.address]), check=True)
+            subprocess.run(other.command([sys.executable, "-c", SEND, one.address]), check=True, timeout=90)
         packets = other.command(["cat", "/sys/class/net/eth0/statistics/tx_packets"])
         left = int(subprocess.run(packets, capture_output=True, text=True, check=True).stdout)
     assert 4_000_000 / left > 4 * 1_500

@@ -13,7 +13,7 @@ class Compute:
     backward: float
     update: float = 0.0
     core: float = 1.0
-    """The share of a core that each of its threads has."""
+    """The share of a core that its thread has; others may have the rest."""
 
     @property
     def total(self) -> float:

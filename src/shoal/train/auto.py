@@ -26,7 +26,7 @@ from shoal.parallel.link import Link, measure, on_one_machine
 from shoal.parallel.wire import Wire
 from shoal.tasks import Task
 from shoal.train.checkpoint import newest_state
-from shoal.train.choice import ENOUGH, MILDEST_FIRST, NOTHING_LAST, UNKNOWN, Choice, Costs, Last, choose
+from shoal.train.choice import ENOUGH, LOCAL_CODECS, MILDEST_FIRST, NOTHING_LAST, UNKNOWN, Choice, Costs, Last, choose
 
 WINDOW = 20
 """Steps over which drift is looked for."""
@@ -137,7 +137,7 @@ def time_step(
     model: Transformer, task: Task, precision: AbstractContextManager[None], wire: Wire, sequences: int, passes: int
 ) -> Compute:
     """Seconds of forward and backward on the slowest rank, for a step of `passes` of `sequences`; leaves no trace."""
-    device, threads = wire.world.device, torch.get_num_threads()
+    device = wire.world.device
     shape = (sequences, model.config.context + 1)
     tokens = (np.arange(np.prod(shape)) % model.config.vocabulary).astype(np.int64).reshape(shape)
     rows = Sequences.of_windows(tokens)
@@ -146,7 +146,7 @@ def time_step(
         for passed in range(PASSES_TIMED):
             if passed == 1:
                 wire.gather_objects(None)  # what shares a core with a rank that still compiles would seem slow
-            began, used = time.perf_counter(), time.process_time()
+            began, used = time.perf_counter(), time.thread_time()
             with precision:
                 loss_sum, _ = task.loss(model, task.batch(rows, device))
             _wait(device)
@@ -154,9 +154,10 @@ def time_step(
             loss_sum.backward()
             _wait(device)
             ended = time.perf_counter()
-            waited = threads * (ended - began) / max(time.process_time() - used, 1e-9)  # for a core that others have as well
+            waited = (ended - began) / max(time.thread_time() - used, 1e-9)  # for a core that others have as well
             took = torch.tensor([between - began, ended - between, waited], dtype=torch.float64, device=device)
-            fastest = torch.minimum(fastest, took)
+            if passed:
+                fastest = torch.minimum(fastest, took)
             for parameter in model.parameters():
                 parameter.grad = None
     forward, backward, waited = wire.largest(fastest, wire.everyone).tolist()
@@ -167,10 +168,11 @@ def time_step(
 def time_sums(wire: Wire, settings: schema.Codec, link: Link) -> Costs:
     """What a sum costs the slowest rank's core for each number, with those codecs of which the link soon carries a message.
 
-    By the processor time of this process, which other programs don't lengthen; every rank must call it.
+    By the processor time of this process, which other programs don't lengthen, nor do interrupts count; every rank must
+    call it.
     """
     numbers, costs = MESSAGE_BYTES // 4, {}
-    for kind in MILDEST_FIRST:
+    for kind in dict.fromkeys((*MILDEST_FIRST, *LOCAL_CODECS)):
         sums = CodedSum(wire, wire.everyone, CODECS[kind](settings))
         length = numbers - numbers % sums.multiple
         if link.seconds(sums.wire_bytes(length)) > LONGEST_SUM:

@@ -266,7 +266,7 @@ def _fewest_steps(
     ]
     few = max(way.share for way in ways if way.every <= FEW_STEPS)
     # so close together that more steps must be worth their loss
-    close = min(HIDDEN, few / WORTH) if few >= HIDDEN else HIDDEN
+    close = min(HIDDEN, max(ENOUGH, few / WORTH))
     for enough, most in ((close, CLOSE), (HIDDEN, FEW_STEPS), (ENOUGH, MEETINGS[-1])):
         for way in ways:
             if way.share >= enough and way.every <= most:
