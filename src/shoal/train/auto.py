@@ -1,14 +1,16 @@
 """`parallel.sync: auto`: the link and a step are measured, and `train.choice` says how ranks should meet.
 
 What is measured is thrown away: a batch of nothing in particular goes forward and backward before gradients are watched, so
-training is what it would have been. Ranks inside one machine always train plainly, and measure nothing.
+training is what it would have been. A codec at every step is tried before it is taken, beside such a batch: what encoding
+and carrying take from the core that computes differs by machine. Ranks inside one machine always train plainly, and
+measure nothing.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from shoal.parallel.link import Link, measure, on_one_machine
 from shoal.parallel.wire import Wire
 from shoal.tasks import Task
 from shoal.train.checkpoint import newest_state
-from shoal.train.choice import ENOUGH, LOCAL_CODECS, MILDEST_FIRST, NOTHING_LAST, UNKNOWN, Choice, Costs, Last, choose
+from shoal.train.choice import ENOUGH, NOTHING_LAST, Choice, Last, choose
 
 WINDOW = 20
 """Steps over which drift is looked for."""
@@ -34,8 +36,8 @@ WINDOW = 20
 PASSES_TIMED = 3
 """Runs of the batch that is thrown away; the first compiles."""
 
-SUMS_TIMED, LONGEST_SUM = 4, 0.3
-"""Sums of each codec that are timed, and the seconds that one may travel."""
+PAIRS_TIMED = 3
+"""Runs of it with sums of a codec beside it, and as many without."""
 
 
 class Auto:
@@ -49,7 +51,7 @@ class Auto:
         kept = decided if self.asked else None
         self.choice = None if kept is None else Choice.of_state(kept)
         self.compute: Compute | None = None
-        self.costs: Costs = UNKNOWN
+        self.costs: dict[str, float] = {}
         self.parameters, self.last = 0, NOTHING_LAST
         self.seconds: list[tuple[float, float]] = []
         self.usual: float | None = None
@@ -72,8 +74,14 @@ class Auto:
                 return self.recipe
             self.parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
             self.last = Last.of_model(self.recipe, model, self.wire.world.size)
-            self.compute = time_step(model, task, precision, self.wire, sequences, passes)
-            self.choice = self._now()
+            rehearsal = Rehearsal(model, task, precision, self.wire, sequences)
+            self.compute = rehearsal.time_step(passes)
+            link = measure(self.wire)
+            self.choice = self._now(link)
+            while self._must_rehearse(kind := self.choice.codec):
+                seconds = rehearsal.time_sums(self.recipe.parallel.codec, kind, self.parameters)
+                self.costs[kind] = self.compute.core * seconds / self.parameters
+                self.choice = self._now(link)
         return self.choice.apply(self.recipe)
 
     @property
@@ -108,21 +116,25 @@ class Auto:
         if not self.wire.gather_objects(abs(blocked - self.usual) > 1 - ENOUGH)[0]:
             return
         self.usual = blocked
-        now = self._now()
+        now = self._now(measure(self.wire))
         same = (now.sync, now.codec, now.every) == (self.choice.sync, self.choice.codec, self.choice.every)
         note(f"the link has changed ({blocked:.0%} of a step is waiting). {now.reasons[0]}")
         note(
             f"{now.reasons[1]}; {'as it does' if same else 'a run that begins now would; this one keeps what it began with'}"
         )
 
-    def _now(self) -> Choice:
+    def _must_rehearse(self, codec: str) -> bool:
+        """Whether a codec at every step was chosen by what others have measured."""
+        assert self.choice is not None
+        known = codec == "none" or codec in self.costs
+        return not known and self.choice.sync == "every" and self.wire.world.device.type == "cpu"
+
+    def _now(self, link: Link) -> Choice:
         assert self.compute is not None
         ranks, settings = self.wire.world.size, self.recipe.parallel
         # where steps grow, each is a multiple of the first
         equal_shares = (self.recipe.schedule.batch_start or self.recipe.train.global_batch) % ranks == 0
-        link, inner = measure(self.wire), self.recipe.optimizer.kind
-        if not self.costs and self.wire.world.device.type == "cpu":
-            self.costs = time_sums(self.wire, settings.codec, link)
+        inner = self.recipe.optimizer.kind
         return choose(link, self.compute, self.parameters, ranks, settings, self.last, equal_shares, inner, self.costs)
 
 
@@ -133,61 +145,73 @@ def decided(wire: Wire, checkpoints: Path) -> dict[str, Any] | None:
     return chosen
 
 
-def time_step(
-    model: Transformer, task: Task, precision: AbstractContextManager[None], wire: Wire, sequences: int, passes: int
-) -> Compute:
-    """Seconds of forward and backward on the slowest rank, for a step of `passes` of `sequences`; leaves no trace."""
-    device = wire.world.device
-    shape = (sequences, model.config.context + 1)
-    tokens = (np.arange(np.prod(shape)) % model.config.vocabulary).astype(np.int64).reshape(shape)
-    rows = Sequences.of_windows(tokens)
-    fastest = torch.full((3,), torch.inf, dtype=torch.float64, device=device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+@dataclass(frozen=True)
+class Rehearsal:
+    """Forward and backward of `sequences` of nothing in particular, whose gradients are thrown away; leaves no trace."""
+
+    model: Transformer
+    task: Task
+    precision: AbstractContextManager[None]
+    wire: Wire
+    sequences: int
+
+    def time_step(self, passes: int) -> Compute:
+        """Seconds of forward and backward on the slowest rank, for a step of so many passes."""
+        device = self.wire.world.device
+        fastest = torch.full((3,), torch.inf, dtype=torch.float64, device=device)
         for passed in range(PASSES_TIMED):
             if passed == 1:
-                wire.gather_objects(None)  # what shares a core with a rank that still compiles would seem slow
-            began, used = time.perf_counter(), time.thread_time()
-            with precision:
-                loss_sum, _ = task.loss(model, task.batch(rows, device))
+                self.wire.gather_objects(None)  # what shares a core with a rank that still compiles would seem slow
+            used = time.thread_time()
+            forward, backward = self._pass()
+            waited = (forward + backward) / max(time.thread_time() - used, 1e-9)  # for a core that others have as well
+            if passed:
+                took = torch.tensor([forward, backward, waited], dtype=torch.float64, device=device)
+                fastest = torch.minimum(fastest, took)
+        forward, backward, waited = self.wire.largest(fastest, self.wire.everyone).tolist()
+        core = 1.0 if device.type == "cuda" else min(1.0, 1 / waited)
+        return Compute(passes * forward + (passes - 1) * backward, backward, core=core)
+
+    def time_sums(self, settings: schema.Codec, kind: str, parameters: int) -> float:
+        """Seconds that backward, and the sums of so many gradients beside it, take longer than backward alone.
+
+        On the slowest rank, with a codec: what the core spends on encoding and carrying, and what ranks wait for each other.
+        """
+        sums = CodedSum(self.wire, self.wire.everyone, CODECS[kind](settings))
+        length = MESSAGE_BYTES // 4 - MESSAGE_BYTES // 4 % sums.multiple
+        values = torch.zeros(length)
+        dropped = torch.zeros(length)
+        longer = []
+        for _ in range(PAIRS_TIMED):
+            self.wire.gather_objects(None)
+            alone = self._pass()[1]
+            self.wire.gather_objects(None)
+            beside = self._pass(lambda: [sums.start(values, dropped) for _ in range(-(-parameters // length))])[1]
+            longer.append(beside - alone)
+        middle = torch.tensor(statistics.median(longer), dtype=torch.float64)
+        return max(0.0, self.wire.largest(middle, self.wire.everyone).item())
+
+    def _pass(self, beside: Callable[[], list[Any]] = list) -> tuple[float, float]:
+        """Seconds of forward, and of backward with what begins with it."""
+        device = self.wire.world.device
+        shape = (self.sequences, self.model.config.context + 1)
+        tokens = (np.arange(np.prod(shape)) % self.model.config.vocabulary).astype(np.int64).reshape(shape)
+        rows = Sequences.of_windows(tokens)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            began = time.perf_counter()
+            with self.precision:
+                loss_sum, _ = self.task.loss(self.model, self.task.batch(rows, device))
             _wait(device)
             between = time.perf_counter()
+            works = beside()
             loss_sum.backward()
             _wait(device)
+            for work in works:
+                self.wire.wait(work)
             ended = time.perf_counter()
-            waited = (ended - began) / max(time.thread_time() - used, 1e-9)  # for a core that others have as well
-            took = torch.tensor([between - began, ended - between, waited], dtype=torch.float64, device=device)
-            if passed:
-                fastest = torch.minimum(fastest, took)
-            for parameter in model.parameters():
-                parameter.grad = None
-    forward, backward, waited = wire.largest(fastest, wire.everyone).tolist()
-    core = 1.0 if device.type == "cuda" else min(1.0, 1 / waited)
-    return Compute(passes * forward + (passes - 1) * backward, backward, core=core)
-
-
-def time_sums(wire: Wire, settings: schema.Codec, link: Link) -> Costs:
-    """What a sum costs the slowest rank's core for each number, with those codecs of which the link soon carries a message.
-
-    By the processor time of this process, which other programs don't lengthen, nor do interrupts count; every rank must
-    call it.
-    """
-    numbers, costs = MESSAGE_BYTES // 4, {}
-    for kind in dict.fromkeys((*MILDEST_FIRST, *LOCAL_CODECS)):
-        sums = CodedSum(wire, wire.everyone, CODECS[kind](settings))
-        length = numbers - numbers % sums.multiple
-        if link.seconds(sums.wire_bytes(length)) > LONGEST_SUM:
-            continue
-        values = torch.randn(length, generator=torch.Generator().manual_seed(1))
-        dropped, took = torch.zeros_like(values), []
-        for _ in range(SUMS_TIMED):
-            wire.gather_objects(None)
-            began = time.process_time()
-            for _stage in sums.sum(values.clone(), dropped):
-                pass
-            took.append(time.process_time() - began)
-        least = torch.tensor(min(took), dtype=torch.float64)
-        costs[kind] = wire.largest(least, wire.everyone).item() / length
-    return costs
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        return between - began, ended - between
 
 
 def _wait(device: torch.device) -> None:

@@ -68,7 +68,7 @@ CARRIED = 1e9
 beyond encoding (docs/communication.md)."""
 
 Costs = Mapping[str, float]
-"""Seconds of a core for each number of a meeting, encoding, carrying and decoding, by codec; where it was measured."""
+"""Seconds of a core for each number that is summed, encoding, carrying and decoding, by codec; where it was measured."""
 
 UNKNOWN: Costs = {}
 
