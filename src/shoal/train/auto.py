@@ -179,14 +179,14 @@ class Rehearsal:
         """
         sums = CodedSum(self.wire, self.wire.everyone, CODECS[kind](settings))
         length = MESSAGE_BYTES // 4 - MESSAGE_BYTES // 4 % sums.multiple
-        values = torch.zeros(length)
-        dropped = torch.zeros(length)
-        longer = []
+        count, longer = -(-parameters // length), []
+        # as many as there will be, written once: no cache holds them, and memory is there
+        values, dropped = torch.full((count, length), 0.0), torch.full((count, length), 0.0)
         for _ in range(PAIRS_TIMED):
             self.wire.gather_objects(None)
             alone = self._pass()[1]
             self.wire.gather_objects(None)
-            beside = self._pass(lambda: [sums.start(values, dropped) for _ in range(-(-parameters // length))])[1]
+            beside = self._pass(lambda: [*map(sums.start, values, dropped)])[1]
             longer.append(beside - alone)
         middle = torch.tensor(statistics.median(longer), dtype=torch.float64)
         return max(0.0, self.wire.largest(middle, self.wire.everyone).item())
