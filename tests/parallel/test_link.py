@@ -3,13 +3,20 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from shoal.bench.hosts import hosts, reason_against
 from shoal.bench.wire import KINDS, Found, Task, measure
+from shoal.parallel.link import Link
+from shoal.parallel.link import measure as measure_link
 from shoal.parallel.throttle import FRAMING, Throttle
+from shoal.parallel.wire import Wire
+from shoal.parallel.world import World
+from tests.ranks import run_ranks
 
 NO_HOSTS = reason_against()
 needs_hosts = pytest.mark.skipif(NO_HOSTS is not None, reason=NO_HOSTS or "")
@@ -53,6 +60,29 @@ def test_what_entering_runs_into_is_raised_by_waiting() -> None:
 
     with pytest.raises(RuntimeError, match="lost"):
         Throttle(1.0, 0.0, torch.device("cpu")).send(1, 1, fail).wait()
+
+
+class Stalling(Throttle):
+    """Sends of so few bytes take no time, as where a link has saved up for them; but the first of these stalls."""
+
+    stalled = False
+
+    def send(self, count: int, hops: int, enter: Callable[[], Any]) -> Any:
+        if count > 1 << 14:
+            return super().send(count, hops, enter)
+        hops = 1 if self.stalled or count < 1 << 12 else 400
+        self.stalled |= hops > 1
+        return super().send(0, hops, enter)
+
+
+def measured_link(world: World) -> tuple[Link, bool]:
+    throttle = Stalling(megabits=8 * FRAMING, latency=0.001, device=world.device)
+    return measure_link(Wire(world, throttle=throttle)), throttle.stalled
+
+
+def test_a_stall_makes_no_link_look_fast() -> None:
+    for link, stalled in run_ranks(2, measured_link):
+        assert stalled and link.bandwidth < 1.2e6
 
 
 LISTEN = """

@@ -68,7 +68,7 @@ CARRIED = 1e9
 beyond encoding (docs/communication.md)."""
 
 Costs = Mapping[str, float]
-"""Seconds of a core for each number that is summed, encoding, carrying and decoding, by codec; where it was measured."""
+"""What sums at every step were measured to cost: seconds of a core for each number, by codec."""
 
 UNKNOWN: Costs = {}
 
@@ -170,7 +170,7 @@ def choose(
         if share >= HIDDEN and share > WORTH * plain:
             why = f"auto: {kind} every step, the mildest codec that the link hides ({share:.0%} of ideal)"
             return Choice("every", kind, share, (measured, why))
-    ways = (_fewest_steps(kind, link, compute, parameters, ranks, settings, costs) for kind in LOCAL_CODECS)
+    ways = (_fewest_steps(kind, link, compute, parameters, ranks, settings) for kind in LOCAL_CODECS)
     apart = _apart(*ways)
     of_all = {"none": plain, **shares}
     kind, best = next((kind, share) for kind, share in of_all.items() if WORTH * share >= max(of_all.values()))
@@ -192,29 +192,24 @@ def every_step(
     """What sums of gradients send in a step, with a codec or `none`."""
     bucket = settings.bucket_megabytes * 2**20
     bucket, hops = (bucket, 2 * (ranks - 1)) if kind == "none" else (min(bucket, MESSAGE_BYTES), 2)
-    sent, work = meeting(parameters, ranks, kind, settings, costs)
+    sent, work = meeting(parameters, ranks, kind, settings)
+    work = parameters * costs[kind] if kind in costs else work
     return Traffic(sent, hops, max(1, round(4 * parameters / bucket)), work, last=last.of(kind))
 
 
-def local_update(
-    parameters: int, ranks: int, kind: str, every: int, overlap: int, settings: schema.Parallel, costs: Costs = UNKNOWN
-) -> Traffic:
+def local_update(parameters: int, ranks: int, kind: str, every: int, overlap: int, settings: schema.Parallel) -> Traffic:
     """What a local update sends from a meeting to the next, with a codec."""
-    sent, work = meeting(parameters, ranks, kind, settings, costs)
+    sent, work = meeting(parameters, ranks, kind, settings)
     work += 4 * parameters * PASSES / MEMORY
     return Traffic(sent, 2, parts(every), work, every, overlap)
 
 
-def meeting(
-    parameters: int, ranks: int, kind: str, settings: schema.Parallel, costs: Costs = UNKNOWN
-) -> tuple[float, float]:
+def meeting(parameters: int, ranks: int, kind: str, settings: schema.Parallel) -> tuple[float, float]:
     """(bytes that a rank sends, seconds of a core for encoding and decoding) for a sum of that many numbers."""
     if kind == "none":
         return 8 * parameters * (ranks - 1) / ranks, 0.0
     codec = CODECS[kind](settings.codec)
     sent = 2 * (ranks - 1) * codec.nbytes(-(-parameters // ranks))
-    if kind in costs:
-        return sent, parameters * costs[kind]
     # encoded are all numbers and the sums of this rank's piece; decoded are the others' pieces, and all sums
     work = 4 * parameters * ((1 + 1 / ranks) / ENCODED[kind] + 2 / DECODED)
     return sent, work + sent / CARRIED
@@ -255,14 +250,12 @@ def _apart(mild: _Apart, coarse: _Apart) -> _Apart:
     return coarse if mild.every > FEW_STEPS and coarse.every <= FEWER * mild.every else mild
 
 
-def _fewest_steps(
-    kind: str, link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel, costs: Costs
-) -> _Apart:
+def _fewest_steps(kind: str, link: Link, compute: Compute, parameters: int, ranks: int, settings: schema.Parallel) -> _Apart:
     ways = [
         _Apart(kind, every, overlap, _share(link, compute, update, ranks))
         for every in MEETINGS
         for overlap in range(1, every // parts(every) + 1)
-        for update in [local_update(parameters, ranks, kind, every, overlap, settings, costs)]
+        for update in [local_update(parameters, ranks, kind, every, overlap, settings)]
     ]
     few = max(way.share for way in ways if way.every <= FEW_STEPS)
     # so close together that more steps must be worth their loss
