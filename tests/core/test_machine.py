@@ -1,6 +1,9 @@
 """What this machine is, as far as any machine can be known in a test."""
 
 import os
+import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -52,3 +55,36 @@ def test_of_a_container_s_share_files_that_were_read_are_free(monkeypatch: pytes
     assert machine.available_memory_bytes() == 6_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert machine.available_memory_bytes() > 9_000_000
+
+
+FAULTS = """
+import ctypes, resource, sys
+from shoal.core.machine import keep_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def step():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [libc.malloc(ctypes.c_size_t(20 << 20)) for _ in range(4)]
+    for block in blocks:
+        ctypes.memset(block, 1, 20 << 20)
+    for block in blocks:
+        libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+if sys.argv[1:]:
+    keep_freed_memory()
+step(), step()
+print(step())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_memory_that_a_step_frees_is_there_for_the_next_one() -> None:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
+
+    def faults(*arguments: str, **variables: str) -> int:
+        command = [sys.executable, "-c", FAULTS, *arguments]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, env={**clean, **variables}).stdout)
+
+    assert faults("kept") < 100
+    assert faults() > 10_000  # pages of 4 KiB
+    assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072") > 10_000  # what the environment says holds

@@ -1,10 +1,12 @@
 """What machine this is, and since when this process runs on it."""
 
+import ctypes
 import hashlib
 import os
 import platform
 import resource
 import shutil
+import sys
 import sysconfig
 import time
 from contextlib import suppress
@@ -89,6 +91,20 @@ def use_cores_given() -> None:
     """
     if _given:
         os.sched_setaffinity(0, _given)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that this process frees, as each step of a training wants the same again.
+
+    By default it gives what lies free at its end back to the system, and the next step fetches it anew, page by page: 3% of
+    a step. With another allocator, and where the environment sets these thresholds itself, nothing is changed.
+    """
+    if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
+        return
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+        libc.mallopt(mmap_threshold, 32 << 20)  # the most that it takes: what is larger comes and goes as before
+        libc.mallopt(trim_threshold, -1)
 
 
 def cache_folder() -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shoal.core.files import write_json
-from shoal.core.machine import command_started, cores, cpu_name
+from shoal.core.machine import command_started, cores, cpu_name, keep_freed_memory
 from shoal.core.recipe import Recipe
 from shoal.core.recipe_file import write_recipe
 from shoal.core.run_directory import RunDirectory
@@ -38,6 +38,7 @@ def run_training(recipe: Recipe, session: Session, gather: Gather = pretraining)
     """Train on what `gather` gathers, evaluate, and write model and result. Returns the result on the main rank, None on
     the others.
     """
+    keep_freed_memory()
     with join(recipe.train.device, recipe.parallel.threads, recipe.parallel.timeout) as world:
         with watch_signals() as stop_requested:
             parts, material = build(

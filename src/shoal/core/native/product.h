@@ -22,6 +22,9 @@ constexpr int64_t BLOCK = 96;   // rows at most: 144 KiB in L2
 // share. 576 KiB, in an L2 of 1 MiB (AMD's processors with AVX-512) or 2 (Intel's for servers).
 constexpr int64_t LARGE = 1 << 20, LARGE_BLOCK = LANES == 16 ? 4 * BLOCK : BLOCK;
 
+// Rows that are read side by side where they are packed: from memory, one after the other took twice as long.
+constexpr int STREAMS = 8;
+
 // Memory that is kept from call to call: fresh pages would cost more than the packing. Not for two uses at a time.
 inline float *kept(int use, int64_t floats) {
     thread_local std::unique_ptr<Scratch> buffers[5];
@@ -67,9 +70,11 @@ template <class Value> struct RightRows {
     const float *pack(float *to, int64_t from) const {
         const int64_t height = std::min(DEPTH, depth - from), slice = 32;
         share_out((height + slice - 1) / slice, threads, [&](int64_t number) {
-            for (int64_t k = number * slice; k < std::min(height, (number + 1) * slice); k++)
+            tiles<STREAMS>(number * slice, std::min(height, (number + 1) * slice), [&](auto count, int64_t k) {
                 for (int64_t column = 0; column < columns; column += LANES)
-                    store(to + column / PANEL * PANEL * height + k * PANEL + column % PANEL, value(from + k, column));
+                    for (int i = 0; i < count(); i++)
+                        store(to + column / PANEL * PANEL * height + (k + i) * PANEL + column % PANEL, value(from + k + i, column));
+            });
         });
         return to;
     }
@@ -113,8 +118,8 @@ template <class Value> struct ByRows {
     void pack(float *to, int64_t row, int64_t rows, int64_t k, int64_t depth) const {
         tiles(0, rows, [&](auto count, int64_t r) {
             float *tile = to + r * rounded(depth);
-            for (int i = 0; i < count(); i++)
-                for (int64_t c = 0; c < depth; c += LANES)
+            for (int64_t c = 0; c < depth; c += LANES)
+                for (int i = 0; i < count(); i++)
                     store(tile + c / PANEL * PANEL * count() + i * PANEL + c % PANEL, value(row + r + i, k + c));
         });
     }
@@ -161,26 +166,25 @@ struct Same {
 // have room for whole panels.
 template <class Left, class Right, class Finish>
 void product(float *c, int64_t stride, int64_t rows, Left left, const Right &right, bool add, int64_t threads, Finish finish) {
-    // as many equal blocks a thread as it takes, of whole tiles
+    // as many blocks a thread as it takes, of whole tiles, that differ by one at most
     const int64_t most = Right::PACKED && right.depth * right.columns >= LARGE ? LARGE_BLOCK : BLOCK;
     const int64_t blocks_each = std::max<int64_t>(1, (rows + threads * most - 1) / (threads * most));
-    const int64_t part = (rows + threads * blocks_each - 1) / (threads * blocks_each);
-    const int64_t block = std::min<int64_t>(most, (part + ROWS - 1) / ROWS * ROWS);
-    const int64_t blocks = (rows + block - 1) / block;
+    const int64_t height_in_tiles = (rows + ROWS - 1) / ROWS, blocks = std::min(height_in_tiles, threads * blocks_each);
+    const auto begin = [&](int64_t number) { return std::min(rows, height_in_tiles * number / blocks * ROWS); };
     const auto multiply_block = [&](int64_t number, int64_t k, const float *panels) {
-        const int64_t row = number * block, height = std::min(block, rows - row), depth = std::min(DEPTH, right.depth - k);
+        const int64_t row = begin(number), height = begin(number + 1) - row, depth = std::min(DEPTH, right.depth - k);
         const bool begun = add || k, last = k + DEPTH >= right.depth;
         float *packed = kept(LEFT, LARGE_BLOCK * DEPTH + PANEL);
         left.pack(packed, row, height, k, depth);
-        const int64_t steps = std::max<int64_t>(1, depth / PANEL), next_panel = depth * PANEL;
+        const int64_t steps = std::max<int64_t>(1, depth / PANEL), next_panel = depth * PANEL, lines_a_row = (depth + height - 1) / height;
         for (int64_t column = 0; column < right.columns; column += PANEL)
             tiles(0, height, [&](auto count, int64_t r) {
                 float *corner = c + (row + r) * stride + column;
                 const float *panel = panels + column * depth;
                 // A core waits for a dozen lines or two at a time: called at once, a tile's rows would hold up its factors. So they
                 // come one by one in the first half of the steps, and with them this tile's share of the next panel.
-                const int64_t rows_a_step = (2 * count() + steps - 1) / steps;
-                const int64_t from = depth * r / height, to = depth * (r + count()) / height;
+                const int64_t rows_a_step = 2 * count() <= steps ? 1 : (2 * count() + steps - 1) / steps;
+                const int64_t from = r * lines_a_row, to = std::min(depth, (r + count()) * lines_a_row);
                 const auto call = [&](int64_t step) ALWAYS_INLINE {
                     for (int64_t i = step * rows_a_step; i < std::min<int64_t>(count(), (step + 1) * rows_a_step); i++) {
                         __builtin_prefetch(corner + i * stride, 1);
