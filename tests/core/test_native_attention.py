@@ -144,6 +144,33 @@ def test_any_strides_are_read() -> None:
             assert torch.equal(actual, wanted)
 
 
+@pytest.mark.parametrize("kind", [None, "window", "documents"])
+@pytest.mark.parametrize("shape", [(2, 2, 63, 16), (1, 3, 130, 40), (2, 6, 256, 64)], ids=str)
+def test_packed_inputs_give_the_same_bits_and_their_gradient_in_one_piece(shape: tuple[int, ...], kind: str | None) -> None:
+    B, H, T, E = shape
+    generator = torch.Generator().manual_seed(T)
+    qkv, do_BHTE = (
+        torch.randn(B, T, H, 3, E, generator=generator),
+        torch.randn(B, T, H, E, generator=generator).transpose(1, 2),
+    )
+    edges = (None, None) if kind is None else intervals(kind, B, T)
+
+    def packed(qkv_BTHSE: Tensor) -> Tensor:
+        output = native_attention.packed_attention(qkv_BTHSE, *edges)
+        assert output is not None
+        return output
+
+    output, gradient = with_gradients(packed, (qkv,), do_BHTE)
+    wanted, *parts = with_gradients(lambda *x: attention(*x, *edges), native_attention.parts(qkv), do_BHTE)
+    assert torch.equal(output, wanted)
+    assert gradient.is_contiguous()
+    assert torch.equal(gradient, torch.stack([x.transpose(1, 2) for x in parts], 3))
+    for actual, mine in zip(
+        with_gradients(torch.compile(packed, fullgraph=True), (qkv,), do_BHTE), (output, gradient), strict=True
+    ):
+        assert torch.equal(actual, mine)
+
+
 def test_a_gradient_that_is_one_number_expanded() -> None:
     q_BHTE, k_BKTE, v_BKTE, _ = tensors(1, 2, 2, 33, 16)
     leaf = q_BHTE.detach().requires_grad_()
@@ -183,6 +210,11 @@ def test_the_operators_keep_pytorchs_rules() -> None:
         saved = (q_BHTE, k_BKTE, v_BKTE, o_BHTE, do_BHTE, logsumexp_BHT)
         backward = torch.library.opcheck(native_attention.backward, (*saved, *edges))
         assert {*forward.values(), *backward.values()} == {"SUCCESS"}
+        qkv_BTHSE = torch.randn(2, 20, 4, 3, 16).requires_grad_()
+        forward = torch.library.opcheck(native_attention.packed_forward, (qkv_BTHSE, *edges))
+        saved = (qkv_BTHSE.detach(), o_BHTE, do_BHTE, logsumexp_BHT)
+        backward = torch.library.opcheck(native_attention.packed_backward, (*saved, *edges))
+        assert {*forward.values(), *backward.values()} == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -200,3 +232,4 @@ def test_compiled_without_a_graph_break_equals_eager(dynamic: bool) -> None:
 @pytest.mark.parametrize("unsuitable", [lambda x: x.double(), lambda x: x.bfloat16(), lambda x: x[..., :12]])
 def test_what_does_not_suit_is_left_to_pytorch(unsuitable: Callable[[Tensor], Tensor]) -> None:
     assert native_attention.attention(*(unsuitable(x) for x in tensors(2, 4, 2, 20, 16)[:3])) is None
+    assert native_attention.packed_attention(unsuitable(torch.randn(2, 20, 4, 3, 16))) is None

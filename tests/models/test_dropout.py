@@ -35,8 +35,9 @@ def test_attention_that_drops_nothing_keeps_its_kernel() -> None:
     called = []
     for block in model.blocks:
         block.attention.kernel = lambda *inputs: called.append(1) or inputs[0]
+        block.attention.packed_kernel = lambda *inputs: called.append(2)  # serves nobody
     model(random_tokens(GPT2))
-    assert len(called) == GPT2.layers
+    assert called == [2, 1] * GPT2.layers
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA, BERT], ids=["gpt2", "llama", "bert"])

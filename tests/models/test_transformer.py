@@ -182,3 +182,14 @@ def test_an_encoder_s_flops_are_those_of_what_its_layers_see(config: Transformer
 def test_numbers_that_do_not_fit_together_are_refused(changes: dict[str, object], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         replace(GPT2, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("config", [*FAMILIES.values(), BERT, MODERNBERT], ids=[*FAMILIES, "bert", "modernbert"])
+def test_only_untouched_queries_and_keys_go_packed(config: TransformerConfig) -> None:
+    model, tokens = random_model(config), random_tokens(config)
+    wanted, seen = model(tokens), []
+    for block in model.blocks:
+        block.attention.packed_kernel = lambda qkv, low, high: seen.append(qkv.shape[-2])
+    assert torch.equal(model(tokens), wanted)
+    bare = config.positions == "learned" and config.kv_heads == config.heads and not config.qk_norm
+    assert seen == [3] * config.layers * bare

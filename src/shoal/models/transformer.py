@@ -286,15 +286,18 @@ class Block(nn.Module):
 AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor | None]
 """Queries [B, H, T, E], keys and values [B, K, T, E], and the edges of what each token sees [B, T] (None: from the first, to
 itself), to outputs [B, H, T, E], or None where it doesn't serve."""
+PackedAttentionKernel = Callable[[Tensor, Tensor | None, Tensor | None], Tensor | None]
+"""The same of the three as the projection leaves them, [B, T, H, 3, E]."""
 
 
 class Attention(nn.Module):
     """Self-attention over grouped heads.
 
-    `kernel` may be set from outside, for whole sequences; torch's own does everything else.
+    `kernel` and `packed_kernel` may be set from outside, for whole sequences; torch's own does everything else.
     """
 
     kernel: AttentionKernel | None = None
+    packed_kernel: PackedAttentionKernel | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -316,6 +319,12 @@ class Attention(nn.Module):
         """[batch, tokens, dim] to the same; with a `cache`, that says who sees whom."""
         B, T, _ = x_BTD.shape
         qkv = self.qkv(x_BTD).view(B, T, self.kv_heads, self.group + 2, self.head_dim)
+        whole = cache is None and not (self.training and self.dropout)
+        bare = rotation is None and self.query_norm is None and self.group == 1
+        if whole and bare and self.packed_kernel is not None:
+            o_BHTE = self.packed_kernel(qkv, *(reach or (None, None)))
+            if o_BHTE is not None:
+                return self.out(o_BHTE.transpose(1, 2).flatten(2))
         q_BTKGE, k_BTKE, v_BTKE = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
         q_BTHE = q_BTKGE.reshape(B, T, self.heads, self.head_dim)
         if self.query_norm is not None and self.key_norm is not None:
@@ -323,10 +332,10 @@ class Attention(nn.Module):
         if rotation is not None:
             q_BTHE, k_BTKE = rotate(q_BTHE, *rotation), rotate(k_BTKE, *rotation)
         q_BHTE, k_BKSE, v_BKSE = q_BTHE.transpose(1, 2), k_BTKE.transpose(1, 2), v_BTKE.transpose(1, 2)
-        if cache is None and self.kernel is not None and not (self.training and self.dropout):
+        if whole and self.kernel is not None:
             o_BHTE = self.kernel(q_BHTE, k_BKSE, v_BKSE, *(reach or (None, None)))
             if o_BHTE is not None:
-                return self.out(o_BHTE.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+                return self.out(o_BHTE.transpose(1, 2).flatten(2))
         mask = None if reach is None else reach.mask()
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE)
@@ -340,4 +349,4 @@ class Attention(nn.Module):
             is_causal=mask is None and T > 1,
             enable_gqa=self.group > 1,
         )
-        return self.out(o_BHTE.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+        return self.out(o_BHTE.transpose(1, 2).flatten(2))

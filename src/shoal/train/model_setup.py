@@ -16,7 +16,7 @@ from shoal.core.errors import InputError, RecipeError
 from shoal.core.extras import silenced
 from shoal.core.machine import cache_folder, cpp_compiler, python_headers
 from shoal.core.native import matrices
-from shoal.core.native.attention import attention
+from shoal.core.native.attention import attention, packed_attention
 from shoal.core.native.dropout import dropout
 from shoal.models.config import TransformerConfig
 from shoal.models.foreign import Foreign
@@ -44,7 +44,7 @@ def use_native_kernels(model: Transformer, precision: str, tokens: int) -> None:
         return
     for module in model.modules():
         if isinstance(module, Attention):
-            module.kernel = attention
+            module.kernel, module.packed_kernel = attention, packed_attention
         elif isinstance(module, Dropout):
             module.kernel = dropout
     if not matrices.serves():
