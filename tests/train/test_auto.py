@@ -17,12 +17,14 @@ from shoal.models.presets import make_config
 from shoal.models.transformer import Transformer
 from shoal.parallel.cost import Compute, step_seconds
 from shoal.parallel.link import Link, measure
+from shoal.parallel.mesh import Mesh, make_mesh
+from shoal.parallel.shards import Shards, whole_shards
 from shoal.parallel.throttle import FRAMING, Throttle
 from shoal.parallel.wire import Wire
 from shoal.parallel.world import World
 from shoal.tasks import Causal
 from shoal.train.auto import Auto, Rehearsal
-from shoal.train.choice import Choice, Last, choose, every_step
+from shoal.train.choice import Choice, Last, choose, cost_of, every_step
 from tests.ranks import alone, run_ranks
 from tests.train.runs import build_parts, tiny_recipe
 
@@ -194,7 +196,7 @@ def test_a_run_goes_on_with_what_its_checkpoint_was_made_with(corpus: Path) -> N
     saved = json.loads(json.dumps(asdict(choice)))
     auto = Auto(tiny_recipe(corpus), Wire(replace(alone(), size=2)), saved)
     model = Transformer(make_config("gpt2-small", vocabulary=30, context=16, layers=1, dim=16, heads=2))
-    parallel = auto.decide(model, Causal(), nullcontext(), 1, 1).parallel
+    parallel = auto.decide(model, Causal(), nullcontext(), 1, 1, Mesh(), {}).parallel
     assert (parallel.sync, parallel.codec.kind, parallel.local.every) == ("local", choice.codec, choice.every)
     assert auto.state == asdict(choice)
 
@@ -218,44 +220,62 @@ def test_timing_a_step_leaves_no_trace() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def rehearsed_sums(world: World, megabits: float) -> tuple[float, bool]:
-    wire = Wire(world, throttle=Throttle(megabits, 0.0, world.device) if megabits else None)
-    model = Transformer(make_config("gpt2-small", vocabulary=30, context=16, layers=1, dim=16, heads=2)).materialise()
+def rehearsed_meeting(world: World, recipe: Recipe, tied: bool) -> tuple[float, bool]:
+    wire = Wire(world, throttle=Throttle(10.0, 0.0, world.device))
+    shape = {"vocabulary": 2_000, "context": 16, "layers": 1, "dim": 256, "heads": 2, "tied": tied}
+    model = Transformer(make_config("gpt2-small", **shape)).materialise()
     model.initialise(torch.Generator().manual_seed(1), 0.02, None, False)
-    before = torch.get_rng_state()
-    seconds = Rehearsal(model, Causal(), nullcontext(), wire, sequences=2).time_sums(schema.Codec(), "int4", 1_000_000)
-    return seconds, torch.equal(torch.get_rng_state(), before) and all(value.grad is None for value in model.parameters())
+    before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    mesh, shards = make_mesh(world, (2, 1, 1)), whole_shards(model)
+    seconds = Rehearsal(model, Causal(), nullcontext(), wire, sequences=2).time_meeting(recipe, mesh, shards)
+    untouched = torch.equal(torch.get_rng_state(), random) and model.tied_gradients is None
+    untouched &= all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    (model(torch.ones(1, 16, dtype=torch.int64)).sum()).backward()  # nothing waits for gradients any more
+    return seconds, untouched and not any(value._post_accumulate_grad_hooks for value in model.parameters())
 
 
-def test_sums_are_rehearsed_beside_computing_and_leave_no_trace() -> None:
-    found = run_ranks(2, rehearsed_sums, 20.0)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_codec_is_rehearsed_as_it_would_train_and_leaves_no_trace(corpus: Path, tied: bool) -> None:
+    recipe = tiny_recipe(corpus, parallel={"sync": "every", "codec": {"kind": "int4"}})
+    found = run_ranks(2, rehearsed_meeting, recipe, tied)
     assert found[0] == found[1]  # so all choose alike
     seconds, untouched = found[0]
-    assert untouched and seconds > 0.2  # half a megabyte at 20 Mbit/s, beside a backward of no time
+    assert untouched and seconds > 0.2  # some 0.7 MB at 10 Mbit/s, beside a backward of no time
+
+
+def test_what_was_measured_is_foretold_with_the_cost_that_follows_from_it() -> None:
+    link, settings, last = Link(100e6 / 8, 1e-4), schema.Parallel(), Last(0.2, 0.05)
+    for compute in (COMPUTE, replace(COMPUTE, core=0.5)):
+        for longer in (0.3, 0.7):
+            cost = cost_of("int4", longer, link, compute, PARAMETERS, 2, settings, last)
+            traffic = every_step(PARAMETERS, 2, "int4", settings, last, {"int4": cost})
+            assert step_seconds(compute, traffic, link, 2) == pytest.approx(compute.total + longer)
+    assert cost_of("int4", 0.0, link, COMPUTE, PARAMETERS, 2, settings, last) == 0.0
 
 
 def test_a_codec_is_taken_only_where_it_is_cheap_beside_computing(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """int8 is foretold to be hidden; where it costs more than other machines measured, the next is tried, and so on."""
     tried: list[str] = []
-    costs = {"int8": 1.0, "int4": 0.8}
+    longer = {"int8": 1.0, "int4": 0.8}
 
-    def time_sums(rehearsal: Rehearsal, settings: schema.Codec, kind: str, parameters: int) -> float:
-        tried.append(kind)
-        return costs[kind]
+    def time_meeting(rehearsal: Rehearsal, recipe: Recipe, mesh: Mesh, shards: Shards) -> float:
+        assert recipe.parallel.sync == "every"
+        tried.append(recipe.parallel.codec.kind)
+        return longer[tried[-1]]
 
     monkeypatch.setattr("shoal.train.auto.on_one_machine", lambda wire: False)
     monkeypatch.setattr("shoal.train.auto.measure", lambda wire: Link(100e6 / 8, 1e-4))
     monkeypatch.setattr("shoal.train.auto.Last.of_model", lambda *_: Last())
     monkeypatch.setattr(Rehearsal, "time_step", lambda rehearsal, passes: COMPUTE)
-    monkeypatch.setattr(Rehearsal, "time_sums", time_sums)
+    monkeypatch.setattr(Rehearsal, "time_meeting", time_meeting)
     model = Transformer(make_config("gpt2-small", vocabulary=9_000, context=512, layers=6, dim=384, heads=6))
     recipe, two = tiny_recipe(corpus), Wire(replace(alone(), size=2))
     auto = Auto(recipe, two)
-    auto.decide(model, Causal(), nullcontext(), 1, 1)
+    auto.decide(model, Causal(), nullcontext(), 1, 1, Mesh(), {})
     assert tried == ["int8", "int4"] and auto.choice is not None and auto.choice.sync == "local"
-    costs["int4"] = 0.01
+    longer["int4"] = 0.01
     auto = Auto(recipe, two)
-    parallel = auto.decide(model, Causal(), nullcontext(), 1, 1).parallel
+    parallel = auto.decide(model, Causal(), nullcontext(), 1, 1, Mesh(), {}).parallel
     assert (parallel.sync, parallel.codec.kind) == ("every", "int4")
 
 

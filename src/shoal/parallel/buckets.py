@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class Bucket:
@@ -50,6 +51,7 @@ class Buckets:
         self.buckets: list[Bucket] = []
         self._send_one = send
         self._bucket_of: dict[Tensor, Bucket] = {}
+        self._watches: list[RemovableHandle] = []
         self._next = 0
         self._travel = False
         self._lay_out(bucket_bytes // dtype.itemsize, multiple, {len(parameters) - len(last) - 1, len(parameters) - 1})
@@ -57,7 +59,14 @@ class Buckets:
         self.flat = torch.zeros(length, dtype=dtype, device=device) if memory is None else memory(length, dtype, device)
         for parameter, start in zip(self.parameters, self.starts, strict=True):
             parameter.grad = self.flat[start : start + parameter.numel()].view_as(parameter)
-            parameter.register_post_accumulate_grad_hook(self.arrived)
+            self._watches.append(parameter.register_post_accumulate_grad_hook(self.arrived))
+
+    def detach(self) -> None:
+        """Leave the parameters as they were, without gradients."""
+        for watch in self._watches:
+            watch.remove()
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def begin_backward(self, last: bool) -> None:
         """A backward pass follows; buckets travel during the `last` of a step."""

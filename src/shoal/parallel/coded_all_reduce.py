@@ -130,6 +130,10 @@ class CodedAllReduce(Sync):
         """Clear the gradients for the next step."""
         self.gradients.flat.zero_()
 
+    def detach(self) -> None:
+        """Let go of the model, which then trains as if it had never been attached to."""
+        self.gradients.detach()
+
     def state_dict(self) -> dict[str, Tensor]:
         """What sums leave to those of the next step, by `parameter name/warm`, and the momentum."""
         momentum = {} if self.momentum is None else self.momentum.state_dict()

@@ -1,9 +1,9 @@
 """`parallel.sync: auto`: the link and a step are measured, and `train.choice` says how ranks should meet.
 
-What is measured is thrown away: a batch of nothing in particular goes forward and backward before gradients are watched, so
-training is what it would have been. A codec at every step is tried before it is taken, beside such a batch: what encoding
-and carrying take from the core that computes differs by machine. Ranks inside one machine always train plainly, and
-measure nothing.
+What is measured is thrown away: a batch of nothing in particular goes forward and backward, and no weight changes, so
+training is what it would have been. A codec at every step is tried on such a batch before it is taken: what encoding and
+carrying take from the core that computes, and how long ranks wait for what comes last, differs by machine. Ranks inside one
+machine always train plainly, and measure nothing.
 """
 
 import statistics
@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from shoal.core import recipe as schema
 from shoal.core.recipe import Recipe
 from shoal.data.sequences import Sequences
 from shoal.models.transformer import Transformer
-from shoal.parallel.codecs import CODECS
-from shoal.parallel.coded_sum import MESSAGE_BYTES, CodedSum
+from shoal.parallel.coded_all_reduce import CodedAllReduce
 from shoal.parallel.cost import Compute
 from shoal.parallel.link import Link, measure, on_one_machine
+from shoal.parallel.mesh import Mesh
+from shoal.parallel.shards import Shards
 from shoal.parallel.wire import Wire
 from shoal.tasks import Task
 from shoal.train.checkpoint import newest_state
-from shoal.train.choice import ENOUGH, NOTHING_LAST, Choice, Last, choose
+from shoal.train.choice import ENOUGH, NOTHING_LAST, Choice, Last, choose, cost_of
+from shoal.train.strategies import make_sync
 
 WINDOW = 20
 """Steps over which drift is looked for."""
@@ -37,7 +38,7 @@ PASSES_TIMED = 3
 """Runs of the batch that is thrown away; the first compiles."""
 
 PAIRS_TIMED = 3
-"""Runs of it with sums of a codec beside it, and as many without."""
+"""Runs of it with gradients that travel in a codec, and as many without."""
 
 
 class Auto:
@@ -64,7 +65,14 @@ class Auto:
         return not (explicit or self.wire.world.size == 1 or parallel.shard != "replicate" or parallel.tensor > 1)
 
     def decide(
-        self, model: Transformer, task: Task, precision: AbstractContextManager[None], sequences: int, passes: int
+        self,
+        model: Transformer,
+        task: Task,
+        precision: AbstractContextManager[None],
+        sequences: int,
+        passes: int,
+        mesh: Mesh,
+        shards: Shards,
     ) -> Recipe:
         """The recipe as chosen; every rank must call it. A step is `passes` of `sequences` on this rank."""
         if not self.asked:
@@ -79,8 +87,9 @@ class Auto:
             link = measure(self.wire)
             self.choice = self._now(link)
             while self._must_rehearse(kind := self.choice.codec):
-                seconds = rehearsal.time_sums(self.recipe.parallel.codec, kind, self.parameters)
-                self.costs[kind] = self.compute.core * seconds / self.parameters
+                longer = rehearsal.time_meeting(self.choice.apply(self.recipe), mesh, shards)
+                ranks, settings = self.wire.world.size, self.recipe.parallel
+                self.costs[kind] = cost_of(kind, longer, link, self.compute, self.parameters, ranks, settings, self.last)
                 self.choice = self._now(link)
         return self.choice.apply(self.recipe)
 
@@ -164,6 +173,8 @@ class Rehearsal:
                 self.wire.gather_objects(None)  # what shares a core with a rank that still compiles would seem slow
             used = time.thread_time()
             forward, backward = self._pass()
+            for parameter in self.model.parameters():
+                parameter.grad = None
             waited = (forward + backward) / max(time.thread_time() - used, 1e-9)  # for a core that others have as well
             if passed:
                 took = torch.tensor([forward, backward, waited], dtype=torch.float64, device=device)
@@ -172,45 +183,48 @@ class Rehearsal:
         core = 1.0 if device.type == "cuda" else min(1.0, 1 / waited)
         return Compute(passes * forward + (passes - 1) * backward, backward, core=core)
 
-    def time_sums(self, settings: schema.Codec, kind: str, parameters: int) -> float:
-        """Seconds that backward, and the sums of so many gradients beside it, take longer than backward alone.
-
-        On the slowest rank, with a codec: what the core spends on encoding and carrying, and what ranks wait for each other.
-        """
-        sums = CodedSum(self.wire, self.wire.everyone, CODECS[kind](settings))
-        length = MESSAGE_BYTES // 4 - MESSAGE_BYTES // 4 % sums.multiple
-        count, longer = -(-parameters // length), []
-        # as many as there will be, written once: no cache holds them, and memory is there
-        values, dropped = torch.full((count, length), 0.0), torch.full((count, length), 0.0)
+    def time_meeting(self, recipe: Recipe, mesh: Mesh, shards: Shards) -> float:
+        """Seconds that a step of one pass takes longer where gradients travel as the recipe says."""
+        sync, longer = make_sync(recipe, self.wire, mesh, self.model), []
+        assert isinstance(sync, CodedAllReduce)
+        sync.attach(self.model, shards)
+        together = self.model.tied_gradients
         for _ in range(PAIRS_TIMED):
+            self.model.tied_gradients = None
             self.wire.gather_objects(None)
-            alone = self._pass()[1]
+            alone = self._slowest(self._pass())
+            sync.after_step()
+            self.model.tied_gradients = together
             self.wire.gather_objects(None)
-            beside = self._pass(lambda: [*map(sums.start, values, dropped)])[1]
-            longer.append(beside - alone)
-        middle = torch.tensor(statistics.median(longer), dtype=torch.float64)
-        return max(0.0, self.wire.largest(middle, self.wire.everyone).item())
+            longer.append(self._slowest(self._pass(sync)) - alone)
+            sync.after_step()
+        sync.detach()
+        self.model.tied_gradients = None
+        return max(0.0, statistics.median(longer))
 
-    def _pass(self, beside: Callable[[], list[Any]] = list) -> tuple[float, float]:
-        """Seconds of forward, and of backward with what begins with it."""
+    def _slowest(self, seconds: tuple[float, float]) -> float:
+        """What any rank took in all."""
+        return self.wire.largest(torch.tensor(sum(seconds), dtype=torch.float64), self.wire.everyone).item()
+
+    def _pass(self, sync: CodedAllReduce | None = None) -> tuple[float, float]:
+        """Seconds of forward, and of backward with gradients that travel meanwhile; they are there afterwards."""
         device = self.wire.world.device
         shape = (self.sequences, self.model.config.context + 1)
         tokens = (np.arange(np.prod(shape)) % self.model.config.vocabulary).astype(np.int64).reshape(shape)
         rows = Sequences.of_windows(tokens)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             began = time.perf_counter()
+            if sync is not None:
+                sync.begin_backward(last=True)
             with self.precision:
                 loss_sum, _ = self.task.loss(self.model, self.task.batch(rows, device))
             _wait(device)
             between = time.perf_counter()
-            works = beside()
             loss_sum.backward()
             _wait(device)
-            for work in works:
-                self.wire.wait(work)
+            if sync is not None:
+                sync.before_step()
             ended = time.perf_counter()
-        for parameter in self.model.parameters():
-            parameter.grad = None
         return between - began, ended - between
 
 

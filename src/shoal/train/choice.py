@@ -197,6 +197,22 @@ def every_step(
     return Traffic(sent, hops, max(1, round(4 * parameters / bucket)), work, last=last.of(kind))
 
 
+def cost_of(
+    kind: str,
+    longer: float,
+    link: Link,
+    compute: Compute,
+    parameters: int,
+    ranks: int,
+    settings: schema.Parallel,
+    last: Last,
+) -> float:
+    """Seconds of a core for each number in that codec with which steps are foretold to take as much `longer` as measured."""
+    travelling = every_step(parameters, ranks, kind, settings, last, {kind: 0.0})
+    beyond = longer - (step_seconds(compute, travelling, link, ranks) - compute.total)
+    return compute.core * max(0.0, beyond) / parameters
+
+
 def local_update(parameters: int, ranks: int, kind: str, every: int, overlap: int, settings: schema.Parallel) -> Traffic:
     """What a local update sends from a meeting to the next, with a codec."""
     sent, work = meeting(parameters, ranks, kind, settings)

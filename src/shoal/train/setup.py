@@ -88,7 +88,7 @@ def build(
     shards, compiled = lay_out_model(model, recipe, wire, mesh, together * material.tokens)
     precision = make_precision(train.precision, world.device)
     auto = Auto(recipe, wire, decided(wire, run.checkpoints) if resume else None)
-    recipe = auto.decide(model, task, precision, together, passes * -(-share // together))
+    recipe = auto.decide(model, task, precision, together, passes * -(-share // together), mesh, shards)
     sync = make_sync(recipe, wire, mesh, model)
     sync.attach(model, shards)
     batches = TrainingBatches(
