@@ -61,6 +61,7 @@ FAULTS = """
 import ctypes, resource, sys
 from shoal.core.machine import keep_freed_memory
 libc = ctypes.CDLL(None)
+libc.prctl(41, 1, 0, 0, 0)  # no pages larger than others
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 def step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -86,5 +87,6 @@ def test_memory_that_a_step_frees_is_there_for_the_next_one() -> None:
         return int(subprocess.run(command, capture_output=True, text=True, check=True, env={**clean, **variables}).stdout)
 
     assert faults("kept") < 100
-    assert faults() > 10_000  # pages of 4 KiB
-    assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072") > 10_000  # what the environment says holds
+    most = (80 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert faults() > most / 2
+    assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072") > most / 2  # what the environment says holds

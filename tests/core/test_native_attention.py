@@ -11,6 +11,7 @@ from shoal.core import native
 from shoal.core.machine import cpp_compiler
 from shoal.core.native import attention as native_attention
 from shoal.models.reach import Reach
+from shoal.train.model_setup import KEPT
 
 pytestmark = pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
 
@@ -233,3 +234,7 @@ def test_compiled_without_a_graph_break_equals_eager(dynamic: bool) -> None:
 def test_what_does_not_suit_is_left_to_pytorch(unsuitable: Callable[[Tensor], Tensor]) -> None:
     assert native_attention.attention(*(unsuitable(x) for x in tensors(2, 4, 2, 20, 16)[:3])) is None
     assert native_attention.packed_attention(unsuitable(torch.randn(2, 20, 4, 3, 16))) is None
+
+
+def test_selective_recomputation_keeps_both_kinds() -> None:
+    assert {torch.ops.shoal.attention.default, torch.ops.shoal.packed_attention.default} <= {*KEPT}

@@ -1,5 +1,6 @@
 """`parallel.sync: auto`: which strategy for which link, and that choosing leaves no trace."""
 
+import gc
 import json
 import time
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.distributed_c10d import _world
 
 from shoal.core import recipe as schema
 from shoal.core.recipe import Recipe
@@ -220,6 +222,11 @@ def test_timing_a_step_leaves_no_trace() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def _floats_of(least: int) -> int:
+    """How many tensors that large there are."""
+    return sum(isinstance(one, torch.Tensor) and one.numel() >= least for one in gc.get_objects())
+
+
 def rehearsed_meeting(world: World, recipe: Recipe, tied: bool) -> tuple[float, bool]:
     wire = Wire(world, throttle=Throttle(10.0, 0.0, world.device))
     shape = {"vocabulary": 2_000, "context": 16, "layers": 1, "dim": 256, "heads": 2, "tied": tied}
@@ -227,7 +234,11 @@ def rehearsed_meeting(world: World, recipe: Recipe, tied: bool) -> tuple[float, 
     model.initialise(torch.Generator().manual_seed(1), 0.02, None, False)
     before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     mesh, shards = make_mesh(world, (2, 1, 1)), whole_shards(model)
+    gc.collect()
+    groups, large = len(_world.pg_map), _floats_of(1_000_000)
     seconds = Rehearsal(model, Causal(), nullcontext(), wire, sequences=2).time_meeting(recipe, mesh, shards)
+    assert (len(_world.pg_map), _floats_of(1_000_000)) == (groups, large)  # neither channels nor gradients stay
+    assert all(value.grad is None for value in model.parameters())
     untouched = torch.equal(torch.get_rng_state(), random) and model.tied_gradients is None
     untouched &= all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     (model(torch.ones(1, 16, dtype=torch.int64)).sum()).backward()  # nothing waits for gradients any more

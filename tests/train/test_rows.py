@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoal.core import native, recipe
 from shoal.core.errors import CorpusError, InputError, Interrupted, RecipeError
-from shoal.core.native.attention import attention
+from shoal.core.native.attention import attention, packed_attention
 from shoal.core.recipe import Recipe
 from shoal.data.audit import audit
 from shoal.data.ledger import read_ledger
@@ -114,7 +114,7 @@ def test_a_document_s_loss_and_gradient_do_not_depend_on_its_neighbours(
     model = random_model(config).to(torch.float32 if kernel == "native" else torch.float64)
     for module in model.modules():
         if isinstance(module, Attention):
-            module.kernel = attention if kernel == "native" else None
+            module.kernel, module.packed_kernel = (attention, packed_attention) if kernel == "native" else (None, None)
     framing = Framing("shifted") if config.causal else Framing("whole", 1, 2)
     rows = cut(documents[0], framing)
     read = next(row for row in map(rows.read, np.arange(rows.samples)[:, None], itertools.repeat(np.zeros(1, np.uint64)))

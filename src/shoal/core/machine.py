@@ -94,10 +94,10 @@ def use_cores_given() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory that this process frees, as each step of a training wants the same again.
+    """Let glibc keep the memory that this process frees in blocks of up to 32 MiB, as each training step wants it again.
 
     By default it gives what lies free at its end back to the system, and the next step fetches it anew, page by page: 3% of
-    a step. With another allocator, and where the environment sets these thresholds itself, nothing is changed.
+    a step. Without glibc, and where the environment sets its thresholds or tunables itself, nothing is changed.
     """
     if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
         return

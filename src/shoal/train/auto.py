@@ -6,6 +6,7 @@ carrying take from the core that computes, and how long ranks wait for what come
 machine always train plainly, and measure nothing.
 """
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -39,6 +40,9 @@ PASSES_TIMED = 3
 
 PAIRS_TIMED = 4
 """Runs of it with gradients that travel in a codec, and as many without."""
+
+MOST_SECONDS = 30.0
+"""Of such runs, after which no more are begun."""
 
 
 class Auto:
@@ -185,11 +189,20 @@ class Rehearsal:
 
     def time_meeting(self, recipe: Recipe, mesh: Mesh, shards: Shards) -> float:
         """Seconds that a step of one pass takes longer where gradients travel as the recipe says."""
-        sync = make_sync(recipe, self.wire, mesh, self.model)
-        assert isinstance(sync, CodedAllReduce)
+        with self.wire.passing_channels():
+            sync = make_sync(recipe, self.wire, mesh, self.model)
+            assert isinstance(sync, CodedAllReduce)
+            alone, beside = self._fastest(sync, shards)
+        self.model.tied_gradients = None
+        del sync
+        gc.collect()  # gradients and feedback, which refer to each other: there will be others
+        return max(0.0, beside - alone)
+
+    def _fastest(self, sync: CodedAllReduce, shards: Shards) -> tuple[float, float]:
+        """Seconds of a pass whose gradients stay, and of one whose gradients travel, on the slowest rank."""
         sync.attach(self.model, shards)
         together = self.model.tied_gradients
-        fastest = torch.full((2,), torch.inf, dtype=torch.float64)  # what others do on a machine only makes it slower
+        fastest, spent = torch.full((2,), torch.inf, dtype=torch.float64), 0.0  # others on a machine only make it slower
         for _ in range(PAIRS_TIMED):
             self.model.tied_gradients = None
             self.wire.gather_objects(None)
@@ -201,10 +214,12 @@ class Rehearsal:
             sync.after_step()
             both = self.wire.largest(torch.tensor([alone, beside], dtype=torch.float64), self.wire.everyone)
             fastest = torch.minimum(fastest, both)
+            spent += both.sum().item()
+            if spent > MOST_SECONDS:
+                break
         sync.detach()
-        self.model.tied_gradients = None
         alone, beside = fastest.tolist()
-        return max(0.0, beside - alone)
+        return alone, beside
 
     def _pass(self, sync: CodedAllReduce | None = None) -> tuple[float, float]:
         """Seconds of forward, and of backward with gradients that travel meanwhile; they are there afterwards."""
@@ -224,6 +239,7 @@ class Rehearsal:
             _wait(device)
             if sync is not None:
                 sync.before_step()
+                self.wire.largest(torch.zeros(1, device=device), self.wire.everyone)  # the small sum that ends a step
             ended = time.perf_counter()
         return between - began, ended - between
 

@@ -147,6 +147,7 @@ KEPT = (
     torch.ops.shoal.linear.default,
     torch.ops.shoal.mlp.default,
     torch.ops.shoal.attention.default,
+    torch.ops.shoal.packed_attention.default,
     torch.ops.shoal.sum_over_ranks.default,
 )
 """What `selective` does not compute again: it takes most of the time, or talks to other ranks."""
