@@ -117,14 +117,12 @@ class Wire:
     def passing_channels(self) -> Iterator[None]:
         """Closes the channels of their own that are opened meanwhile; at its end no rank may still talk through one."""
         before, self._opened = self._opened, []
-        try:
-            yield
-        finally:
-            for axis in self._opened:
-                if axis.group is not None and axis.size > 1:
-                    self._exchanges.pop(axis.group, None)
-                    distributed.destroy_process_group(axis.group)
-            self._opened = before
+        yield  # after an error the process ends, and a group whose ranks are not all there might not
+        for axis in self._opened:
+            if axis.group is not None and axis.size > 1:
+                self._exchanges.pop(axis.group, None)
+                distributed.destroy_process_group(axis.group)
+        self._opened = before
 
     def in_stages(self, stages: Stages) -> Any:
         """Let the wire's own thread do it, after what it was given before; pass the result to `finish`.
