@@ -1,6 +1,7 @@
 """`shoal bench`, as a person types it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,14 @@ def test_a_recipe_of_losses_without_its_corpus_is_refused_before_anything_is_mea
     assert refused.code == 2
     assert f"{missing}: no corpus there" in refused.err
     assert not results.exists()
+
+
+def test_what_a_rank_said_is_shown_as_it_is(shoal: Shoal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(plan: object, raw: object, tell: Callable[[str], None]) -> list[str]:
+        tell("int4: rank 1 ended: [/gloo/tcp.cc:9] [bold]lost")
+        return ["int4: rank 1 ended"]
+
+    monkeypatch.setattr("shoal.commands.bench.network.measure", measure)
+    failed = shoal("bench", "network", "gpt-bench", "--results", str(tmp_path / "results.json"))
+    assert failed.code == 1
+    assert "[/gloo/tcp.cc:9] [bold]lost" in failed.err and "1 not measured: int4: rank 1 ended" in failed.err

@@ -105,7 +105,7 @@ def _network(arguments: Arguments, overrides: list[str]) -> dict[str, Any]:
     if arguments.losses is not None:
         open_corpora(read_recipe(arguments.losses, []))  # what is missing is told before hours of speeds
     raw = Raw(arguments.results)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)  # what ranks say has brackets
     signal.signal(signal.SIGTERM, _leave)
     failed = network.measure(plan, raw, console.print)
     if arguments.losses is not None:

@@ -5,9 +5,8 @@ import pickle
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
@@ -48,7 +47,6 @@ class Wire:
         self._lock = threading.Lock()
         self._exchanges: Counter[distributed.ProcessGroup | None] = Counter()
         self._background: _Background | None = None
-        self._opened: list[Axis] = []
 
     @property
     def bytes_sent(self) -> int:
@@ -108,21 +106,7 @@ class Wire:
     def own_channel(self, axis: Axis) -> Axis:
         """The same ranks, talking apart from what else they say; all of them must call it."""
         timeout = self.world.heartbeat.timeout if self.world.heartbeat is not None else 0.0
-        if self.imagined:
-            return axis
-        self._opened.append(own_channel(axis, timeout))
-        return self._opened[-1]
-
-    @contextmanager
-    def passing_channels(self) -> Iterator[None]:
-        """Closes the channels of their own that are opened meanwhile; at its end no rank may still talk through one."""
-        before, self._opened = self._opened, []
-        yield  # after an error the process ends, and a group whose ranks are not all there might not
-        for axis in self._opened:
-            if axis.group is not None and axis.size > 1:
-                self._exchanges.pop(axis.group, None)
-                distributed.destroy_process_group(axis.group)
-        self._opened = before
+        return axis if self.imagined else own_channel(axis, timeout)
 
     def in_stages(self, stages: Stages) -> Any:
         """Let the wire's own thread do it, after what it was given before; pass the result to `finish`.

@@ -189,10 +189,9 @@ class Rehearsal:
 
     def time_meeting(self, recipe: Recipe, mesh: Mesh, shards: Shards) -> float:
         """Seconds that a step of one pass takes longer where gradients travel as the recipe says."""
-        with self.wire.passing_channels():
-            sync = make_sync(recipe, self.wire, mesh, self.model)
-            assert isinstance(sync, CodedAllReduce)
-            alone, beside = self._fastest(sync, shards)
+        sync = make_sync(recipe, self.wire, mesh, self.model)  # whose channels stay: closed, they took the ranks with them
+        assert isinstance(sync, CodedAllReduce)
+        alone, beside = self._fastest(sync, shards)
         self.model.tied_gradients = None
         del sync
         gc.collect()  # gradients and feedback, which refer to each other: there will be others
