@@ -131,7 +131,7 @@ class CodedAllReduce(Sync):
         self.gradients.flat.zero_()
 
     def detach(self) -> None:
-        """Let go of the model, which then trains as if it had never been attached to."""
+        """Let go of the model: its gradients go nowhere any more."""
         self.gradients.detach()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -160,7 +160,7 @@ def decided(wire: Wire, checkpoints: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Forward and backward of `sequences` of nothing in particular, whose gradients are thrown away; leaves no trace."""
+    """Forward and backward of `sequences` of nothing in particular, whose gradients are thrown away; the model stays as it is."""
 
     model: Transformer
     task: Task
@@ -189,7 +189,7 @@ class Rehearsal:
 
     def time_meeting(self, recipe: Recipe, mesh: Mesh, shards: Shards) -> float:
         """Seconds that a step of one pass takes longer where gradients travel as the recipe says."""
-        sync = make_sync(recipe, self.wire, mesh, self.model)  # whose channels stay: closed, they took the ranks with them
+        sync = make_sync(recipe, self.wire, mesh, self.model)  # whose channels stay open, idle
         assert isinstance(sync, CodedAllReduce)
         alone, beside = self._fastest(sync, shards)
         self.model.tied_gradients = None
