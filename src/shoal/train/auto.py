@@ -160,7 +160,7 @@ def decided(wire: Wire, checkpoints: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Forward and backward of `sequences` of nothing in particular, whose gradients are thrown away; the model stays as it is."""
+    """Forward and backward of `sequences` of nothing in particular, whose gradients are thrown away: no weight changes."""
 
     model: Transformer
     task: Task
